@@ -1,0 +1,1 @@
+"""Transfer learning for text and images, with a report that says whether the transfer helped."""

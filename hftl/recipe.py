@@ -1,0 +1,100 @@
+"""One run from settings to report: the ten hops of docs/design.md, top to bottom.
+
+Knows the order of the hops and nothing of what happens inside them. Heavy packages are imported when a run starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from hftl.errors import UserError, suggest
+from hftl.settings import flag, own_settings, training_settings
+
+if TYPE_CHECKING:
+    from hftl.report import Report
+
+IN, HOW, RUN, OUT, SAFE = "What goes in", "How it learns", "The run", "What comes out", "Safety"
+
+
+@dataclass(init=False)
+class Recipe:
+    """Everything one run needs, as flat data: its own fields, and any `transformers.TrainingArguments` by name.
+
+    Example:
+        Recipe(data="reviews.csv", model="bert-base-uncased", strategy="LoRA(r=16)", learning_rate=2e-4).run()
+
+    Raises:
+        UserError: a name that neither Recipe nor TrainingArguments has.
+    """
+
+    task: str = flag("text-classification", "what is learned, by the Hub's pipeline tag", IN)
+    model: str = flag(
+        "sentence-transformers/all-MiniLM-L6-v2", "a local folder, a Hub id, timm/... on the Hub, or timm:NAME", IN
+    )
+    weights: str | None = flag(None, "a .safetensors file for a bare --model timm:NAME", IN)
+    revision: str | None = flag(None, "branch, tag or commit of a Hub model", IN)
+    data: Any = flag("hftl:reviews", "csv, tsv, jsonl, parquet, arrow, a folder, or a Hub id (name or name:config)", IN)
+    valid: str | None = flag(None, "validation data, where it is a source of its own", IN)
+    test: str | None = flag(None, "test data, where it is a source of its own", IN)
+    text: str | None = flag(None, "the column that holds the text", IN)
+    text_pair: str | None = flag(None, "the column that holds the second text of a pair", IN)
+    image: str | None = flag(None, "the column that holds the image or its file name", IN)
+    label: str | None = flag(None, "the column that holds the label", IN)
+    problem_type: str | None = flag(
+        None, "single_label_classification, multi_label_classification or regression; guessed from the labels", IN
+    )
+    max_length: int | None = flag(None, "longest text in tokens; longer ones are cut (default: the model's own)", IN)
+    max_train_samples: int | None = flag(None, "train on this many rows only, chosen with the seed", IN)
+    on_bad_row: str = flag("error", "error, or skip and count rows that are empty or unreadable", IN)
+
+    strategy: Any = flag("Full", "how weights meet the task: LoRA(r=16) | LayerDecay(0.9); see hftl strategies", HOW)
+    learning_rate: float | None = flag(None, "peak learning rate (default: the strategy's own, else 5e-5)", HOW)
+    num_train_epochs: float = flag(3.0, "passes over the training rows", HOW)
+    per_device_train_batch_size: int = flag(16, "rows a step on each device", HOW)
+    gradient_accumulation_steps: int = flag(1, "micro-batches summed into one update", HOW)
+    weight_decay: float = flag(0.01, "decoupled weight decay; biases and norms are spared", HOW)
+    warmup_steps: float = flag(0.1, "steps of linear warm-up; below 1 a share of the run", HOW)
+    lr_scheduler_type: str = flag("linear", "shape of the schedule after warm-up", HOW)
+    class_weights: str | None = flag(None, "balanced: weigh each class by the inverse of its share of train", HOW)
+    augment: str | None = flag(None, "for images: none, shift, or flip (shift and mirror)", HOW)
+    early_stopping_patience: int = flag(3, "evaluations without a better valid metric before stopping; 0 never", HOW)
+
+    seed: int = flag(42, "fixes splits, initial weights, order and dropout", RUN)
+    bf16: bool = flag(False, "train in bfloat16 autocast", RUN)
+    fp16: bool = flag(False, "train in float16 autocast", RUN)
+    max_steps: int = flag(-1, "stop after this many updates, whatever the epochs", RUN)
+    resume: bool = flag(False, "go on with the interrupted run in --output_dir", RUN)
+
+    output_dir: str = flag("runs/last", "the folder for model, report and card", OUT)
+    overwrite: bool = flag(False, "replace a finished run in --output_dir", OUT)
+    metrics: list[str] = flag(None, "further metrics of `evaluate`, by name or path", OUT, factory=list)
+    show_rates: bool = flag(False, "print each module's rate at 0, 25, 50, 75 and 100 % of the run, and stop", OUT)
+
+    allow_pickle: bool = flag(False, "read weights from a pickle file, which may run code when opened", SAFE)
+    trust_remote_code: bool = flag(False, "run code that comes with a Hub model", SAFE)
+
+    training: dict[str, Any] = field(default_factory=dict)
+    """Other TrainingArguments, by name."""
+
+    def __init__(self, **settings: Any) -> None:
+        own = own_settings(type(self))
+        others = training_settings()
+        for name in settings:
+            if name not in own and name not in others and name != "training":
+                raise UserError(f"Recipe has no setting {name!r}.{suggest(name, [*own, *others])}")
+        for f in fields(self):
+            if f.name in settings:
+                setattr(self, f.name, settings[f.name])
+            elif f.name in own:
+                setattr(self, f.name, own[f.name].default)
+        self.training = dict(settings.get("training") or {})
+        self.training |= {name: value for name, value in settings.items() if name not in own and name != "training"}
+
+    def settings(self) -> dict[str, Any]:
+        """All settings as one flat dict, as they stand in `recipe.yaml`."""
+        return {name: getattr(self, name) for name in own_settings(type(self))} | self.training
+
+    def run(self) -> Report:
+        """Train, select on valid, test once, and write the folder."""
+        raise NotImplementedError

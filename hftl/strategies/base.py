@@ -1,0 +1,110 @@
+"""What a strategy is: how pre-trained weights meet the task. Knows no modality and no trainer.
+
+A strategy is a frozen dataclass with few verbs. Compose two with `|`:
+
+    LoRA(r=16) | LayerDecay(0.9)
+
+`prepare` folds left over the parts, `rate` multiplies, `loss` folds left, `finish` folds right.
+Subclass `Strategy`, decorate with `@dataclass(frozen=True)`, and the notation knows it by its class name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from hftl.anatomy import Anatomy, Place
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One way for pre-trained weights to meet the task. The base class changes nothing: every rate is 1."""
+
+    streams: ClassVar[tuple[str, ...]] = ()
+    """Names of extra data that `loss` reads, such as `("unlabelled",)`."""
+
+    def prepare(self, model: nn.Module, anatomy: Anatomy) -> nn.Module:
+        """Change the model before training, e.g. wrap it with adapters. Raise `UserError` where it cannot work."""
+        return model
+
+    def rate(self, place: Place, progress: float) -> float:
+        """Multiplier of the learning rate for a parameter, at `progress` in [0, 1] of the run. 0 is frozen."""
+        return 1.0
+
+    def loss(self, loss: torch.Tensor, step: Any) -> torch.Tensor:
+        """Change the loss of one micro-batch; `step` is a `hftl.trainer.Step` (model, inputs, outputs, share)."""
+        return loss
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        """Change the model after training, before it is tested and saved."""
+        return model
+
+    @property
+    def lr(self) -> float | None:
+        """The learning rate to use where the user gives none; None leaves it to the recipe."""
+        return None
+
+    @property
+    def parts(self) -> tuple[Strategy, ...]:
+        """The strategies that this one is composed of, in order."""
+        return (self,)
+
+    def __or__(self, other: Strategy) -> Strategy:
+        return Chain(self.parts + other.parts)
+
+    @classmethod
+    def known(cls) -> dict[str, type[Strategy]]:
+        """Every strategy class that can be named in the notation, by name: each imported subclass but `Chain`."""
+        return {c.__name__: c for c in _descendants(cls) if c is not Chain and not c.__name__.startswith("_")}
+
+
+@dataclass(frozen=True)
+class Chain(Strategy):
+    """Strategies applied together; made by `|`."""
+
+    members: tuple[Strategy, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Strategy, ...]:
+        return self.members
+
+    @property
+    def streams(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(dict.fromkeys(name for part in self.members for name in part.streams))
+
+    def prepare(self, model: nn.Module, anatomy: Anatomy) -> nn.Module:
+        for part in self.members:
+            model = part.prepare(model, anatomy)
+        return model
+
+    def rate(self, place: Place, progress: float) -> float:
+        product = 1.0
+        for part in self.members:
+            product *= part.rate(place, progress)
+        return product
+
+    def loss(self, loss: torch.Tensor, step: Any) -> torch.Tensor:
+        for part in self.members:
+            loss = part.loss(loss, step)
+        return loss
+
+    def finish(self, model: nn.Module) -> nn.Module:
+        for part in reversed(self.members):
+            model = part.finish(model)
+        return model
+
+    @property
+    def lr(self) -> float | None:
+        rates = [part.lr for part in self.members if part.lr is not None]
+        return rates[0] if rates else None
+
+
+def _descendants(cls: type[Strategy]) -> Iterator[type[Strategy]]:
+    for child in cls.__subclasses__():
+        yield child
+        yield from _descendants(child)
