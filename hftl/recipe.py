@@ -44,12 +44,12 @@ class Recipe:
     problem_type: str | None = flag(
         None, "single_label_classification, multi_label_classification or regression; guessed from the labels", IN
     )
-    max_length: int | None = flag(None, "longest text in tokens; longer ones are cut (default: the model's own)", IN)
+    max_length: int | None = flag(None, "longest text in tokens, longer ones are cut; else the model's own", IN)
     max_train_samples: int | None = flag(None, "train on this many rows only, chosen with the seed", IN)
     on_bad_row: str = flag("error", "error, or skip and count rows that are empty or unreadable", IN)
 
     strategy: Any = flag("Full", "how weights meet the task: LoRA(r=16) | LayerDecay(0.9); see hftl strategies", HOW)
-    learning_rate: float | None = flag(None, "peak learning rate (default: the strategy's own, else 5e-5)", HOW)
+    learning_rate: float | None = flag(None, "peak learning rate; else the strategy's own, else 5e-5", HOW)
     num_train_epochs: float = flag(3.0, "passes over the training rows", HOW)
     per_device_train_batch_size: int = flag(16, "rows a step on each device", HOW)
     gradient_accumulation_steps: int = flag(1, "micro-batches summed into one update", HOW)
@@ -95,6 +95,83 @@ class Recipe:
         """All settings as one flat dict, as they stand in `recipe.yaml`."""
         return {name: getattr(self, name) for name in own_settings(type(self))} | self.training
 
-    def run(self) -> Report:
-        """Train, select on valid, test once, and write the folder."""
-        raise NotImplementedError
+    def run(self) -> Report | None:
+        """Train, select on valid, read test once, and write the folder.
+
+        Returns:
+            The report, whose `folder` holds the model; None with `show_rates`, which only prints.
+
+        Raises:
+            UserError: anything about the settings, the data or the model that a person has to change.
+        """
+        import transformers
+
+        from hftl import hub, run, strategies, tasks
+        from hftl.anatomy import anatomy, render_rates
+        from hftl.data import load, render
+        from hftl.trainer import Trainer
+
+        folder = hub.OutputFolder(self.output_dir)
+        folder.claim(resume=self.resume, overwrite=self.overwrite, dry=self.show_rates)
+        strategy = run.strategy_of(self.strategy, strategies.Strategy.known())
+        task = run.task_of(self.task, tasks.Task.known())
+        args = run.training_arguments(self, strategy, folder.checkpoints)
+        say = print if args.process_index == 0 else run.silent
+
+        with args.main_process_first(desc="reading the data"):
+            splits = load(
+                self.data,
+                task.roles,
+                columns={role: name for role in task.roles if (name := getattr(self, role, None))},
+                valid=self.valid,
+                test=self.test,
+                seed=self.seed,
+                problem_type=self.problem_type,
+                on_bad_row=self.on_bad_row,
+                max_train_samples=self.max_train_samples,
+            )
+        transformers.set_seed(self.seed)
+        pretrained = task.build(run.source_of(self), splits.labels)
+        with args.main_process_first(desc="encoding the data"):
+            rows = run.encode(task, splits, pretrained.processor, max_length=self.max_length, augment=self.augment)
+        splits.checks += run.length_checks(rows["train"], pretrained.processor, self.max_length)
+        say(render(splits.checks))
+
+        scorer = run.Scorer(splits.labels, self.metrics)
+        trainer = Trainer(
+            pretrained.model,
+            run.selection(args, self, scorer),
+            strategy=strategy,
+            anatomy=anatomy(pretrained.model, pretrained.fresh),
+            item_losses=run.class_weighted(self.class_weights, splits),
+            train_dataset=rows["train"],
+            eval_dataset=rows["valid"],
+            data_collator=task.collate(pretrained.processor),
+            compute_metrics=scorer,
+            preprocess_logits_for_metrics=run.logits_alone,
+            callbacks=run.callbacks(self),
+        )
+        rates = run.rates_by_depth(trainer)
+        if self.show_rates:
+            say(render_rates(rates))
+            return None
+
+        run.train(trainer, folder, resume=self.resume)
+        trainer.model = strategy.finish(trainer.model)
+        report = run.report(self, task, trainer, splits, pretrained, rates, scorer, rows)
+        if args.process_index == 0:
+            folder.write(hub.unwrap(trainer), pretrained.processor, report, self.reproducible())
+        trainer.accelerator.wait_for_everyone()
+        say(report.table())
+        return report
+
+    def reproducible(self) -> dict[str, Any]:
+        """The settings that decide the numbers, for `recipe.yaml`; where the results go is left to the next run."""
+        from hftl import spec
+
+        where = ("output_dir", "resume", "overwrite", "show_rates")
+        kept = {name: value for name, value in self.settings().items() if name not in where}
+        kept["strategy"] = self.strategy if isinstance(self.strategy, str) else spec.spell(self.strategy)
+        if not isinstance(self.data, str):
+            kept["data"] = None  # a DatasetDict made in Python has no name
+        return kept

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import inspect
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -39,26 +40,40 @@ def own_settings(recipe_class: type) -> dict[str, Setting]:
     for f in fields(recipe_class):
         if "help" in f.metadata:
             default = f.default_factory() if f.default_factory is not MISSING else f.default
-            found[f.name] = Setting(f.name, str(f.type), default, f.metadata["help"], f.metadata["group"])
+            kind = f.type if isinstance(f.type, str) else inspect.formatannotation(f.type)
+            found[f.name] = Setting(f.name, kind, default, f.metadata["help"], f.metadata["group"])
     return found
 
 
 @functools.cache
 def training_settings() -> dict[str, Setting]:
     """Every field of the installed `transformers.TrainingArguments`, without importing transformers."""
-    spec = importlib.util.find_spec("transformers")
-    if spec is None or spec.origin is None:
-        return {}
-    source = (Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8")
-    body = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == "TrainingArguments")
     found = {}
-    for node in body.body:
+    for node in _classes_of_transformers().get("TrainingArguments", []):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             name, kind = node.target.id, ast.unparse(node.annotation)
             if not name.startswith("_") and "ClassVar" not in kind:
                 default, help = _default_and_help(node.value)
                 found[name] = Setting(name, kind, default, help, "transformers.TrainingArguments")
     return found
+
+
+@functools.cache
+def named_choices(kind: str) -> tuple[str, ...]:
+    """The values of an enum that a TrainingArguments annotation names (`SchedulerType`); empty for anything else."""
+    values = [_literal(n.value) for n in _classes_of_transformers().get(kind, []) if isinstance(n, ast.Assign)]
+    return tuple(value for value in values if isinstance(value, str))
+
+
+@functools.cache
+def _classes_of_transformers() -> dict[str, list[ast.stmt]]:
+    """The statements of each class in the two files that define training arguments and the enums they name."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return {}
+    sources = [Path(spec.origin).parent / name for name in ("training_args.py", "trainer_utils.py")]
+    statements = [n for source in sources for n in ast.parse(source.read_text(encoding="utf-8")).body]
+    return {node.name: node.body for node in statements if isinstance(node, ast.ClassDef)}
 
 
 def _default_and_help(value: ast.expr | None) -> tuple[Any, str]:

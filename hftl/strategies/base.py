@@ -28,6 +28,9 @@ class Strategy:
     streams: ClassVar[tuple[str, ...]] = ()
     """Names of extra data that `loss` reads, such as `("unlabelled",)`."""
 
+    random_start: ClassVar[bool] = False
+    """Whether `prepare` throws the pre-trained weights away, so that every weight must train."""
+
     def prepare(self, model: nn.Module, anatomy: Anatomy) -> nn.Module:
         """Change the model before training, e.g. wrap it with adapters. Raise `UserError` where it cannot work."""
         return model

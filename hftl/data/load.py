@@ -1,0 +1,244 @@
+"""A source and the roles of a task -> checked, encoded, seeded splits. Knows the order of the steps, not their insides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import datasets
+import numpy as np
+
+from hftl.data.check import bad_rows, split_checks
+from hftl.data.columns import find_columns
+from hftl.data.labels import Reading, check_problem_type, check_same, decide, reading_checks
+from hftl.data.part import Part, inputs, label_column, make_part
+from hftl.data.source import WORDS, Rows, Source, open_source
+from hftl.data.split import carve, scarce, subset
+from hftl.data.survey import Survey, survey
+from hftl.data.types import SPLITS, Check, Labels, Role, Splits
+from hftl.errors import UserError
+
+SHARE = 0.1  # of the rows of train, for a split that is missing
+_MANY_ROWS = 100_000  # below, a progress bar is noise
+
+
+def load(
+    source: Any,
+    roles: dict[str, Role],
+    *,
+    columns: dict[str, str] | None = None,
+    valid: Any = None,
+    test: Any = None,
+    seed: int = 42,
+    problem_type: str | None = None,
+    on_bad_row: str = "error",
+    max_train_samples: int | None = None,
+    revision: str | None = None,
+) -> Splits:
+    """Load, check and split data for a task.
+
+    Args:
+        source: a csv, tsv, json, jsonl, parquet or arrow file, a folder, a list of files, a Hub id (`name` or
+            `name:config`), `hftl:reviews`, `hftl:digits`, a Dataset or a DatasetDict.
+        roles: what the task needs from a row, by role name; one of them is `label`.
+        columns: role -> column, where the candidates of the role do not do.
+        valid, test: sources of their own, or names of further splits of a Hub source.
+        seed: of splits that must be carved from train, and of `max_train_samples`.
+        problem_type: forces how labels are read; None guesses from their kind.
+        on_bad_row: "error", or "skip" to leave out rows that are empty, unreadable or without a label, and count them.
+        max_train_samples: train on this many rows only, each class with its share.
+        revision: of a Hub source.
+
+    Raises:
+        UserError: a source, a column, a label or a row that is not what it should be.
+    """
+    check_problem_type(problem_type)
+    if on_bad_row not in ("error", "skip"):
+        raise UserError(f"Expected --on_bad_row error or skip; it is {on_bad_row!r}.")
+    with _quiet(True):
+        opened = open_source(source, revision)
+        given = {split: one for split, one in (("valid", valid), ("test", test)) if one is not None}
+        for split, one in given.items():
+            opened.parts[split] = _given(one, split, opened)
+        _split_by_column(opened, columns or {})
+    if "train" not in opened.parts:
+        raise UserError(f"Expected a train split in {opened.name}; it has {', '.join(opened.parts) or 'none'}.")
+    with _quiet(sum(len(rows.data) for rows in opened.parts.values()) < _MANY_ROWS):
+        return _Loading(opened, roles, columns or {}, set(given), seed).run(problem_type, on_bad_row, max_train_samples)
+
+
+def read(
+    source: Any, roles: dict[str, Role], *, columns: dict[str, str] | None = None, revision: str | None = None
+) -> datasets.Dataset:
+    """All rows of a source without labels, in order, for prediction: columns carry the names of the input roles.
+
+    Of a source with several splits this is `test`.
+
+    Raises:
+        UserError: as `load`; empty rows and unreadable images are left in.
+    """
+    with _quiet(True):
+        opened = open_source(source, revision)
+        rows = next(iter(opened.parts.values())) if len(opened.parts) == 1 else opened.parts.get("test")
+        if rows is None:
+            raise UserError(
+                f"Expected one set of rows in {opened.name}; it has {', '.join(opened.parts)}. Name a file."
+            )
+        wanted = {role: need for role, need in roles.items() if need.kind != "label"}
+        return inputs(rows, find_columns(rows, wanted, columns or {}), wanted)
+
+
+class _Loading:
+    """The state of one `load`: parts by split, and what was noted on the way."""
+
+    def __init__(
+        self, opened: Source, roles: dict[str, Role], columns: dict[str, str], given: set[str], seed: int
+    ) -> None:
+        self.rows = {split: opened.parts[split] for split in SPLITS if split in opened.parts}
+        self.source, self.notes = opened.name, list(opened.notes)
+        self.roles, self.mapped, self.given, self.seed = roles, columns, given, seed
+        self.checks: list[Check] = []
+
+    def run(self, problem_type: str | None, on_bad_row: str, max_train_samples: int | None) -> Splits:
+        columns = {"train": find_columns(self.rows["train"], self.roles, self.mapped)}
+        where = f"column {columns['train']['label']!r} of {self.rows['train'].name}"
+        reading = self._read_labels(columns, where, problem_type)
+        labels = Labels(reading.problem_type, reading.names)
+        parts = {split: make_part(rows, columns[split], self.roles, reading) for split, rows in self.rows.items()}
+        parts = self._drop_bad(parts, on_bad_row)
+        self._carve(parts, labels)
+        if max_train_samples is not None:
+            train = parts["train"]
+            rows = subset(max_train_samples, train.classes, len(train.data), self.seed)
+            self.notes.append(f"train is {len(rows):,} of {len(train.data):,} rows, seed {self.seed}")
+            parts["train"] = train.take(rows)
+        parts = {split: parts[split] for split in SPLITS}
+        self.checks += split_checks(parts, labels)
+        return Splits(
+            train=parts["train"].data,
+            valid=parts["valid"].data,
+            test=parts["test"].data,
+            labels=labels,
+            columns=columns["train"],
+            source=self.source,
+            notes=self.notes,
+            fingerprints={split: part.fingerprint(labels) for split, part in parts.items()},
+            checks=self.checks,
+        )
+
+    def _read_labels(self, columns: dict[str, dict[str, str]], where: str, problem_type: str | None) -> Reading:
+        train = survey(label_column(self.rows["train"], columns["train"]["label"]), where, problem_type)
+        reading = decide(train, where, problem_type)
+        for split in [split for split in self.rows if split != "train"]:
+            rows = self.rows[split]
+            found = self._survey_other(rows, columns, split, train, problem_type)
+            if found is None:
+                self._leave_out(split)
+            else:
+                check_same(reading, train, found, split, f"column {columns[split]['label']!r} of {rows.name}")
+        self.checks += reading_checks(train, reading, where)
+        return reading
+
+    def _survey_other(
+        self, rows: Rows, columns: dict[str, dict[str, str]], split: str, train: Survey, problem_type: str | None
+    ) -> Survey | None:
+        """Survey valid or test; None where it has no labels."""
+        first = {role: column for role, column in columns["train"].items() if column in rows.data.column_names}
+        others = {role: need for role, need in self.roles.items() if need.kind != "label"}
+        if "label" not in first and (split not in self.given or "label" not in self.mapped):
+            try:
+                first |= {"label": find_columns(rows, {"label": self.roles["label"]}, {})["label"]}
+            except UserError:
+                return None
+        find_columns(rows, others, {role: column for role, column in first.items() if role != "label"})
+        columns[split] = find_columns(rows, self.roles, first)
+        label = label_column(rows, columns[split]["label"])
+        found = survey(label, f"column {columns[split]['label']!r} of {rows.name}", problem_type)
+        return None if found.unlabelled(train) else found
+
+    def _leave_out(self, split: str) -> None:
+        rows = self.rows.pop(split)
+        if split in self.given:
+            raise UserError(f"Expected labels in {rows.name}; it has none. Leave --{split} out; hftl predict reads it.")
+        self.notes.append(f"the {split} split of {self.source} has no labels (missing, or all -1) and was left out")
+
+    def _drop_bad(self, parts: dict[str, Part], on_bad_row: str) -> dict[str, Part]:
+        bad = {split: part.scan.reasons for split, part in parts.items() if part.scan.reasons}
+        total = sum(len(part.data) for part in parts.values())
+        if bad and on_bad_row == "error":
+            split, reasons = next(iter(bad.items()))
+            row, count = min(reasons), sum(map(len, bad.values()))
+            raise UserError(
+                f"Expected a full row in data row {row + 1} of {parts[split].name}; it has {reasons[row]} "
+                f"({count:,} bad of {total:,} rows). Correct it, or pass --on_bad_row skip."
+            )
+        self.checks.append(bad_rows(bad, total))
+        for split, reasons in bad.items():
+            part = parts[split]
+            keep = np.setdiff1d(np.arange(len(part.data)), np.fromiter(reasons, np.int64))
+            if len(keep) == 0:
+                raise UserError(f"Expected at least one good row in {part.name}; all {len(part.data):,} are bad.")
+            parts[split] = part.take(keep)
+        return parts
+
+    def _carve(self, parts: dict[str, Part], labels: Labels) -> None:
+        whole = len(parts["train"].data)
+        for split in ("test", "valid"):
+            if split in parts:
+                continue
+            train = parts["train"]
+            share = SHARE * whole / len(train.data)
+            rest, taken = carve(share, train.scan.keys, train.classes, self.seed, split)
+            parts[split], parts["train"] = train.take(taken), train.take(rest)
+            self.notes.append(
+                f"no {split} split was given: {len(taken) / whole:.0%} of train ({len(taken):,} rows) was set aside, "
+                f"seed {self.seed}"
+            )
+            small = scarce(train.scan.keys, train.classes) if train.classes is not None else []
+            if small:
+                names = ", ".join(repr(labels.names[i]) for i in small[:5]) + (" ..." if len(small) > 5 else "")
+                self.notes.append(f"{split} may lack the classes {names}: with fewer than 3 rows, too few to share out")
+
+
+def _given(one: Any, split: str, opened: Source) -> Rows:
+    if isinstance(one, str) and one in opened.others:
+        return opened.others[one]
+    parts = open_source(one).parts
+    rows = next(iter(parts.values())) if len(parts) == 1 else parts.get(split)
+    if rows is None:
+        raise UserError(f"Expected one set of rows in --{split} {one}; it has {', '.join(parts)}. Name a file.")
+    return rows
+
+
+def _split_by_column(opened: Source, mapped: dict[str, str]) -> None:
+    """Honour a column `split` that says train, valid or test in each row."""
+    rows = opened.parts.get("train")
+    if rows is None or len(opened.parts) > 1 or "split" in mapped.values() or "split" not in rows.data.column_names:
+        return
+    codes = {**{word: SPLITS.index(split) for word, split in WORDS.items()}}
+    found = []
+    for batch in rows.data.select_columns(["split"]).iter(10_000):
+        found += [codes.get(str(value).strip().lower(), -1) for value in batch["split"]]
+    places = np.array(found, np.int8)
+    if (places < 0).any() or not (places == 0).any():
+        opened.notes.append(f"the column 'split' of {rows.name} was not used: not every row has train, valid or test")
+        return
+    for code, split in enumerate(SPLITS):
+        here = np.flatnonzero(places == code)
+        if len(here):
+            name = f"{rows.name} ({split})"
+            opened.parts[split] = Rows(rows.data.select(here), name, rows.root, rows.trusted)
+
+
+@contextmanager
+def _quiet(quiet: bool) -> Iterator[None]:
+    """Hold back the progress bars of `datasets` where they would only flicker."""
+    hide = quiet and not datasets.are_progress_bars_disabled()
+    if hide:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            datasets.enable_progress_bars()

@@ -1,0 +1,106 @@
+"""One split on its way to a task: its rows, what the scan found, its labels. Knows nothing of the other splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+from datasets import config
+
+from hftl.data.columns import check_text
+from hftl.data.images import as_images
+from hftl.data.labels import Reading, encode
+from hftl.data.scan import Scan, scan
+from hftl.data.source import Rows
+from hftl.data.types import MULTI, SINGLE, Labels, Role
+
+_BATCH = 10_000
+
+
+@dataclass
+class Part:
+    """Rows with the role columns and an encoded `label`; `scan` has one entry per row, in the same order."""
+
+    data: datasets.Dataset
+    scan: Scan
+    classes: np.ndarray | None  # (n,) int64 ids; None unless there is one label a row
+    name: str
+
+    def take(self, rows: np.ndarray) -> Part:
+        classes = None if self.classes is None else self.classes[rows]
+        return Part(self.data.select(rows), self.scan.take(rows), classes, self.name)
+
+    def fingerprint(self, labels: Labels) -> str:
+        """sha256 of texts, image bytes and labels, in order."""
+        total = hashlib.sha256(json.dumps([labels.problem_type, labels.names]).encode())
+        total.update(np.ascontiguousarray(self.scan.digest))
+        for values in label_batches(self.data):
+            total.update(np.ascontiguousarray(values))
+        return total.hexdigest()
+
+
+def inputs(rows: Rows, columns: dict[str, str], roles: dict[str, Role]) -> datasets.Dataset:
+    """The input columns under the names of their roles; images stay undecoded."""
+    wanted = {role: column for role, column in columns.items() if roles[role].kind != "label"}
+    texts = [(role, column) for role, column in wanted.items() if roles[role].kind == "text"]
+    check_text(rows.data, texts, rows.name)
+    pieces = []
+    for role, column in wanted.items():
+        piece = rows.data.select_columns([column])
+        piece = piece if column == role else piece.rename_column(column, role)
+        if roles[role].kind == "image":
+            piece = as_images(piece, role, rows.root, f"column {column!r} of {rows.name}")
+        pieces.append(piece)
+    return pieces[0] if len(pieces) == 1 else datasets.concatenate_datasets(pieces, axis=1)
+
+
+def label_column(rows: Rows, column: str) -> datasets.Dataset:
+    """The label column alone, named `label`, not encoded."""
+    piece = rows.data.select_columns([column])
+    return piece if column == "label" else piece.rename_column(column, "label")
+
+
+def make_part(rows: Rows, columns: dict[str, str], roles: dict[str, Role], reading: Reading) -> Part:
+    """Scan the inputs and encode the labels, side by side: neither copies the texts or images."""
+    given = inputs(rows, columns, roles)
+    kinds = {role: roles[role].kind for role in given.column_names}
+    found = scan(given, kinds, image_roots(rows))
+    label = encode(label_column(rows, columns["label"]), reading)
+    data = datasets.concatenate_datasets([given, label], axis=1)
+    batches = list(label_batches(data)) if reading.problem_type != MULTI else []
+    single = reading.problem_type == SINGLE
+    classes = np.concatenate(batches) if single else None
+    for row in _unlabelled(data):
+        found.reasons.setdefault(row, "no label")
+    return Part(data, found, classes, rows.name)
+
+
+def image_roots(rows: Rows) -> list[str] | None:
+    """Folders that an image's path may lie in: the data's own, else the caches that the Hub's files are kept in."""
+    if rows.trusted:
+        return None
+    roots = [rows.root] if rows.root else [config.HF_DATASETS_CACHE, Path(config.HF_CACHE_HOME)]
+    return [str(Path(root).expanduser().resolve()) for root in roots]
+
+
+def label_batches(data: datasets.Dataset) -> Iterator[np.ndarray]:
+    """The labels in batches: (n,) int64 or float32, or (n, classes) float32."""
+    for table in data.select_columns("label").with_format("arrow").iter(_BATCH):
+        cells = table.column(0).combine_chunks()
+        if hasattr(cells, "flatten") and not hasattr(cells, "chunks") and cells.type.num_fields:
+            yield cells.flatten().to_numpy(zero_copy_only=False).reshape(len(cells), -1)
+        else:
+            yield cells.to_numpy(zero_copy_only=False)
+
+
+def _unlabelled(data: datasets.Dataset) -> Iterator[int]:
+    start = 0
+    for values in label_batches(data):
+        first = values[:, 0] if values.ndim == 2 else values
+        yield from (start + np.flatnonzero((first == -1) if first.dtype == np.int64 else np.isnan(first))).tolist()
+        start += len(values)

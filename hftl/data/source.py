@@ -1,0 +1,234 @@
+"""What `--data` may name -> rows for each split, columns as at the source. Knows where data lies, not what it means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetsError
+
+from hftl.data.bundled import bundled
+from hftl.data.files import FORMATS, read_files
+from hftl.data.images import class_folders, read_class_folders
+from hftl.data.types import SPLITS
+from hftl.errors import UserError, suggest
+
+WORDS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid"}
+WORDS |= {"test": "test", "testing": "test"}
+_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+@dataclass
+class Rows:
+    """The rows of one split. `root` is the folder that file names in them are relative to; None: there is none."""
+
+    data: datasets.Dataset
+    name: str  # for messages
+    root: Path | None = None
+    trusted: bool = False  # a person's own code made them, so they may name any file
+
+
+@dataclass
+class Source:
+    """`parts` holds only train, valid and test, each where it was found; `others` what the Hub has besides."""
+
+    name: str
+    parts: dict[str, Rows]
+    others: dict[str, Rows] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def open_source(source: Any, revision: str | None = None) -> Source:
+    """Find the rows of a source, for each split that it has.
+
+    Args:
+        source: a file, a folder, a list of files, a pattern like `data/*.csv`, a mapping of splits to any of these,
+            a bundled sample (`hftl:reviews`), a Hub id (`name` or `name:config`), a Dataset or a DatasetDict.
+        revision: of a Hub id.
+
+    Raises:
+        UserError: nothing is there, or it cannot be read.
+    """
+    if isinstance(source, datasets.Dataset):
+        return Source("a Dataset", {"train": Rows(source.with_format(None), "the Dataset", trusted=True)})
+    if isinstance(source, Mapping):
+        return _mapping(source, revision)
+    if isinstance(source, list | tuple):
+        return _file_set([Path(path).expanduser() for path in source], ", ".join(map(str, source)))
+    if not isinstance(source, str | Path):
+        raise UserError(
+            f"Expected a path, a Hub id, a Dataset or a DatasetDict as data; it is of type {type(source).__name__}. "
+            "Make a Dataset of it, e.g. with datasets.Dataset.from_list."
+        )
+    name = str(source)
+    if name.startswith("hftl:"):
+        splits = bundled(name.removeprefix("hftl:"))
+        return Source(name, {split: Rows(rows, f"{name} ({split})") for split, rows in splits.items()})
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _folder(path, name)
+    if path.is_file():
+        return Source(name, {"train": _file_rows([path], path.parent)})
+    if any(mark in name for mark in "*?["):
+        return _file_set(sorted(Path().glob(name)) if not path.is_absolute() else sorted(_glob(path)), name)
+    if path.suffix.lower() in {*FORMATS, ".txt", ".xlsx"} or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"Expected a file or folder at {name}; there is none.{suggest(path.name, near)}")
+    return _hub(name, revision)
+
+
+def _glob(pattern: Path) -> list[Path]:
+    return list(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file, a folder or a Hub split is named after: `reviews-dev.csv` -> "valid"."""
+    words = [WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in WORDS]
+    return words[0] if words else None
+
+
+def _mapping(source: Mapping[str, Any], revision: str | None) -> Source:
+    parts: dict[str, Rows] = {}
+    others = {}
+    for name, value in source.items():
+        split = split_of(str(name))
+        rows = open_source(value, revision).parts.get("train")
+        if rows is None:
+            raise UserError(f"Expected one set of rows for {name!r}; {value} has splits of its own. Pass it as data.")
+        if split is None or split in parts:
+            others[str(name)] = rows
+        else:
+            parts[split] = rows
+    kind = "a DatasetDict" if isinstance(source, datasets.DatasetDict) else ", ".join(map(str, source.values()))
+    return Source(kind, parts, others)
+
+
+def _file_rows(paths: list[Path], root: Path) -> Rows:
+    for path in paths:
+        if path.suffix.lower() not in FORMATS:
+            known = ", ".join(FORMATS)
+            raise UserError(f"Expected a file that ends in {known}; it is {path.name}. Convert it to csv.")
+        if not path.is_file():
+            raise UserError(f"Expected a file at {path}; there is none.")
+    name = paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
+    return Rows(read_files(paths), name, root)
+
+
+def _file_set(paths: list[Path], name: str) -> Source:
+    """Files named after splits; files that are not are all train."""
+    if not paths:
+        raise UserError(f"Expected files at {name}; there are none.")
+    grouped: dict[str, list[Path]] = {}
+    for path in paths:
+        grouped.setdefault(split_of(path.stem) or "", []).append(path)
+    unnamed = grouped.pop("", [])
+    if not grouped:
+        grouped = {"train": unnamed}
+    notes = (
+        [f"{path.name} was not read: no split is in its name" for path in unnamed if path not in grouped["train"]]
+        if "train" in grouped
+        else []
+    )
+    return Source(name, {split: _file_rows(files, files[0].parent) for split, files in grouped.items()}, notes=notes)
+
+
+def _folder(folder: Path, name: str) -> Source:
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return _saved(folder, name)
+    table = _metadata(folder)
+    if table:
+        return Source(name, {"train": Rows(table, f"{folder.name}/metadata", folder)})
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in FORMATS and p.name[0] != ".")
+    if any(split_of(path.stem) == "train" for path in files):
+        return _file_set([path for path in files if split_of(path.stem)], name)
+    inside = {split_of(p.name): p for p in sorted(folder.iterdir()) if p.is_dir() and p.name.lower() in WORDS}
+    if "train" in inside:
+        return Source(name, {str(split): _split_folder(path) for split, path in inside.items()})
+    if class_folders(folder):
+        return Source(name, {"train": Rows(read_class_folders(folder), folder.name, folder)})
+    files = [path for path in files if path.name not in ("dataset_info.json", "dataset.json")]
+    if files:
+        return _file_set(files, name)
+    held = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+    raise UserError(
+        f"Expected in {name} one folder of images per class, a metadata.csv with a file_name column, or a train file "
+        f"({', '.join(FORMATS)}); it holds {held}."
+    )
+
+
+def _split_folder(folder: Path) -> Rows:
+    """What lies under train/, valid/ or test/: images with metadata, images by class, or files."""
+    table = _metadata(folder)
+    if table:
+        return Rows(table, f"{folder.name}/metadata", folder)
+    if class_folders(folder):
+        return Rows(read_class_folders(folder), folder.name, folder)
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in FORMATS)
+    if files:
+        return _file_rows(files, folder)
+    raise UserError(f"Expected images by class or data files in {folder}; there are none.")
+
+
+def _metadata(folder: Path) -> datasets.Dataset | None:
+    path = next((folder / name for name in _METADATA if (folder / name).is_file()), None)
+    table = read_files([path]) if path else None
+    return table if table is not None and "file_name" in table.column_names else None
+
+
+def _saved(folder: Path, name: str) -> Source:
+    try:
+        saved = datasets.load_from_disk(str(folder))
+    except (DatasetsError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{name} looks like save_to_disk's, but cannot be read: {error}.") from error
+    splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    found = _named({key: Rows(rows, f"{folder.name} ({key})", folder) for key, rows in splits.items()})
+    return Source(name, *found)
+
+
+def _named(splits: dict[str, Rows]) -> tuple[dict[str, Rows], dict[str, Rows]]:
+    """Sort splits by the names that hftl has for them, and the rest."""
+    parts: dict[str, Rows] = {}
+    others = {}
+    for key, rows in splits.items():
+        split = split_of(key)
+        if split and split not in parts:
+            parts[split] = rows
+        else:
+            others[key] = rows
+    return parts, others
+
+
+def _hub(name: str, revision: str | None) -> Source:
+    repository, _, config = name.partition(":")
+    try:
+        loaded = datasets.load_dataset(repository, config or None, revision=revision)
+    except (OSError, DatasetsError, RuntimeError, ValueError) as error:
+        raise UserError(_hub_trouble(name, error)) from error
+    found, others = _named({key: Rows(rows, f"{name} ({key})") for key, rows in loaded.items()})
+    notes = [f"{name} also has the splits {', '.join(others)}, which were not used"] if others else []
+    return Source(name, found, others, notes)
+
+
+def _hub_trouble(name: str, error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "Dataset scripts" in text:
+        return f"{name} runs a script to load, which is refused. Look for a parquet copy of it on the Hub."
+    if "Config name is missing" in text or "BuilderConfig" in text:
+        configs = re.findall(r"'([^']+)'", str(error).split("[", 1)[-1])
+        return (
+            f"Expected a config in --data {name}; there are {', '.join(configs[:12])}. Pass --data {name.split(':')[0]}:{configs[0]}."
+            if configs
+            else f"{name}: {text}"
+        )
+    if isinstance(error, ConnectionError):
+        return (
+            f"Expected a file, a folder or a Hub data set called {name}; no such path, and the Hub cannot be reached."
+        )
+    return f"{name} cannot be loaded from the Hub: {text}."
+
+
+__all__ = ["SPLITS", "Rows", "Source", "open_source", "split_of"]

@@ -1,0 +1,144 @@
+"""One pass over a label column: which values it holds, and of what kind. Decides nothing; `labels` does."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import datasets
+import pyarrow.compute as pc
+
+from hftl.data.types import MULTI
+from hftl.errors import UserError
+
+MOST_CLASSES = 50_000
+_MISSING_WORDS = {"nan", "na", "n/a", "null", "none"}
+_BATCH = 10_000
+# A leading zero makes a code, not a number: 007 and 7 are two classes.
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?")
+_WHOLE = re.compile(r"0|-?[1-9]\d*")
+_KINDS = {"bool": "boolean", "int": "integer", "uint": "integer", "float": "float", "decimal": "float"}
+_KINDS |= {"string": "string", "large_string": "string", "null": "string"}
+
+
+@dataclass
+class Survey:
+    """What was found. `values` are class names as text, at most MOST_CLASSES + 1 of them."""
+
+    kind: str  # "class" (a ClassLabel), "integer", "boolean", "float" or "string"
+    listed: bool
+    class_names: list[str] | None = None
+    rows: int = 0
+    values: set[str] = field(default_factory=set)
+    words: set[str] = field(default_factory=set)  # "NA", "null": nothing among numbers, a class among words
+    not_number: str | None = None  # a text that is no number
+    decimal: bool = False  # some text is a number, but not a plain whole one
+    fraction: bool = False  # some number is not whole
+    lengths: set[int] = field(default_factory=set)  # of lists
+    repeats: bool = False  # some list holds a value twice, so it cannot be a set of classes
+
+    @property
+    def words_are_missing(self) -> bool:
+        return bool(self.values) and self.kind == "string" and self.not_number is None and not self.listed
+
+    def unlabelled(self, train: Survey) -> bool:
+        """No row has a label, or each has -1 and train has not, as in the test splits of GLUE on the Hub."""
+        if self.listed:
+            return not self.lengths
+        return not self.values | self.words or (self.values == {"-1"} and "-1" not in train.values)
+
+
+def survey(column: datasets.Dataset, where: str, problem_type: str | None = None) -> Survey:
+    """Read the only column of a data set in batches. `where` names it in errors."""
+    found = _empty_survey(next(iter(column.features.values())), where)
+    split = problem_type == MULTI and found.kind == "string" and not found.listed
+    for table in column.with_format("arrow").iter(_BATCH):
+        cells = table.column(0).combine_chunks()
+        found.rows += len(cells)
+        if found.listed or split:
+            for cell in cells.to_pylist():
+                _add_list(found, split_cell(cell) if split else cell)
+        else:
+            for value in pc.unique(cells).to_pylist():
+                _add(found, value)
+    found.listed |= split
+    return found
+
+
+def _empty_survey(feature: Any, where: str) -> Survey:
+    listed = isinstance(feature, datasets.List | datasets.LargeList)
+    inner = feature.feature if listed else feature
+    if isinstance(inner, datasets.ClassLabel):
+        return Survey("class", listed, list(inner.names))
+    dtype = inner.dtype if isinstance(inner, datasets.Value) else type(inner).__name__
+    kind = _KINDS.get(re.sub(r"(\d+)?(\(.*\))?$", "", dtype))
+    if kind is None:
+        held = "values of several kinds" if dtype == "Json" else f"{dtype} values"
+        raise UserError(f"Expected texts, numbers or lists of them in {where}; it holds {held}. Pass --label COLUMN.")
+    return Survey(kind, listed)
+
+
+def key(value: Any, class_names: list[str] | None = None) -> str | None:
+    """The class name of a cell, or None where there is no label. -1 is no class of a ClassLabel."""
+    if class_names is not None and value is not None:
+        return class_names[value] if 0 <= value < len(class_names) else None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value.strip() or None
+    if value is None or not math.isfinite(value):
+        return None
+    return str(int(value)) if value == int(value) else str(value)
+
+
+def number(value: Any) -> float:
+    """The number in a cell; NaN where there is none."""
+    if isinstance(value, str):
+        text = value.strip()
+        value = float(text) if any(c.isdigit() for c in text) and _NUMBER.fullmatch(text) else None
+    return float(value) if value is not None and math.isfinite(value) else math.nan
+
+
+def split_cell(cell: str | None) -> list[Any] | None:
+    """`a|b` or a JSON list -> its parts. An empty cell is no label; `[]` says that no class applies."""
+    if cell is None or not cell.strip():
+        return None
+    if cell.lstrip().startswith("["):
+        try:
+            return list(json.loads(cell))
+        except json.JSONDecodeError:
+            return [cell.strip()]
+    return [part.strip() for part in cell.split("|") if part.strip()]
+
+
+def _add(found: Survey, value: Any) -> None:
+    name = key(value, found.class_names)
+    if name is None:
+        return
+    if found.kind == "string":
+        if name.lower() in _MISSING_WORDS:
+            found.words.add(name)
+            return
+        amount = number(name)
+        if math.isnan(amount):
+            found.not_number = found.not_number or name
+        else:
+            found.decimal |= not _WHOLE.fullmatch(name)
+            found.fraction |= not amount.is_integer()
+    elif found.kind == "float":
+        found.fraction |= not float(value).is_integer()
+    if len(found.values) <= MOST_CLASSES:
+        found.values.add(name)
+
+
+def _add_list(found: Survey, cell: list[Any] | None) -> None:
+    if cell is None:
+        return
+    found.lengths.add(len(cell))
+    names = [key(value, found.class_names) for value in cell]
+    found.repeats |= len(set(names)) < len(names)
+    if len(found.values) <= MOST_CLASSES:
+        found.values.update(name for name in names if name is not None)

@@ -1,0 +1,61 @@
+"""The nouns of the data: what a task asks of a row, what its labels are, what was found. Knows no file and no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SPLITS = ("train", "valid", "test")
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a task needs from a row: `kind` is "text", "image" or "label"; `candidates` are column names, best first."""
+
+    kind: str
+    candidates: tuple[str, ...]
+    required: bool = True
+
+
+@dataclass
+class Labels:
+    """How the label column reads: a problem type of transformers, and the class names in the order of their ids."""
+
+    problem_type: str
+    names: list[str]
+
+
+@dataclass
+class Check:
+    """One line of the check page. `level` is "ok", "note" or "warn" (an error raises UserError instead)."""
+
+    name: str
+    level: str
+    sentence: str
+    details: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Splits:
+    """Three data sets ready for a task: columns carry the names of the roles, `label` is encoded.
+
+    `label` is an int64 id (single label), a float32 multi-hot list (multi-label) or a float32 (regression).
+    An image cell is `{"bytes": bytes | None, "path": str | None}`, undecoded.
+    """
+
+    train: Dataset
+    valid: Dataset
+    test: Dataset
+    labels: Labels
+    columns: dict[str, str]
+    """Role -> the column's name at the source."""
+    source: str
+    notes: list[str] = field(default_factory=list)
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    """Split -> sha256 of its content: independent of file names, formats, cache folders and batches."""
+    checks: list[Check] = field(default_factory=list)

@@ -1,0 +1,182 @@
+"""How a run ends when something goes wrong: one sentence and an exit code, or a traceback where the fault is ours.
+
+Knows the failures of a person, a machine and the libraries beneath by name, and imports none of them.
+
+Exit codes: 2 bad input or a machine that gave out, 130 Ctrl-C, 143 SIGTERM, 1 a defect of hftl (with its traceback).
+`accelerate launch` answers each with 1 and, unless it is given `-q`, a traceback of its own below the sentence.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+from hftl.errors import UserError
+
+BUG = "This is a defect of hftl, not of your input. Please report it with this traceback and `hftl --version`."
+MEMORY = "halve --per_device_train_batch_size and double --gradient_accumulation_steps, or lower --max_length"
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_CONNECTIONS = ("httpx", "httpx2", "requests", "urllib3", "huggingface_hub")
+_HUB = {
+    "GatedRepoError": "accept its terms on its page, and log in with `hf auth login`",
+    "RepositoryNotFoundError": "check the spelling, or log in with `hf auth login` where it is private",
+    "RevisionNotFoundError": "check --revision",
+    "OfflineModeIsEnabled": "name a local folder or file, or unset HF_HUB_OFFLINE",
+    "LocalEntryNotFoundError": "check the network, or name a local folder",
+    "EntryNotFoundError": "check that --model names a model of the right kind",
+    "HFValidationError": "name a local folder that exists, or owner/name on the Hub",
+    "DatasetNotFoundError": "check the spelling of --data, or log in with `hf auth login` where it is private",
+    "HfHubHTTPError": "try again later, or name a local folder",
+    "ConnectionError": "check the network, or name a local folder",
+    "TransportError": "check the network, or name a local folder",
+}
+
+
+class Terminated(BaseException):
+    """SIGTERM came, as when a scheduler ends a job."""
+
+
+class say_errors:  # noqa: N801, reads as `with say_errors():`
+    """Around a command: turns what went wrong into one sentence on stderr and an exit code.
+
+    In a distributed run the first process of each machine speaks; the others leave with the same code. What concerns
+    one process alone (memory, disk) is said by the process that it befell.
+
+    Args:
+        after_stop: what Ctrl-C leaves, and how to go on.
+        memory: what to lower where memory ran out.
+    """
+
+    def __init__(self, after_stop: str = "", memory: str = MEMORY) -> None:
+        self.after_stop = after_stop
+        self.memory = memory
+
+    def __enter__(self) -> say_errors:
+        self.process = os.getpid()
+        self.previous: Any = None
+        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set a handler
+            self.previous = signal.signal(signal.SIGTERM, self._terminate)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)
+        if error is None or isinstance(error, SystemExit):
+            return
+        if isinstance(error, KeyboardInterrupt):
+            _leave(f"Stopped by Ctrl-C. {self.after_stop}".strip(), 130, "stopped")
+        if isinstance(error, Terminated):
+            _leave(f"Stopped by SIGTERM. {self.after_stop}".strip(), 143, "stopped")
+        if isinstance(error, UserError):
+            _leave(str(error), 2)
+        own = _machine(error, self.memory)
+        if own or (foreign := _library(error)):
+            _leave(own or foreign, 2, everyone=bool(own))
+        if BUG not in getattr(error, "__notes__", ()):
+            error.add_note(BUG)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a forked worker inherits this handler; it should die as workers do
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise Terminated
+
+
+def _leave(sentence: str, code: int, kind: str = "error", everyone: bool = False) -> None:
+    rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))
+    speaks = rank in ("0", "-1", "")
+    if speaks or everyone:
+        bar = "\n" if "tqdm" in sys.modules and sys.stderr.isatty() else ""  # a progress bar leaves its line open
+        who = "" if speaks else f"process {rank}: "
+        print(f"{bar}{kind}: {who}{' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(3)  # the launcher kills everyone once one has left, so the one that speaks goes first
+    raise SystemExit(code)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what it was raised from, outermost first."""
+    chain = [error]
+    while chain[-1].__cause__ is not None and len(chain) < 20:
+        chain.append(chain[-1].__cause__)
+    return chain
+
+
+def _machine(error: BaseException, memory: str) -> str:
+    """The sentence for a machine that gave out: disk, permissions, memory. Empty for anything else."""
+    for cause in _causes(error):
+        text = str(cause)
+        path = f" at {cause.filename}" if isinstance(cause, OSError) and cause.filename else ""
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in _FULL or "os error 28" in text or "PytorchStreamWriter failed writing" in text:
+            return f"No space is left on the disk{path}: free some, or pass --output_dir on another disk."
+        if number in _REFUSED and path:
+            return (
+                f"The system refused{path[3:]} ({os.strerror(number or 0)}): pass another path, or change its rights."
+            )
+        if isinstance(cause, MemoryError) or number == errno.ENOMEM:
+            return f"Memory ran out: {memory}."
+        if type(cause).__name__ == "OutOfMemoryError" or (
+            isinstance(cause, RuntimeError) and any(sign in text for sign in _NO_MEMORY)
+        ):
+            return f"The device's memory ran out: {memory}."
+    return ""
+
+
+def _library(error: BaseException) -> str:
+    """The sentence for what transformers, accelerate or the Hub refused. Empty for anything else."""
+    for cause in _causes(error):
+        for kind in type(cause).__mro__:
+            if kind.__name__ in _HUB and (kind.__module__ != "builtins" or _root(type(cause)) in _CONNECTIONS):
+                return f"{_brief(error)}: {_HUB[kind.__name__]}."
+        if isinstance(cause, ValueError) and "trust_remote_code" in str(cause):
+            return f"{_brief(cause)}: read that code, then pass --trust_remote_code."
+        if type(cause).__name__ == "SafetensorError":
+            return f"A .safetensors file is damaged ({_brief(cause)}): fetch it again."
+        if isinstance(cause, ImportError | RuntimeError) and "to be installed" in str(cause):
+            return f"{_brief(cause)}."
+    if isinstance(error, ValueError | ImportError) and _raised_in(error, "TrainingArguments"):
+        return f"These settings do not work together: {_brief(error)}."
+    if isinstance(error, OSError | ValueError) and _raised_in(error, "from_pretrained") and not _number(error):
+        return f"{_brief(error)}: check --model."
+    return ""
+
+
+def _raised_in(error: BaseException, what: str) -> bool:
+    """Whether the error came out of transformers' reading of settings, or of its reading of a checkpoint."""
+    places = {
+        "TrainingArguments": ("transformers/training_args.py", "create_accelerator_and_postprocess"),
+        "from_pretrained": ("transformers/models/auto/", "transformers/configuration_utils.py"),
+    }[what]
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        spot = f"{code.co_filename.replace(os.sep, '/')}:{code.co_name}"
+        if any(place in spot for place in places):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _number(error: BaseException) -> int | None:
+    return error.errno if isinstance(error, OSError) else None
+
+
+def _root(kind: type) -> str:
+    return kind.__module__.partition(".")[0]
+
+
+def _brief(error: BaseException) -> str:
+    """The first line of a library's message, on one line of 240 characters at most."""
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    words = " ".join(first.split())
+    return (words if len(words) <= 240 else words[:237] + "...").rstrip(".: ")

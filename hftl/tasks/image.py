@@ -1,0 +1,145 @@
+"""Image classification: one label or several. Knows images and timm, nothing of text."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import datasets
+import timm
+import torch
+import transformers
+from PIL import Image, ImageOps
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from torchvision.transforms import v2
+
+from hftl.data import Labels, Role
+from hftl.errors import UserError, suggest
+from hftl.tasks.base import (
+    Pretrained,
+    Source,
+    Task,
+    label_settings,
+    load_pretrained,
+    load_processor,
+    revision_of,
+)
+
+SHIFT = v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1))
+AUGMENTATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "none": lambda image: image,
+    "shift": v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1)),
+    "flip": v2.Compose(
+        [v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.8, 1.2)), v2.RandomHorizontalFlip()]
+    ),
+}
+
+
+class ImageClassification(Task):
+    """A label for an image, by any `AutoModelForImageClassification`, timm's models included."""
+
+    name: ClassVar[str] = "image-classification"
+    auto: ClassVar[str] = "AutoModelForImageClassification"
+    roles: ClassVar[dict[str, Role]] = {
+        "image": Role("image", ("image", "img", "images", "file_name", "path")),
+        "label": Role("label", ("label", "labels", "fine_label", "target", "class", "category")),
+    }
+
+    def build(self, source: Source, labels: Labels) -> Pretrained:
+        if source.model.startswith("timm:"):
+            return bare_timm(source, labels)
+        model, fresh, revision = load_pretrained(self.auto, source, labels)
+        return Pretrained(model, self.processor(source, model), fresh, revision)
+
+    def processor(self, source: Source, model: nn.Module) -> Any:
+        return load_processor("AutoImageProcessor", source)
+
+    def encode(
+        self, rows: datasets.Dataset, processor: Any, train: bool = False, augment: str = "none", **_: Any
+    ) -> datasets.Dataset:
+        """Decode, augment (in training) and normalise when a row is read. Columns: `pixel_values`, `labels`.
+
+        `pixel_values` has shape (channels, height, width), as the model's own processor makes it.
+        """
+        if augment not in AUGMENTATIONS:
+            known = ", ".join(AUGMENTATIONS)
+            raise UserError(f"--augment takes one of {known}; {augment!r} came.{suggest(augment, AUGMENTATIONS)}")
+        change = AUGMENTATIONS[augment if train else "none"]
+
+        def read(batch: dict[str, list]) -> dict[str, Any]:
+            images = [change(open_image(value)) for value in batch["image"]]
+            made = {"pixel_values": list(processor(images, return_tensors="pt")["pixel_values"])}
+            return made | ({"labels": batch["label"]} if "label" in batch else {})
+
+        return rows.with_transform(read)
+
+    def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+        return stack
+
+    def show(self, row: dict[str, Any]) -> dict[str, str]:
+        image = open_image(row["image"])
+        image.thumbnail((96, 96))
+        file = io.BytesIO()
+        image.save(file, format="JPEG", quality=80)
+        return {"image": "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()}
+
+
+def stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """One batch of images of one size, with labels where they are known."""
+    made = {"pixel_values": torch.stack([torch.as_tensor(row["pixel_values"]) for row in rows])}
+    if "labels" in rows[0]:
+        made["labels"] = torch.as_tensor([row["labels"] for row in rows])
+    return made
+
+
+def open_image(value: Any) -> Image.Image:
+    """An upright RGB image from a file's path, its bytes, or datasets' undecoded `{"bytes", "path"}`."""
+    if isinstance(value, Image.Image):
+        return ImageOps.exif_transpose(value).convert("RGB")
+    if isinstance(value, dict):
+        value = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
+    with Image.open(value) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def bare_timm(source: Source, labels: Labels) -> Pretrained:
+    """`timm:NAME`: an architecture of timm's, with `weights` from a safetensors file or else at random."""
+    name = source.model.removeprefix("timm:")
+    if not timm.is_model(name):
+        raise UserError(f"timm has no architecture called {name!r}.{suggest(name, timm.list_models())}")
+    cfg = timm.get_pretrained_cfg(name)
+    config = transformers.TimmWrapperConfig(
+        architecture=name, pretrained_cfg=cfg.to_dict() if cfg else {}, **label_settings(labels)
+    )
+    model = transformers.TimmWrapperForImageClassification(config)
+    parameters = {key for key, _ in model.named_parameters()}
+    fresh = parameters - load_weights(model, source.weights) if source.weights else parameters
+    processor = transformers.TimmWrapperImageProcessor(config.pretrained_cfg, architecture=name)
+    revision = revision_of(str(Path(source.weights).parent), config) if source.weights else "random weights"
+    return Pretrained(model, processor, fresh, revision)
+
+
+def load_weights(model: nn.Module, file: str) -> set[str]:
+    """Copy what fits from a safetensors file of a timm model; return the names that were copied.
+
+    Raises:
+        UserError: no such file, not safetensors, or weights of another architecture.
+    """
+    try:
+        stored = load_file(file)
+    except OSError as failure:
+        raise UserError(f"--weights {file} cannot be read: {failure.strerror or failure}.") from failure
+    except SafetensorError as failure:
+        raise UserError(f"--weights {file} is not a safetensors file: {failure}.") from failure
+    own = model.state_dict()
+    prefixed = {key if key in own else f"timm_model.{key}": value for key, value in stored.items()}
+    fitting = {key: value for key, value in prefixed.items() if key in own and own[key].shape == value.shape}
+    if len(fitting) < len(own) // 2:
+        raise UserError(f"--weights {file} fits another architecture: {len(fitting)} of {len(own)} tensors match.")
+    model.load_state_dict(fitting, strict=False)
+    return set(fitting)

@@ -1,0 +1,111 @@
+"""Text classification: one text or a pair; one label, several, or a number. Knows tokenizers, nothing of images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import datasets
+import torch
+from torch import nn
+
+from hftl.data import Labels, Role
+from hftl.errors import UserError
+from hftl.tasks.base import Pretrained, Source, Task, load_pretrained, load_processor
+
+LABELS = ("label", "labels", "target", "class", "category", "sentiment", "intent", "score", "coarse_label")
+LONGEST = 512
+"""Tokens kept of a text by default, where the model could take more."""
+
+
+class TextClassification(Task):
+    """A label for a text or for a pair of texts, by any `AutoModelForSequenceClassification`."""
+
+    name: ClassVar[str] = "text-classification"
+    auto: ClassVar[str] = "AutoModelForSequenceClassification"
+    roles: ClassVar[dict[str, Role]] = {
+        "text": Role("text", ("text", "sentence", "sentence1", "premise", "question1", "question", "review")),
+        "text_pair": Role("text", ("text_pair", "sentence2", "hypothesis", "question2"), required=False),
+        "label": Role("label", LABELS),
+    }
+
+    def build(self, source: Source, labels: Labels) -> Pretrained:
+        model, fresh, revision = load_pretrained(self.auto, source, labels)
+        tokenizer = self.processor(source, model)
+        if getattr(model.config, "pad_token_id", None) is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        return Pretrained(model, tokenizer, fresh, revision)
+
+    def processor(self, source: Source, model: nn.Module) -> Any:
+        tokenizer = load_processor("AutoTokenizer", source)
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise UserError(f"The tokenizer of {source.model} has neither a padding nor an end token to pad with.")
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.model_max_length = longest(tokenizer, model)
+        return tokenizer
+
+    def encode(
+        self, rows: datasets.Dataset, processor: Any, train: bool = False, max_length: int | None = None, **_: Any
+    ) -> datasets.Dataset:
+        """Tokenise in batches, on disk. Columns: `input_ids`, `attention_mask` ..., `length`, `labels` where known.
+
+        `length` is the number of tokens before cutting at `max_length`.
+        """
+        limit = min(max_length or LONGEST, processor.model_max_length)
+
+        def tokenise(batch: dict[str, list]) -> dict[str, list]:
+            pairs = batch.get("text_pair")
+            made = dict(processor(batch["text"], pairs, verbose=False))
+            lengths = [len(ids) for ids in made["input_ids"]]
+            for i in (i for i, length in enumerate(lengths) if length > limit):
+                pair = pairs[i] if pairs else None
+                for name, ids in processor(batch["text"][i], pair, truncation=True, max_length=limit).items():
+                    made[name][i] = ids
+            return made | {"length": lengths} | ({"labels": batch["label"]} if "label" in batch else {})
+
+        return rows.map(
+            tokenise,
+            batched=True,
+            remove_columns=rows.column_names,
+            new_fingerprint=_fingerprint(rows, processor, limit),
+            desc=f"Tokenising {len(rows):,} rows",
+        )
+
+    def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+        def batch(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            names = [name for name in processor.model_input_names if name in rows[0]]
+            made = processor.pad([{name: row[name] for name in names} for row in rows], return_tensors="pt")
+            if "labels" in rows[0]:
+                made["labels"] = torch.tensor([row["labels"] for row in rows])
+            return dict(made)
+
+        return batch
+
+    def show(self, row: dict[str, Any]) -> dict[str, str]:
+        return {"text": " / ".join(row[role] for role in ("text", "text_pair") if row.get(role) is not None)}
+
+
+def longest(tokenizer: Any, model: nn.Module) -> int:
+    """The longest input in tokens that both tokenizer and position table take."""
+    limits = [tokenizer.model_max_length]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        tables = (
+            m for n, m in model.named_modules() if n.endswith("position_embeddings") and hasattr(m, "padding_idx")
+        )
+        reserved = max((t.padding_idx + 1 for t in tables if t.padding_idx is not None), default=0)  # RoBERTa's family
+        limits.append(positions - reserved)
+    return min(limit for limit in [*limits, 1_000_000] if limit > 0)
+
+
+def _fingerprint(rows: datasets.Dataset, tokenizer: Any, limit: int) -> str:
+    """Cache key of the tokenised rows. datasets' own hash of a tokenizer changes once it has been used."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+        rules = tokenizer.backend_tokenizer.to_str()
+    else:
+        rules = repr((tokenizer.name_or_path, sorted(tokenizer.get_vocab().items())))
+    return hashlib.sha256(repr((rows._fingerprint, rules, limit)).encode()).hexdigest()[:32]

@@ -1,0 +1,246 @@
+"""A thin `transformers.Trainer` that does what it says about losses, rates and frozen weights.
+
+It adds what the base class gets wrong or lacks, and knows no task and no data set:
+  - the loss of an update is the mean over all its items, however they are spread over micro-batches and processes;
+  - each parameter trains at the rate that the strategy gives it, which may change during the run;
+  - what is frozen is in eval mode: no dropout, no moving BatchNorm statistics;
+  - rows of like length share a batch, in an order that is the same on every process and after a resume.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import TrainerCallback
+from transformers.trainer_optimizer import is_optimizer_factory
+
+from hftl.anatomy import Anatomy
+from hftl.anatomy import anatomy as anatomy_of
+from hftl.errors import UserError
+from hftl.rates import RateGroup, optimizer_groups, rate_groups, scheduled
+from hftl.sampling import LengthGrouped
+from hftl.strategies.base import Strategy
+
+
+@dataclass(frozen=True)
+class Step:
+    """What `Strategy.loss` sees of a micro-batch; `share` is its part of the update's items, progress is in [0, 1]."""
+
+    model: nn.Module
+    inputs: dict[str, Any]
+    outputs: Any
+    share: torch.Tensor
+    progress: float
+
+
+class Trainer(transformers.Trainer):
+    """`transformers.Trainer` with a `strategy`.
+
+    Args:
+        strategy: how the weights meet the task; `strategy.prepare` is applied to the model here.
+        anatomy: where each parameter sits, computed from the model as it was loaded.
+        item_losses: `(logits, labels) -> losses` of shape (items,) to train on in place of the model's own loss.
+        The rest is the base class's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: transformers.TrainingArguments,
+        *,
+        strategy: Strategy | None = None,
+        anatomy: Anatomy | None = None,
+        item_losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        **others: Any,
+    ) -> None:
+        self.strategy = strategy or Strategy()
+        self.anatomy = anatomy or anatomy_of(model)
+        self.item_losses = item_losses
+        model = self.strategy.prepare(model, self.anatomy)
+        self.groups: list[RateGroup] = rate_groups(model, self.anatomy, self.strategy)
+        args.logging_nan_inf_filter = False  # the base class would log the last finite loss, and `log` here see nothing
+        super().__init__(model=model, args=args, **others)
+        self.model_accepts_loss_kwargs = True  # so that the base class counts the items of each update,
+        self.loss_is_scaled_for_ga = True  # and leaves the scaling to compute_loss
+        self._idle: list[nn.Parameter] = []
+        self._eval_modules: list[nn.Module] = []
+        self._stage: tuple[bool, ...] | None = None
+        self._sampler: LengthGrouped | None = None
+        self._hook = model.register_forward_pre_hook(self._rest_frozen_modules)
+        self.add_callback(_EpochOrder(self))
+
+    # --- the loss: a mean over the items of the whole update -------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        outputs = model(**inputs)
+        labels = inputs["labels"]
+        if self.item_losses is not None:
+            loss = self.item_losses(outputs["logits"], labels).mean()
+        elif self.label_smoother is not None:
+            loss = self.label_smoother(outputs, labels)
+        else:
+            loss = outputs["loss"].mean()  # DataParallel returns one loss per device
+        if self.model.training and num_items_in_batch is not None:
+            share = labels.ne(-100).sum() / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
+            step = Step(self.model, inputs, outputs, share, self.progress)
+            loss = self.strategy.loss(loss * share, step) * self.accelerator.num_processes  # DDP takes the mean
+        return (loss, outputs) if return_outputs else loss
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, in [0, 1]."""
+        return self.state.global_step / self.state.max_steps if self.state.max_steps > 0 else 0.0
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        self._enter_stage()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        for parameter in self._idle:
+            parameter.grad = None  # under DDP an idle parameter still gets a gradient
+        return loss
+
+    # --- what trains, and how fast ---------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            target = self.model if model is None else model
+            cls, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, target)
+            own_groups = {"params", "model", "optimizer_dict"} & set(settings)
+            if is_optimizer_factory(cls) or own_groups:
+                if any(group.signature != self.groups[0].signature for group in self.groups):
+                    raise UserError(f"--optim {self.args.optim} has one rate for all layers. Use adamw_torch.")
+                return super().create_optimizer(model)
+            self._follow_wrapping(target)
+            decayed = set(self.get_decay_parameter_names(target))
+            made = optimizer_groups(self.groups, self.args.learning_rate, self.args.weight_decay, decayed)
+            self.optimizer_cls_and_kwargs = (cls, {**settings, "params": made})
+            super().create_optimizer(model)
+        return self.optimizer
+
+    def _follow_wrapping(self, model: nn.Module) -> None:
+        """FSDP replaces parameters: take the wrapped model's, by name."""
+        current = {_plain(name): parameter for name, parameter in model.named_parameters()}
+        for group in self.groups:
+            group.parameters = {name: current[_plain(name)] for name in group.parameters}
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.lr_scheduler is None:
+            base = super().create_scheduler(num_training_steps, optimizer)
+            made = base.optimizer.param_groups
+            if all("rate_group" in group for group in made):
+                self.lr_scheduler = scheduled(base, self.strategy, made, num_training_steps)
+            for group in made:
+                group.pop("rate_group", None)  # must not enter the optimizer's checkpoint
+        return self.lr_scheduler
+
+    def _enter_stage(self) -> None:
+        """Follow the rates: what is at 0 now needs no gradient, and its modules rest in eval mode."""
+        stage = self._stage_at(self.progress)
+        if stage == self._stage:
+            return
+        self._stage = stage
+        active: set[int] = set()
+        self._idle = []
+        for group, on in zip(self.groups, stage, strict=True):
+            for parameter in group.parameters.values():
+                if on:
+                    active.add(id(parameter))
+                else:
+                    self._idle.append(parameter)
+                if self.accelerator.num_processes == 1:  # DDP has hooked every gradient by now
+                    parameter.requires_grad_(on)
+        self._eval_modules = frozen_modules(self.model, active)
+
+    def _rest_frozen_modules(self, model: nn.Module, args: Any) -> None:
+        # In a forward hook because the base class calls model.train() at the start of every step.
+        if model.training:
+            for module in self._eval_modules:
+                module.training = False
+
+    def _stage_at(self, progress: float) -> tuple[bool, ...]:
+        return tuple(group.constant or self.strategy.rate(group.place, progress) > 0 for group in self.groups)
+
+    @property
+    def forward_passes(self) -> float:
+        """The work of the run so far in forward passes over the training set.
+
+        A backward pass counts as two forward passes over the blocks that it walks through.
+        """
+        steps = self.state.global_step
+        if not steps:
+            return 0.0
+        stages = Counter(self._stage_at(step / self.state.max_steps) for step in range(steps))
+        cost = sum(count * (1 + 2 * self._backward_share(stage)) for stage, count in stages.items()) / steps
+        return cost * (self.state.epoch or 0.0)
+
+    def _backward_share(self, stage: tuple[bool, ...]) -> float:
+        names = [name for group, on in zip(self.groups, stage, strict=True) if on for name in group.parameters]
+        if not self.anatomy.stack:
+            return 1.0
+        places = [self.anatomy.place(name) for name in names]
+        return max((place.top - place.depth) / place.top for place in places)
+
+    # --- the order of rows -----------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not hasattr(dataset, "__len__"):
+            return super()._get_train_sampler(train_dataset)
+        column = self.args.length_column_name
+        lengths = dataset[column] if column in (getattr(dataset, "column_names", None) or []) else None
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._sampler = LengthGrouped(len(dataset), batch, lengths, seed)
+        return self._sampler
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        loss = logs.get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The training loss became {loss} at step {self.state.global_step}. Lower --learning_rate "
+                f"(it is {self.args.learning_rate:g}), or look for infinite values in the data."
+            )
+        super().log(logs, *args, **kwargs)
+
+
+class _EpochOrder(TrainerCallback):
+    """Tells the sampler which epoch it is; accelerate's own call does not reach it after a resume."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer._sampler is not None:
+            self.trainer._sampler.set_epoch(int(state.epoch or 0))
+
+
+def frozen_modules(model: nn.Module, active: set[int]) -> list[nn.Module]:
+    """Modules that rest: those with parameters none of which trains, and everything inside such a module."""
+    frozen: list[nn.Module] = []
+
+    def visit(module: nn.Module) -> None:
+        parameters = list(module.parameters())
+        if parameters and not any(id(parameter) in active for parameter in parameters):
+            frozen.extend(module.modules())
+            return
+        for child in module.children():
+            visit(child)
+
+    visit(model)
+    return frozen
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "").removeprefix("module.")

@@ -1,0 +1,66 @@
+"""What a report's numbers say and what they do not, in sentences. Knows the report's fields and no file format."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hftl import wording
+
+if TYPE_CHECKING:
+    from hftl.report import Report
+
+
+def majority(report: Report) -> float | None:
+    """Accuracy on test of always answering the most frequent class there; None where there is no confusion."""
+    rows = [sum(row) for row in report.confusion]
+    return max(rows) / sum(rows) if sum(rows) else None
+
+
+def verdict(report: Report) -> str:
+    """The result in words: headline metric on test with interval and n, valid beside it, and the trivial baseline."""
+    test, valid = report.test.get(report.headline), report.valid.get(report.headline)
+    if test is None and valid is None:
+        return "This run was not evaluated."
+    said = []
+    for split, score in (("test", test), ("valid", valid)):
+        if score is not None:
+            between = wording.interval(score.low, score.high, "95 % interval {} to {}, ")
+            said.append(f"{wording.number(score.value)} on {split} ({between}n = {score.n:,})")
+    sentence = f"{wording.metric_name(report.headline)} {'; '.join(said)}"
+    sentence += ", which chose the checkpoint." if valid is not None and test is not None else "."
+    trivial = majority(report)
+    if test is not None and trivial is not None and report.headline == "accuracy":
+        sentence += f" Always answering the most frequent class would give {trivial:.3f}"
+        reached = wording.known(test.low) and test.low <= trivial
+        sentence += ", which the interval does not exclude." if reached else "."
+    return sentence
+
+
+def limits(report: Report) -> list[str]:
+    """What these numbers do not show, in sentences."""
+    score = report.test.get(report.headline) or report.valid.get(report.headline)
+    said = []
+    if score is not None:
+        rows = f"{score.n:,} row{'' if score.n == 1 else 's'}"
+        said.append(
+            f"The numbers come from one run (seed {report.seed}). The intervals are bootstrap 95 % intervals over "
+            f"{rows}: they show how much the choice of rows matters, not how much another seed would change."
+        )
+    if not report.test:
+        said.append("There is no test result; the valid result chose the checkpoint and is therefore too high.")
+    said.append("The result holds for rows like those it was tested on. Other sources, times or languages were not.")
+    if report.problem_type == "single_label_classification":
+        said.append("Every input gets one of the labels above, also one that fits none of them.")
+    weak = _weakest(report)
+    return [*said, weak] if weak else said
+
+
+def _weakest(report: Report) -> str:
+    """One sentence on the class with the lowest recall on test."""
+    rows = [(row[i] / sum(row), sum(row), i) for i, row in enumerate(report.confusion) if sum(row)]
+    if len(rows) < 2 or len(report.labels) != len(report.confusion):
+        return ""
+    recall, n, i = min(rows)
+    return (
+        f"The class found least often on test is “{wording.cut(report.labels[i], 80)}”: recall {recall:.3f}, n = {n:,}."
+    )

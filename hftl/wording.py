@@ -1,0 +1,126 @@
+"""How numbers and foreign text are written for a reader: on the page, on the card and in the terminal.
+
+Knows nothing of reports. Text that came with data never reaches a reader without passing through `visible`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+
+METRICS = {
+    "accuracy": "Accuracy",
+    "auroc": "AUROC",
+    "average_precision": "Average precision",
+    "ece": "Calibration error",
+    "exact_match": "Exact match",
+    "f1_macro": "Macro F1",
+    "f1_micro": "Micro F1",
+    "log_loss": "Log loss (nats)",
+    "mae": "Mean absolute error",
+    "matthews": "Matthews correlation",
+    "mse": "Mean squared error",
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+}
+
+LOWER_IS_BETTER = {"loss", "log_loss", "mse", "mae", "ece"}
+
+# Marks that reorder or hide the text around them; a label could use them to read as another label.
+_INVISIBLE = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C, 0xFEFF], "\ufffd")
+# Control characters, as the pictures that Unicode has for them (U+2400 "NUL" ...).
+_CONTROLS = {code: chr(0x2400 + code) for code in range(0x20)} | {0x7F: "\u2421"}
+_CONTROLS |= dict.fromkeys(range(0x80, 0xA0), "\ufffd") | _INVISIBLE
+
+
+def visible(text: object) -> str:
+    """One line of text in which nothing acts on its reader: white space is one space, control characters are pictures.
+
+    Lone surrogates, which UTF-8 cannot hold, become U+FFFD.
+    """
+    line = re.sub(r"[ \t\n\r\f\v\x85\u2028\u2029]+", " ", str(text))
+    return re.sub(r"[\ud800-\udfff]", "\ufffd", line.translate(_CONTROLS))
+
+
+def cut(text: object, length: int = 400) -> str:
+    """The first `length` characters, with an ellipsis where something is missing."""
+    line = visible(text).strip()
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+
+
+def metric_name(name: str) -> str:
+    """`f1_macro` -> `Macro F1`; a name that is not known is only tidied."""
+    return METRICS.get(name) or visible(name).replace("_", " ")
+
+
+def known(value: float | None) -> bool:
+    """Whether a number is there: neither None nor NaN nor infinite."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None) -> str:
+    """A score with three decimals, or four digits where it is large: 0.870, 123.4. An absent one is a dash."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if 0 < abs(value) < 0.0005:
+        return f"{value:.1e}"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def short(value: float) -> str:
+    """A rate or a tick: three digits at most, no trailing zeros, and no exponent where plain digits are as short."""
+    text = f"{value:.3g}"
+    return f"{value:,.0f}" if "e" in text and 1 <= abs(value) < 1e7 else text
+
+
+def interval(low: float | None, high: float | None, between: str = "[{}, {}]") -> str:
+    """`[0.825, 0.915]`, or nothing where there is no interval."""
+    return between.format(number(low), number(high)) if known(low) and known(high) else ""
+
+
+def count(value: float) -> str:
+    """1,797, 22.7 k, 22.7 M, 7.1 B."""
+    if value < 10_000:
+        return f"{value:,.0f}"
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if round(value / size, 1) >= 1:
+            return f"{value / size:.1f} {unit}"
+    raise AssertionError("10,000 is at least 1 k")
+
+
+def size(value: float) -> str:
+    """Bytes as decimal kB, MB, GB."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if round(value / scale, 1) >= 1:
+            return f"{value / scale:.1f} {unit}" if value < 10 * scale else f"{value / scale:,.0f} {unit}"
+    return f"{value:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """4.2 s, 41 s, 3 min 20 s, 2 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def share(part: float, whole: float) -> str:
+    """100 %, 12.3 %, 0.04 %. A part that is not the whole never reads as 100 %, nor one that is there as 0 %."""
+    if not whole:
+        return "–"
+    percent = 100 * part / whole
+    if percent in (0, 100):
+        return f"{percent:.0f} %"
+    if percent >= 1:
+        return f"{min(percent, 99.9):.1f} %"
+    return f"{percent:.2f} %" if percent >= 0.01 else "< 0.01 %"
+
+
+def slug(text: str) -> str:
+    """Letters, digits and hyphens only; never empty."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_text.lower()).strip("-") or "data"

@@ -1,0 +1,19 @@
+"""Fine-tune a pre-trained vision model to classify images.
+
+    accelerate launch recipes/image_cls.py
+    accelerate launch recipes/image_cls.py --data photos/ --model timm/resnet18.a1_in1k --strategy "LastLayers(2)"
+
+The first command needs no network: a small network that has seen letters learns digits from 20 examples each.
+"""
+
+from hftl import Recipe, main
+
+RECIPE = Recipe(
+    task="image-classification",
+    model="hftl:glyphs",
+    data="hftl:digits",
+    output_dir="runs/image_cls",
+)
+
+if __name__ == "__main__":
+    main(RECIPE)
