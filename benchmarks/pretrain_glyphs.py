@@ -29,6 +29,7 @@ MODEL_ARGS = {"channels": [32, 48, 96, 160], "stem_width": 16, "output_stride": 
 MEAN, STD = 0.5, 0.5
 SIZE, CANVAS = 32, 64  # pixels of an image, and of a glyph before it is distorted
 BATCH = 128
+PER_DIGIT = 20  # labelled digits of each class in --evaluate
 
 ALIKE = "CKOPSUVWXZ"  # capitals that are their small letter at another size
 LATIN = "".join(chr(code) for code in [*range(65, 91), *range(97, 123)])
@@ -129,7 +130,7 @@ def _warp(images: Tensor, uniform, generator: torch.Generator) -> Tensor:
 
 
 def pretrain(minutes: float, steps: int | None, seed: int) -> tuple[torch.nn.Module, list[str], float, int]:
-    """Train from random weights; return the model, its class names, its accuracy on unseen fonts and the steps taken."""
+    """Train from random weights; return the model, class names, accuracy on unseen fonts and the steps taken."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     images, labels, held, names = bank()
@@ -215,40 +216,46 @@ def evaluate(folder: Path, seeds: int) -> None:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+    from transformers import AutoImageProcessor
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # the classifier is fresh on purpose
     digits = load_digits()
     pictures = [Image.fromarray((image * 255 / 16).astype(np.uint8)).convert("RGB") for image in digits.images]
     pixels = AutoImageProcessor.from_pretrained(folder)(pictures)["pixel_values"]
     truth = torch.from_numpy(digits.target)
     found: dict[str, list[float]] = {}
-    for seed in range(seeds):
+    for seed in tqdm(range(seeds)):
         order = torch.randperm(len(truth), generator=torch.Generator().manual_seed(seed))
-        train = torch.cat([order[truth[order] == digit][:20] for digit in range(10)])
+        train = torch.cat([order[truth[order] == digit][:PER_DIGIT] for digit in range(10)])
         test = order[~torch.isin(order, train)]
-        for weights in ("glyphs", "random"):
-            for way in ("linear probe", "fine-tuning, 10 epochs", "fine-tuning, 40 epochs"):
+
+        def probed(features: np.ndarray, train: Tensor = train, test: Tensor = test) -> float:
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=5000))
+            return float(probe.fit(features[train], truth[train]).score(features[test], truth[test]))
+
+        found.setdefault("linear probe of the 64 pixels", []).append(probed(digits.data))
+        for weights in ("glyphs", "random weights"):
+            found.setdefault(f"linear probe, {weights}", []).append(probed(_features(_model(folder, weights), pixels)))
+            for epochs in (5, 20):
                 torch.manual_seed(seed)
-                options = {"num_labels": 10, "ignore_mismatched_sizes": True}
-                if weights == "glyphs":
-                    model = AutoModelForImageClassification.from_pretrained(folder, **options)
-                else:
-                    model = AutoModelForImageClassification.from_config(
-                        AutoConfig.from_pretrained(folder, num_labels=10)
-                    )
-                if way == "linear probe":
-                    features = _features(model, pixels)
-                    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=5000))
-                    predicted = torch.from_numpy(probe.fit(features[train], truth[train]).predict(features[test]))
-                else:
-                    _finetune(model, pixels[train], truth[train], int(way.split()[1]))
-                    with torch.no_grad():
-                        predicted = model.eval()(pixels[test]).logits.argmax(1)
-                accuracy = (predicted == truth[test]).float().mean().item()
-                found.setdefault(f"{way:24s}{weights}", []).append(accuracy)
-    print(f"accuracy on {len(test)} digits, 20 a class to train on, {seeds} seeds: mean (lowest to highest)")
+                model = _model(folder, weights)
+                _finetune(model, pixels[train], truth[train], epochs)
+                with torch.no_grad():
+                    right = model.eval()(pixels[test]).logits.argmax(1) == truth[test]
+                found.setdefault(f"fine-tuning, {epochs} epochs, {weights}", []).append(right.float().mean().item())
+    print(f"accuracy on {len(test)} digits after {PER_DIGIT} a class, {seeds} seeds: mean (lowest to highest)")
     for row, values in found.items():
-        print(f"  {row:34s}{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        print(f"  {row:40s}{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+
+
+def _model(folder: Path, weights: str) -> torch.nn.Module:
+    """Load the checkpoint, or its architecture with weights from torch's current seed, with ten outputs."""
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    if weights == "glyphs":
+        return AutoModelForImageClassification.from_pretrained(folder, num_labels=10, ignore_mismatched_sizes=True)
+    return AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder, num_labels=10))
 
 
 @torch.no_grad()

@@ -46,5 +46,4 @@ def __dir__() -> list[str]:
 
 
 def _strategies() -> dict[str, type]:
-    importlib.import_module("hftl.strategies")
     return importlib.import_module("hftl.strategies.base").Strategy.known()

@@ -8,7 +8,7 @@ modules of one class; what is registered before it is the stem, what is register
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NoReturn
@@ -172,17 +172,15 @@ def rate_table(anatomy: Anatomy, model: nn.Module, rate: Callable[[Place, float]
         depth = place.depth if anatomy.stack else None
         rates = tuple(rate(place, progress) for progress in (0.0, 0.25, 0.5, 0.75, 1.0))
         groups[depth, anatomy.region(name), place.fresh, rates].append((name, parameter.numel()))
-    split = defaultdict(int)
-    for _, region, *_ in groups:
-        split[region] += 1
+    split = Counter(region for _, region, *_ in groups)
     rows = []
     for (depth, region, fresh, rates), members in sorted(groups.items(), key=lambda item: item[0][0] or 0):
         label = region + (" (fresh)" if fresh else "")
         if split[region] > 1:
             kinds = dict.fromkeys(".".join(name.split(".")[-2:]) for name, _ in members)
             label += " [" + ", ".join([*kinds][:3]) + (", ..." if len(kinds) > 3 else "") + "]"
-        size = sum(number for _, number in members)
-        rows.append({"depth": depth, "module": label, "parameters": size, "rates": list(rates)})
+        count = sum(number for _, number in members)
+        rows.append({"depth": depth, "module": label, "parameters": count, "rates": list(rates)})
     return rows
 
 
@@ -215,8 +213,8 @@ def _modules(model: nn.Module, tensors: dict[str, _Spot]) -> dict[str, _Spot | N
     spots: dict[str, _Spot | None] = {"": None}
     for name, _ in model.named_modules(remove_duplicate=False):
         if name:
-            found = spread.get(name) or {spots[owner_of(name)]}
-            spots[name] = next(iter(found)) if len(found) == 1 else None
+            found = [*spread.get(name, ())] or [spots[owner_of(name)]]
+            spots[name] = found[0] if len(found) == 1 else None
     return spots
 
 

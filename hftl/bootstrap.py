@@ -15,7 +15,7 @@ import numpy as np
 
 RESAMPLES = 1_000
 RANKING_RESAMPLES = 200  # AUROC and average precision cost a pass over the weights for each class
-DRAWS = 400_000_000  # where more cells than this would be drawn, fewer resamples are, but never below FEWEST
+DRAWS = 40_000_000  # where more cells than this would be drawn, fewer resamples are, but never below FEWEST
 FEWEST = 50
 _CHUNK = 500_000  # cells of one block of weights: 4 MB, near the size of a cache
 _FLAT = 1e-12  # less variance than this, of a variable that has variance 1 over all examples, is rounding

@@ -10,7 +10,7 @@ ECE_BINS = 15  # Guo et al. 2017, section 5
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray, bins: int) -> list[dict[str, float]]:
-    """Return the bins `low < confidence <= high` of a reliability diagram, from examples [n]; empty bins are left out."""
+    """Return the non-empty bins `low < confidence <= high` of a reliability diagram of examples [n]."""
     index = _bin(confidence, bins)
     counts, certain, correct = (np.bincount(index, part, bins) for part in (None, confidence, right))
     return [

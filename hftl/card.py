@@ -49,17 +49,19 @@ def markdown(report: Report) -> str:
     made.filters |= {"block": block, "code": code, "literal": literal}
     made.filters["interval"] = lambda low, high: Markup(wording.interval(low, high))  # digits only; brackets stay
     head = yaml.safe_dump(metadata(report), sort_keys=False, allow_unicode=True, width=10_000)
+    image = report.task.startswith("image")
     body = made.get_template("card.md.j2").render(
         report=report,
         title=_title(report),
         verdict=verdict(report),
         limits=limits(report),
         auto=AUTO.get(report.task, "AutoModel"),
-        arguments=Markup(ARGUMENTS.get(report.problem_type, "")),
-        image=report.task.startswith("image"),
+        # a pipeline does not cut long texts unless told, and fails on them
+        arguments=Markup(("" if image else ", truncation=True") + ARGUMENTS.get(report.problem_type, "")),
+        image=image,
         pair="text_pair" in (report.data.get("columns") or {}),
         folder=_shown_folder(report.folder),
-        base=_hub_id(report.model) or "path/to/the/base/model",
+        base=_base(report),
         settings=[(name, report.settings[name]) for name in MAIN if report.settings.get(name) not in (None, "", False)],
     )
     return f"---\n{head}---\n\n{body}"
@@ -122,6 +124,13 @@ def _shown_folder(folder: str) -> str:
     """The folder as it was typed; of an absolute path only the name, because the card may be published."""
     path = Path(folder or ".")
     return path.name if path.is_absolute() else path.as_posix()
+
+
+def _base(report: Report) -> str:
+    """Where the adapter's base model is found; a bare timm network has no address, so its weights lie in the folder."""
+    if report.model.startswith("timm:"):
+        return f"{_shown_folder(report.folder)}/base"
+    return _hub_id(report.model) or "path/to/the/base/model"
 
 
 def code(text: object) -> Markup:

@@ -6,7 +6,6 @@ torch, and neither do `hftl.recipe` and the modules of `hftl.strategies`, so tha
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections import deque
@@ -57,7 +56,13 @@ ELSEWHERE = {
 PREDICT = {
     s.name: s
     for s in (
-        Setting("data", "str", None, "csv, tsv, jsonl, parquet or a folder of images; - reads csv from stdin", "Flags"),
+        Setting(
+            "data",
+            "str",
+            None,
+            "any source that training takes, without labels; - reads a text or an image path a line",
+            "Flags",
+        ),
         Setting("output", "str", None, "the csv file to write", "Flags"),
         Setting("batch_size", "int", 32, "rows a step", "Flags"),
         Setting("text", "str", None, "the column that holds the text, where its name differs from training", "Flags"),
@@ -68,12 +73,15 @@ PREDICT = {
 }
 
 
-def main(recipe: Recipe, argv: Sequence[str] | None = None) -> Report:
+def main(recipe: Recipe, argv: Sequence[str] | None = None) -> Report | None:
     """Run a recipe with what the command line asks for. A script's last line: `main(RECIPE)`.
 
     Args:
         recipe: the settings to start from; `--config file.yaml` overrides them, and flags override both.
         argv: the words of the command line; `sys.argv[1:]` where None.
+
+    Returns:
+        The report; None where the settings ask for no run (`--show_rates`).
 
     Raises:
         SystemExit: 0 after `--help`; 2 for bad input; 130 for Ctrl-C; 143 for SIGTERM. One sentence is on stderr.
@@ -105,7 +113,6 @@ def merge(recipe: Recipe, words: Sequence[str]) -> Recipe:
             raise UserError(f"The recipe names an unknown setting {name!r}.{_similar(name, known, '')}")
     merged = type(recipe)(**checked_all(settings, known))
     if isinstance(merged.strategy, str):  # a typo should not wait for torch
-        importlib.import_module("hftl.strategies")
         build(merged.strategy, Strategy.known())
     return merged
 
@@ -202,7 +209,6 @@ def _asks_help(words: Sequence[str]) -> bool:
 def _recipe_help(recipe: Recipe, words: Sequence[str]) -> str:
     at = next(i for i, word in enumerate(words) if word.startswith(("-h", "--help")))
     topic = words[at].partition("=")[2] or (words[at + 1] if at + 1 < len(words) else "")
-    importlib.import_module("hftl.strategies")
     if topic == "strategies":
         return pages.strategies_page()
     if topic in Strategy.known():
@@ -239,7 +245,6 @@ def hftl(argv: Sequence[str] | None = None) -> None:
         elif command == "--version":
             _say(_versions())
         elif command == "strategies":
-            importlib.import_module("hftl.strategies")
             _say(pages.strategies_page(*[word for word in words[1:2] if word not in ("--help", "-h")]))
         elif command == "predict":
             _predict(words[1:])

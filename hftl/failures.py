@@ -23,6 +23,8 @@ BUG = "This is a defect of hftl, not of your input. Please report it with this t
 MEMORY = "halve --per_device_train_batch_size and double --gradient_accumulation_steps, or lower --max_length"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What safetensors (the first three) and torch.save say of a full disk
+_FULL_TEXT = ("os error 27", "os error 28", "os error 122", "PytorchStreamWriter failed writing", "unexpected pos")
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _CONNECTIONS = ("httpx", "httpx2", "requests", "urllib3", "huggingface_hub")
@@ -73,14 +75,14 @@ class say_errors:  # noqa: N801, reads as `with say_errors():`
         if error is None or isinstance(error, SystemExit):
             return
         if isinstance(error, KeyboardInterrupt):
-            _leave(f"Stopped by Ctrl-C. {self.after_stop}".strip(), 130, "stopped")
+            _leave(f"Stopped by Ctrl-C. {self.after_stop}", 130)
         if isinstance(error, Terminated):
-            _leave(f"Stopped by SIGTERM. {self.after_stop}".strip(), 143, "stopped")
+            _leave(f"Stopped by SIGTERM. {self.after_stop}", 143)
         if isinstance(error, UserError):
-            _leave(str(error), 2)
+            _leave(f"error: {error}", 2)
         own = _machine(error, self.memory)
         if own or (foreign := _library(error)):
-            _leave(own or foreign, 2, everyone=bool(own))
+            _leave(f"error: {own or foreign}", 2, everyone=bool(own))
         if BUG not in getattr(error, "__notes__", ()):
             error.add_note(BUG)
 
@@ -91,13 +93,13 @@ class say_errors:  # noqa: N801, reads as `with say_errors():`
         raise Terminated
 
 
-def _leave(sentence: str, code: int, kind: str = "error", everyone: bool = False) -> None:
+def _leave(sentence: str, code: int, everyone: bool = False) -> None:
     rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))
     speaks = rank in ("0", "-1", "")
     if speaks or everyone:
         bar = "\n" if "tqdm" in sys.modules and sys.stderr.isatty() else ""  # a progress bar leaves its line open
         who = "" if speaks else f"process {rank}: "
-        print(f"{bar}{kind}: {who}{' '.join(sentence.split())}", file=sys.stderr, flush=True)
+        print(f"{bar}{who}{' '.join(sentence.split())}", file=sys.stderr, flush=True)
     else:
         time.sleep(3)  # the launcher kills everyone once one has left, so the one that speaks goes first
     raise SystemExit(code)
@@ -117,7 +119,7 @@ def _machine(error: BaseException, memory: str) -> str:
         text = str(cause)
         path = f" at {cause.filename}" if isinstance(cause, OSError) and cause.filename else ""
         number = cause.errno if isinstance(cause, OSError) else None
-        if number in _FULL or "os error 28" in text or "PytorchStreamWriter failed writing" in text:
+        if number in _FULL or any(sign in text for sign in _FULL_TEXT):
             return f"No space is left on the disk{path}: free some, or pass --output_dir on another disk."
         if number in _REFUSED and path:
             return (
@@ -136,7 +138,7 @@ def _library(error: BaseException) -> str:
     """The sentence for what transformers, accelerate or the Hub refused. Empty for anything else."""
     for cause in _causes(error):
         for kind in type(cause).__mro__:
-            if kind.__name__ in _HUB and (kind.__module__ != "builtins" or _root(type(cause)) in _CONNECTIONS):
+            if kind.__name__ in _HUB and (kind is not ConnectionError or _is_network(type(cause))):
                 return f"{_brief(error)}: {_HUB[kind.__name__]}."
         if isinstance(cause, ValueError) and "trust_remote_code" in str(cause):
             return f"{_brief(cause)}: read that code, then pass --trust_remote_code."
@@ -171,12 +173,14 @@ def _number(error: BaseException) -> int | None:
     return error.errno if isinstance(error, OSError) else None
 
 
-def _root(kind: type) -> str:
-    return kind.__module__.partition(".")[0]
+def _is_network(kind: type) -> bool:
+    """Python's own ConnectionError stands above broken pipes, too: take it bare, or from a library that speaks HTTP."""
+    return kind is ConnectionError or kind.__module__.partition(".")[0] in _CONNECTIONS
 
 
 def _brief(error: BaseException) -> str:
-    """The first line of a library's message, on one line of 240 characters at most."""
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    words = " ".join(first.split())
+    """A library's message on one line: all of it where it is short, else its first line, 240 characters at most."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    if len(words) > 240:
+        words = " ".join(str(error).strip().splitlines()[0].split())
     return (words if len(words) <= 240 else words[:237] + "...").rstrip(".: ")

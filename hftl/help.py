@@ -45,7 +45,7 @@ PREDICT = """\
 hftl predict FOLDER --data FILE --output FILE: predictions for new rows, by a folder that a run wrote
 
   hftl predict runs/last --data new.csv --output predictions.csv
-  cat new.csv | hftl predict runs/last --data - --output predictions.csv
+  cat texts.txt | hftl predict runs/last --data - --output predictions.csv
 
 """
 
@@ -55,7 +55,7 @@ def recipe_page(settings: Iterable[Setting], about: str, program: str) -> str:
     launch = f"accelerate launch {program}"
     examples = [
         f"  {launch} --data my_data.csv --output_dir runs/mine",
-        f'  {launch} --strategy "LoRA(r=16) | LayerDecay(0.9)" --learning_rate 2e-4',
+        f'  {launch} --strategy "LoRA(r=16) | LayerDecay(0.9)"',
     ]
     return "\n\n".join([about.strip(), "\n".join(examples), flags(settings), FOOT]).lstrip()
 

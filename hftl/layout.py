@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 from torch import nn
 
@@ -31,8 +32,8 @@ def _by_timm(model: nn.Module) -> Layout | None:
     names = [*(name for name, _ in network.named_parameters(remove_duplicate=False)), nobody]
 
     def group(matcher: dict | Callable) -> dict[str, int]:
-        network_and_nobody = SimpleNamespace(named_parameters=lambda: ((name, name) for name in names))
-        return group_parameters(network_and_nobody, matcher, reverse=True)
+        named: Any = SimpleNamespace(named_parameters=lambda: ((name, name) for name in names))
+        return group_parameters(named, matcher, reverse=True)
 
     matcher = network.group_matcher(coarse=False)
     if isinstance(matcher, dict):
@@ -148,7 +149,7 @@ def largest_lists(model: nn.Module, at_least: int, itself: bool = False) -> list
         listed = isinstance(module, nn.ModuleList | nn.Sequential) and (name or itself)
         if listed and alike and sum(size(child) > 0 for child in children) >= at_least:
             found.append((size(module), name))
-    return [name for size, name in sorted(found, key=lambda item: -item[0])]
+    return [name for _, name in sorted(found, key=lambda item: -item[0])]
 
 
 def _parallel(model: nn.Module, path: str, length: int) -> Iterator[list[str]]:
@@ -179,10 +180,12 @@ def _children(model: nn.Module, path: str) -> list[str]:
 
 
 def size(module: nn.Module) -> int:
+    """Number of parameters, shared ones counted once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def owner_of(name: str) -> str:
+    """The path of the module that holds a parameter or module; "" is the root."""
     return name.rpartition(".")[0]
 
 
@@ -193,4 +196,5 @@ def ancestors(name: str) -> Iterator[str]:
 
 
 def within(name: str, path: str) -> bool:
+    """Whether a name is a module's or that of something in it; everything is within the root, ""."""
     return not path or name == path or name.startswith(path + ".")

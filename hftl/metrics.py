@@ -7,67 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from hftl import bootstrap, calibration
+from hftl.accumulator import IGNORED, Accumulator, finite, narrow, shapes
 from hftl.bootstrap import Score, Statistic, Values
 from hftl.errors import UserError, suggest
+from hftl.extra import Extra, extra_metric
+
+__all__ = ["Accumulator", "Extra", "MultiLabel", "Regression", "Score", "SingleLabel", "extra_metric", "metric_for"]
 
 RANKING_CAP = 20_000_000  # scores (examples x classes) kept for the ranking metrics: 80 MB of float32
 LISTED_CLASSES = 20  # per-class F1 is listed up to here
-IGNORED = -100  # torch's `ignore_index`
-
-
-class Accumulator:
-    """What all problem types share: rows come in batches, only small columns of them are kept."""
-
-    headline: str
-
-    def __init__(self, names: Sequence[str] = ()) -> None:
-        self.names = list(names)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget every example."""
-        self._columns: dict[str, list[np.ndarray]] = {}
-
-    def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        """Add a batch of raw model outputs and their labels."""
-        raise NotImplementedError
-
-    def values(self) -> dict[str, float]:
-        """Return every metric without its interval: cheap enough for each evaluation. Headline first."""
-        return {name: value for statistic in self._filled() for name, value in statistic.values().items()}
-
-    def compute(self) -> dict[str, Score]:
-        """Return every metric with its 95 % interval, headline first. Raises UserError when there was no example."""
-        return {name: score for statistic in self._filled() for name, score in statistic.scores().items()}
-
-    def confusion(self) -> list[list[int]]:
-        """Rows true, columns predicted; `[]` where an example has not exactly one class."""
-        return []
-
-    def calibration(self, bins: int = 10) -> list[dict[str, float]]:
-        """Non-empty bins of confidence, `low < confidence <= high`, with accuracy and count; `[]` for regression."""
-        return []
-
-    def _statistics(self) -> list[Statistic]:
-        raise NotImplementedError
-
-    def _filled(self) -> list[Statistic]:
-        if not sum(len(part) for part in self._columns.get("label", [])):
-            raise UserError("Expected at least one labelled example to score; there is none: look at the test data.")
-        return self._statistics()
-
-    def _keep(self, **columns: np.ndarray) -> None:
-        for name, values in columns.items():
-            self._columns.setdefault(name, []).append(values)
-
-    def _column(self, name: str) -> np.ndarray:
-        self._columns[name] = [np.concatenate(self._columns[name])]
-        return self._columns[name][0]
 
 
 class SingleLabel(Accumulator):
@@ -90,10 +42,11 @@ class SingleLabel(Accumulator):
         classes = len(self.names)
         logits, labels = np.asarray(logits), np.asarray(labels)
         if logits.shape != (*labels.shape, classes):
-            raise _shapes(f"outputs [..., {classes}] and labels [...]", logits, labels)
+            raise shapes(f"outputs [..., {classes}] and labels [...]", logits, labels)
         logits, labels = logits.reshape(-1, classes), labels.reshape(-1)
         kept = labels != IGNORED
-        logits, labels = _finite(logits[kept]), labels[kept].astype(np.int64)
+        self._keep(row=self._arrived(len(labels))[kept])
+        logits, labels = finite(logits[kept]), labels[kept].astype(np.int64)
         if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
             wrong = labels[(labels < 0) | (labels >= classes)][0]
             raise UserError(
@@ -109,9 +62,14 @@ class SingleLabel(Accumulator):
         size = sum(part.size for part in self._columns.get("score", [])) + scores.size
         self._ranked = self._ranked and size <= RANKING_CAP
         if self._ranked:
-            self._keep(score=_narrow(scores))
+            self._keep(score=narrow(scores))
         else:
             self._columns.pop("score", None)
+
+    @property
+    def reported(self) -> list[str]:
+        each = [f"f1_{name}" for name in self.names] if len(self.names) <= LISTED_CLASSES else []
+        return list(dict.fromkeys(["accuracy", "f1_macro", "matthews", *each, "ece", "log_loss", "auroc"]))
 
     def confusion(self) -> list[list[int]]:
         matrix = np.zeros((len(self.names), len(self.names)), dtype=np.int64)
@@ -123,6 +81,11 @@ class SingleLabel(Accumulator):
         return calibration.reliability(
             self._column("confidence"), self._column("predicted") == self._column("label"), bins
         )
+
+    def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
+        row, label, predicted, confidence = map(self._column, ("row", "label", "predicted", "confidence"))
+        wrong = _largest(np.where(label != predicted, confidence, 0.0), most)
+        return [(int(row[i]), self.names[label[i]], self.names[predicted[i]], float(confidence[i])) for i in wrong]
 
     def _cells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """True class, predicted class and count of the cells of the confusion matrix that are not empty."""
@@ -186,13 +149,14 @@ class MultiLabel(Accumulator):
         """Add a batch. Raises UserError for labels other than 0 and 1 or outputs that are not finite."""
         logits, labels = np.asarray(logits), np.asarray(labels)
         if logits.shape != labels.shape or logits.shape != (len(labels), len(self.names)):
-            raise _shapes(f"outputs and labels [n, {len(self.names)}]", logits, labels)
+            raise shapes(f"outputs and labels [n, {len(self.names)}]", logits, labels)
         kept = (labels != IGNORED).all(axis=1)
-        logits, labels = _finite(logits[kept]), labels[kept]
+        logits, labels = finite(logits[kept]), labels[kept]
         if not np.isin(labels, (0, 1)).all():
             wrong = labels[~np.isin(labels, (0, 1))][0]
             raise UserError(f"Expected 0 or 1 for each label of a multi-label row; {wrong} came: correct the data.")
-        self._keep(score=_narrow(logits), label=labels.astype(bool), key=self._generator.random(len(labels)))
+        row, key = self._arrived(len(kept))[kept], self._generator.random(len(labels))
+        self._keep(score=narrow(logits), label=labels.astype(bool), row=row, key=key)
         limit = max(1, RANKING_CAP // len(self.names))
         if sum(len(part) for part in self._columns["key"]) > limit:  # keep the rows with the smallest random keys
             chosen = np.sort(np.argpartition(self._column("key"), limit)[:limit])
@@ -200,9 +164,28 @@ class MultiLabel(Accumulator):
 
     def calibration(self, bins: int = 10) -> list[dict[str, float]]:
         """Bins of the probability of a label against its frequency, over all (example, label) pairs."""
+        return calibration.reliability(self._probability().ravel(), self._column("label").ravel(), bins)
+
+    @property
+    def reported(self) -> list[str]:
+        return ["average_precision", "auroc", "f1_micro", "f1_macro", "exact_match"]
+
+    def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
+        """The rows whose surest wrong decision on a label is the surest; labels are joined by a comma."""
+        row, label, probability = self._column("row"), self._column("label"), self._probability()
+        predicted = probability > 0.5
+        sure = np.where(label == predicted, 0, np.maximum(probability, 1 - probability)).max(axis=1)
+        return [
+            (int(row[i]), self._joined(label[i]), self._joined(predicted[i]), float(sure[i]))
+            for i in _largest(sure, most)
+        ]
+
+    def _joined(self, chosen: np.ndarray) -> str:
+        return ", ".join(self.names[index] for index in np.flatnonzero(chosen))
+
+    def _probability(self) -> np.ndarray:
         odds = np.exp(-np.abs(self._column("score").astype(np.float64)))
-        probability = np.where(self._column("score") >= 0, 1 / (1 + odds), odds / (1 + odds))
-        return calibration.reliability(probability.ravel(), self._column("label").ravel(), bins)
+        return np.where(self._column("score") > 0, 1, odds) / (1 + odds)
 
     def _statistics(self) -> list[Statistic]:
         score, label = self._column("score"), self._column("label")
@@ -238,14 +221,23 @@ class Regression(Accumulator):
 
     headline = "pearson"
 
+    @property
+    def reported(self) -> list[str]:
+        return ["pearson", "spearman", "mse", "mae"]
+
     def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
         """Add a batch. Raises UserError for outputs or labels that are not finite."""
         logits, labels = np.asarray(logits), np.asarray(labels)
         if logits.size != len(labels) or labels.size != len(labels):
-            raise _shapes("outputs and labels [n] or [n, 1]", logits, labels)
+            raise shapes("outputs and labels [n] or [n, 1]", logits, labels)
         if not np.isfinite(labels).all():
             raise UserError("Expected numbers as labels; some are missing or infinite: remove these rows.")
-        self._keep(score=_finite(logits.reshape(-1)), label=labels.reshape(-1).astype(np.float64))
+        self._keep(score=finite(logits.reshape(-1)), label=labels.reshape(-1).astype(np.float64))
+
+    def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
+        score, label = self._column("score"), self._column("label")
+        error = np.abs(score - label)
+        return [(i, f"{label[i]:.4g}", f"{score[i]:.4g}", float(error[i])) for i in _largest(error, most)]
 
     def _statistics(self) -> list[Statistic]:
         score, label = self._column("score"), self._column("label")
@@ -262,6 +254,12 @@ class Regression(Accumulator):
         return [bootstrap.per_example(len(label), of)]
 
 
+def _largest(values: np.ndarray, most: int) -> list[int]:
+    """Indices of the largest values above 0, largest first; ties in order."""
+    order = np.argsort(-values, kind="stable")[:most]
+    return [int(i) for i in order if values[i] > 0]
+
+
 def metric_for(problem_type: str, names: Sequence[str] = ()) -> Accumulator:
     """Return an empty accumulator for a `problem_type` of transformers; `names` are the classes, index = id."""
     kinds: dict[str, type[Accumulator]] = {
@@ -273,61 +271,3 @@ def metric_for(problem_type: str, names: Sequence[str] = ()) -> Accumulator:
         hint = suggest(problem_type, kinds)
         raise UserError(f"Expected a problem type out of {', '.join(kinds)}; {problem_type!r} came.{hint}")
     return kinds[problem_type](names)
-
-
-class Extra:
-    """A metric of the `evaluate` library beside the built-in ones; see `extra_metric`."""
-
-    def __init__(self, module: Any, problem_type: str) -> None:
-        self._module, self._problem_type = module, problem_type
-
-    def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        """Add a batch: predictions are class ids, 0/1 rows or numbers, as the problem type has it."""
-        logits, labels = np.asarray(logits), np.asarray(labels)
-        if self._problem_type == "single_label_classification":
-            predictions, kept = logits.argmax(axis=-1), labels != IGNORED
-        elif self._problem_type == "multi_label_classification":
-            predictions, kept = (logits > 0).astype(np.int64), (labels != IGNORED).all(axis=1)
-        else:
-            predictions, kept = logits.reshape(len(labels)), np.ones(len(labels), dtype=bool)
-        self._module.add_batch(predictions=predictions[kept], references=labels[kept])
-
-    def compute(self) -> dict[str, float]:
-        """Return what the metric returns, and forget the examples. It has no interval: only totals are known here."""
-        return {name: float(value) for name, value in self._module.compute().items()}
-
-
-def extra_metric(name: str, problem_type: str = "single_label_classification") -> Extra:
-    """Load an `evaluate` metric by its Hub name or from a local folder; this runs the metric's own Python script.
-
-    Raises UserError where it cannot be loaded, for one because there is no network.
-    """
-    import evaluate  # slow to import, and rarely wanted
-
-    try:
-        return Extra(evaluate.load(name, keep_in_memory=True), problem_type)
-    except (OSError, ImportError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"Expected an evaluate metric's name or folder; {name!r} could not be loaded ({reason}): "
-            "with no network, pass the path of a local metric folder."
-        ) from error
-
-
-def _finite(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(np.float64)
-    if not np.isfinite(logits).all():
-        raise UserError("Expected numbers from the model; the model's outputs are not finite: lower --learning_rate.")
-    return logits
-
-
-def _narrow(scores: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # beyond float32 is as certain as infinity
-        return scores.astype(np.float32)
-
-
-def _shapes(expected: str, logits: np.ndarray, labels: np.ndarray) -> UserError:
-    return UserError(
-        f"Expected {expected}; outputs {list(logits.shape)} and labels {list(labels.shape)} came: "
-        "give the model as many outputs as the data has classes."
-    )

@@ -160,7 +160,9 @@ def confusion(report: Report) -> dict:
             "name": name,
             "n": total,
             "recall": row[i] / total if total else None,
-            "cells": [{"n": n, "shade": shade(max(n / total, 0.15)) if n else 0, "right": i == j} for j, n in enumerate(row)],
+            "cells": [
+                {"n": n, "shade": shade(max(n / total, 0.15)) if n else 0, "right": i == j} for j, n in enumerate(row)
+            ],
         }
         for i, (name, row, total) in enumerate(zip(names, matrix, sums, strict=True))
     ]
@@ -209,5 +211,6 @@ def rates(rows: list[dict]) -> dict:
     shaded = []
     for row in rows:
         cells = [{"rate": rate, "shade": shade((rate or 0) / top)} for rate in row["rates"]]
-        shaded.append(row | {"cells": cells})
+        module = Markup(".<wbr>").join(wording.visible(row["module"]).split("."))  # `join` escapes the parts
+        shaded.append(row | {"module": module, "cells": cells})
     return {"heads": heads, "rows": shaded}

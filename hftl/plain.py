@@ -40,7 +40,7 @@ def plain(value: Any, name: str = "") -> Any:
     if isinstance(value, SimpleNamespace):
         return plain(vars(value))
     if isinstance(value, Mapping):
-        return {str(key): plain(item, str(key)) for key, item in value.items()}
+        return {plain(str(key)): plain(item, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item, name) for item in value]
     return wording.cut(value, 300) if not isinstance(value, os.PathLike) else os.fspath(value)

@@ -32,10 +32,11 @@ class Line:
 
 def ticks(low: float, high: float, about: int = 5, whole: bool = False) -> list[float]:
     """Round values (steps of 1, 2, 2.5 or 5 times a power of ten) that cover [low, high], about `about` of them."""
-    span = (high - low) or abs(high) or 1.0
+    span = high - low
+    if span <= 1e-9 * max(abs(low), abs(high), 1e-3):  # one value
+        span = abs(high) if abs(high) > 1e-9 else 1.0
     raw = span / about
     power = 10 ** math.floor(math.log10(raw))
-    # 9.99 and not 10: in floating point raw / power may exceed 10 by a hair
     step = next((s for s in (1, 2, 2.5, 5, 10) if raw / power <= s * 1.0001), 10) * power
     if whole:
         step = max(1.0, math.ceil(step))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from tqdm.auto import tqdm
 
+from hftl.data import read
 from hftl.errors import UserError
 from hftl.hub import Loaded, load_folder
 from hftl.tasks.base import softmax_or_sigmoid
@@ -87,3 +91,57 @@ class Predictor:
         if len(parts) > len(self.roles):
             raise UserError(f"Expected at most {len(self.roles)} values a row; {len(parts)} came.")
         return dict(zip(self.roles, parts, strict=False))
+
+
+def predict_file(
+    folder: str,
+    data: str,
+    output: str,
+    text: str | None = None,
+    text_pair: str | None = None,
+    image: str | None = None,
+    batch_size: int = 32,
+) -> None:
+    """Predict every row of a file or folder and write a csv: the inputs, the prediction, and a column per score.
+
+    Args:
+        data: any source that training takes, labels not needed; `-` reads one text or image path a line from stdin.
+
+    Raises:
+        UserError: the folder, the data or a column cannot be read.
+    """
+    predictor = load(folder)
+    mapped = {"text": text, "text_pair": text_pair, "image": image}
+    columns = {role: name for role, name in mapped.items() if name}
+    rows: Any = [{predictor.roles[0]: line.rstrip("\n")} for line in sys.stdin] if data == "-" else None
+    if rows is None:
+        rows = read(data, {role: predictor.task.roles[role] for role in predictor.roles}, columns=columns)
+    if not len(rows):
+        raise UserError(f"{'stdin' if data == '-' else data} holds no rows to predict.")
+    predictions = predictor.stream(rows, batch_size)
+    scratch = Path(f"{output}.partial")
+    with scratch.open("w", newline="", encoding="utf-8") as file:
+        writer: csv.DictWriter | None = None
+        for i, prediction in enumerate(tqdm(predictions, total=len(rows), desc="predicting", unit="row")):
+            line = flat(predictor, rows[i], prediction)
+            if writer is None:
+                writer = csv.DictWriter(file, line)
+                writer.writeheader()
+            writer.writerow(line)
+    scratch.replace(output)
+    print(f"{len(rows):,} predictions in {output}")
+
+
+def flat(predictor: Predictor, row: dict[str, Any], prediction: dict[str, Any]) -> dict[str, Any]:
+    """One line of the output: inputs as they came, then `prediction`, then `score_<label>` of each label."""
+    inputs = {role: named(row[role]) for role in predictor.roles if role in row}
+    if "value" in prediction:
+        return inputs | {"prediction": prediction["value"]}
+    label = prediction["label"]
+    scores = {f"score_{name}": f"{score:.6f}" for name, score in prediction["scores"].items()}
+    return inputs | {"prediction": "|".join(label) if isinstance(label, list) else label} | scores
+
+
+def named(value: Any) -> str:
+    """A text as it is, an image by the name of its file."""
+    return Path(value["path"]).name if isinstance(value, dict) and value.get("path") else str(value)

@@ -57,7 +57,7 @@ class Recipe:
     warmup_steps: float = flag(0.1, "steps of linear warm-up; below 1 a share of the run", HOW)
     lr_scheduler_type: str = flag("linear", "shape of the schedule after warm-up", HOW)
     class_weights: str | None = flag(None, "balanced: weigh each class by the inverse of its share of train", HOW)
-    augment: str | None = flag(None, "for images: none, shift, or flip (shift and mirror)", HOW)
+    augment: str = flag("none", "for images: none, shift, or flip (shift and mirror)", HOW)
     early_stopping_patience: int = flag(3, "evaluations without a better valid metric before stopping; 0 never", HOW)
 
     seed: int = flag(42, "fixes splits, initial weights, order and dropout", RUN)
@@ -106,15 +106,17 @@ class Recipe:
         """
         import transformers
 
-        from hftl import hub, run, strategies, tasks
+        from hftl import hub, run
         from hftl.anatomy import anatomy, render_rates
         from hftl.data import load, render
+        from hftl.strategies import Strategy
+        from hftl.tasks import Task
         from hftl.trainer import Trainer
 
         folder = hub.OutputFolder(self.output_dir)
         folder.claim(resume=self.resume, overwrite=self.overwrite, dry=self.show_rates)
-        strategy = run.strategy_of(self.strategy, strategies.Strategy.known())
-        task = run.task_of(self.task, tasks.Task.known())
+        strategy = run.strategy_of(self.strategy, Strategy.known())
+        task = run.task_of(self.task, Task.known())
         args = run.training_arguments(self, strategy, folder.checkpoints)
         say = print if args.process_index == 0 else run.silent
 
@@ -156,6 +158,7 @@ class Recipe:
             say(render_rates(rates))
             return None
 
+        run.quieten(trainer, scorer.headline)
         run.train(trainer, folder, resume=self.resume)
         trainer.model = strategy.finish(trainer.model)
         report = run.report(self, task, trainer, splits, pretrained, rates, scorer, rows)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hftl.metrics import Score
 
 SCRIPTS = {"text-classification": "recipes/text_cls.py", "image-classification": "recipes/image_cls.py"}
+CHANGED = {"--strategy", "--output_dir", "--overwrite", "--resume"}
 
 
 @dataclass
@@ -148,6 +149,8 @@ class Report:
                 for name, score in getattr(report, split).items()
             }
             setattr(report, split, scores)
+        for name in ("seconds", "examples_per_second", "forward_passes"):
+            setattr(report, name, nan if getattr(report, name) is None else getattr(report, name))
         report.checks = [SimpleNamespace(**check) for check in report.checks]  # type: ignore[misc]
         return report
 
@@ -166,8 +169,7 @@ class Report:
         name = "images" if self.task.startswith("image") else "new.csv"
         predict = f"hftl predict {shlex.quote(self.folder)} --data {name} --output predictions.csv"
         strategy, output = ("LinearProbe", "runs/probe") if self.adapter else ("LoRA(r=16)", "runs/lora")
-        start = _without_flags(self.command, {"--strategy", "--output_dir", "--overwrite", "--resume"})
-        start = start or f"accelerate launch {SCRIPTS.get(self.task, SCRIPTS['text-classification'])}"
+        start = _relaunch(self.command, SCRIPTS.get(self.task, SCRIPTS["text-classification"]))
         return [predict, f'{start} --strategy "{strategy}" --output_dir {output}']
 
     def table(self, next_commands: Sequence[str] | None = None) -> str:
@@ -201,16 +203,23 @@ def _cell(score: Score | None) -> str:
     return "" if score is None else f"{wording.number(score.value)} {wording.interval(score.low, score.high)}".strip()
 
 
-def _without_flags(command: str, flags: set[str]) -> str:
-    """The command less these flags and their values; empty where it is not a command line of a shell."""
+def _relaunch(command: str, script: str) -> str:
+    """The command to start from for another run like this one: less the flags that would be changed.
+
+    A command that no shell could run again (a Python session's, a test's) gives the plain launch of the script.
+    """
     try:
         words = shlex.split(command)
     except ValueError:
-        return ""
+        words = []
+    if words[:1] == [script.split("/")[-1]]:
+        words[:1] = ["accelerate", "launch", script]
+    if words[:1] not in (["accelerate"], ["torchrun"], ["python"], ["hftl"]):
+        return f"accelerate launch {script}"
     kept, dropping = [], False
     for word in words:
         if word.startswith("--"):
-            dropping = word.split("=")[0] in flags
+            dropping = word.split("=")[0] in CHANGED
         if not dropping:
             kept.append(word)
         elif "=" in word:

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
+from transformers.trainer_callback import ProgressCallback
 
 from hftl import spec
 from hftl.anatomy import rate_table
 from hftl.data import Check, Labels, Splits, length_check
 from hftl.errors import UserError, suggest
 from hftl.metrics import extra_metric, metric_for
+from hftl.progress import Progress
 from hftl.report import Report
 from hftl.strategies.base import Chain, Strategy
 from hftl.tasks.base import Pretrained, Source, Task
@@ -108,7 +110,7 @@ def selection(args: transformers.TrainingArguments, recipe: Recipe, scorer: Scor
     if str(args.eval_strategy.value) == "no":
         return args
     metric = (args.metric_for_best_model or scorer.headline).removeprefix("eval_")
-    if metric not in scorer.names and metric != "loss":
+    if metric not in [*scorer.names, "loss"] and not scorer.extra:
         raise UserError(
             f"--metric_for_best_model {metric} is not measured here; there is loss, {', '.join(scorer.names)}."
             f"{suggest(metric, scorer.names)}"
@@ -125,6 +127,13 @@ def callbacks(recipe: Recipe) -> list[transformers.TrainerCallback]:
     if recipe.early_stopping_patience <= 0 or recipe.training.get("eval_strategy") == "no":
         return []
     return [transformers.EarlyStoppingCallback(early_stopping_patience=recipe.early_stopping_patience)]
+
+
+def quieten(trainer: Trainer, headline: str) -> None:
+    """Show a bar and a line for each evaluation in place of the base class's dicts."""
+    if not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(Progress(headline))
 
 
 def encode(task: Task, splits: Splits, processor: Any, **options: Any) -> dict[str, Any]:
@@ -174,9 +183,9 @@ class Scorer:
 
     def __init__(self, labels: Labels, extra: list[str]) -> None:
         self.metric = metric_for(labels.problem_type, labels.names)
-        self.extra = [extra_metric(name) for name in extra]
+        self.extra = [extra_metric(name, labels.problem_type) for name in extra]
         self.headline = self.metric.headline
-        self.names = self.metric.reported
+        self.names = measured_names(labels)
         self._finished = True
 
     def __call__(self, prediction: transformers.EvalPrediction, compute_result: bool) -> dict[str, float]:
@@ -192,6 +201,16 @@ class Scorer:
 
     def _extra_values(self) -> dict[str, float]:
         return {name: value for metric in self.extra for name, value in metric.compute().items()}
+
+
+def measured_names(labels: Labels) -> list[str]:
+    """The names of the built-in metrics, found by measuring a made-up batch."""
+    classes = len(labels.names)
+    probe = metric_for(labels.problem_type, labels.names)
+    eye = np.eye(max(classes, 2))
+    many = labels.problem_type == "multi_label_classification"
+    probe.update(eye, eye if many else np.arange(classes)) if classes else probe.update(eye[0], eye[0])
+    return list(probe.values())
 
 
 def train(trainer: Trainer, folder: OutputFolder, resume: bool) -> None:

@@ -161,6 +161,10 @@ def _term(node: ast.expr, line: str) -> Term:
         for keyword in node.keywords:
             if keyword.arg is None:
                 raise UserError(f"{name}(...) takes its arguments by name, as in {EXAMPLE}; ** cannot be used here.")
+        names = [keyword.arg for keyword in node.keywords]
+        if len(set(names)) < len(names):
+            twice = next(each for each in names if names.count(each) > 1)
+            raise UserError(f"{name} was given {twice!r} twice; give each argument once.")
         args = tuple(_literal(arg, name) for arg in node.args)
         return Term(name, args, tuple((str(k.arg), _literal(k.value, f"{name}({k.arg})")) for k in node.keywords))
     piece = ast.get_source_segment(line, node) or line

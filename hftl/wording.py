@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from typing import TypeGuard
 
 METRICS = {
     "accuracy": "Accuracy",
@@ -25,6 +26,7 @@ METRICS = {
     "spearman": "Spearman correlation",
 }
 
+ABSENT = "–"
 LOWER_IS_BETTER = {"loss", "log_loss", "mse", "mae", "ece"}
 
 # Marks that reorder or hide the text around them; a label could use them to read as another label.
@@ -54,22 +56,24 @@ def metric_name(name: str) -> str:
     return METRICS.get(name) or visible(name).replace("_", " ")
 
 
-def known(value: float | None) -> bool:
+def known(value: float | None) -> TypeGuard[float]:
     """Whether a number is there: neither None nor NaN nor infinite."""
     return value is not None and math.isfinite(value)
 
 
 def number(value: float | None) -> str:
     """A score with three decimals, or four digits where it is large: 0.870, 123.4. An absent one is a dash."""
-    if value is None or not math.isfinite(value):
-        return "–"
+    if not known(value):
+        return ABSENT
     if 0 < abs(value) < 0.0005:
         return f"{value:.1e}"
     return f"{value:.3f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
-def short(value: float) -> str:
+def short(value: float | None) -> str:
     """A rate or a tick: three digits at most, no trailing zeros, and no exponent where plain digits are as short."""
+    if not known(value):
+        return ABSENT
     text = f"{value:.3g}"
     return f"{value:,.0f}" if "e" in text and 1 <= abs(value) < 1e7 else text
 
@@ -79,26 +83,30 @@ def interval(low: float | None, high: float | None, between: str = "[{}, {}]") -
     return between.format(number(low), number(high)) if known(low) and known(high) else ""
 
 
-def count(value: float) -> str:
+def count(value: float | None) -> str:
     """1,797, 22.7 k, 22.7 M, 7.1 B."""
+    if not known(value):
+        return ABSENT
     if value < 10_000:
         return f"{value:,.0f}"
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if round(value / size, 1) >= 1:
-            return f"{value / size:.1f} {unit}"
-    raise AssertionError("10,000 is at least 1 k")
+    scale, unit = next(pair for pair in ((1e9, "B"), (1e6, "M"), (1e3, "k")) if round(value / pair[0], 1) >= 1)
+    return f"{value / scale:.1f} {unit}"
 
 
-def size(value: float) -> str:
+def size(value: float | None) -> str:
     """Bytes as decimal kB, MB, GB."""
+    if not known(value):
+        return ABSENT
     for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if round(value / scale, 1) >= 1:
             return f"{value / scale:.1f} {unit}" if value < 10 * scale else f"{value / scale:,.0f} {unit}"
     return f"{value:.0f} B"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str:
     """4.2 s, 41 s, 3 min 20 s, 2 h 05 min."""
+    if not known(seconds):
+        return ABSENT
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
@@ -111,7 +119,7 @@ def duration(seconds: float) -> str:
 def share(part: float, whole: float) -> str:
     """100 %, 12.3 %, 0.04 %. A part that is not the whole never reads as 100 %, nor one that is there as 0 %."""
     if not whole:
-        return "–"
+        return ABSENT
     percent = 100 * part / whole
     if percent in (0, 100):
         return f"{percent:.0f} %"

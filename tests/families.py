@@ -81,9 +81,9 @@ def text(kind: str, num_labels: int = 3) -> PreTrainedModel:
     return AutoModelForSequenceClassification.from_config(config)
 
 
-def image(kind: str, num_labels: int = 3) -> PreTrainedModel:
-    """A tiny image classifier of a transformers model type."""
-    config = AutoConfig.for_model(kind, **IMAGE[kind], num_labels=num_labels)
+def image(kind: str, num_labels: int = 3, **changes: Any) -> PreTrainedModel:
+    """A tiny image classifier of a transformers model type; `changes` are further settings of its config."""
+    config = AutoConfig.for_model(kind, **IMAGE[kind] | changes, num_labels=num_labels)
     return AutoModelForImageClassification.from_config(config)
 
 
@@ -103,6 +103,12 @@ FAMILIES: dict[str, Callable[[int], PreTrainedModel]] = (
     | {f"timm-{kind}": _builder(timm, kind) for kind in TIMM}
 )
 MODALITY: dict[str, str] = {name: "text" if name in TEXT else "image" for name in FAMILIES}
+
+
+def adaptable(name: str, num_labels: int = 3) -> PreTrainedModel:
+    """`FAMILIES[name]`, but MobileNetV2 without TensorFlow's padding: that reads the stride of its convolutions, which
+    PEFT's convolution does not have (0.21.2)."""
+    return image(name, num_labels, tf_padding=False) if name == "mobilenet_v2" else FAMILIES[name](num_labels)
 
 
 def batch(name: str, rows: int = 2) -> dict[str, torch.Tensor]:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from hftl.data.part import Part, label_batches
-from hftl.data.types import MULTI, SINGLE, Check, Labels
+from hftl.data.part import Part
+from hftl.data.types import MULTI, Check, Labels
 
 _SHOWN = 12  # rows of a small table on the terminal
 _EXAMPLES = 3
@@ -30,9 +30,9 @@ def split_checks(parts: dict[str, Part], labels: Labels) -> list[Check]:
 def counts(part: Part, labels: Labels) -> np.ndarray:
     """Rows of each class, (classes,) int64; a row with several classes counts for each."""
     total = np.zeros(len(labels.names), np.int64)
-    if labels.problem_type == SINGLE:
+    if part.classes is not None:
         return total + np.bincount(part.classes, minlength=len(total))
-    for values in label_batches(part.data):
+    for values in part.label_batches():
         total += values.sum(axis=0).astype(np.int64)
     return total
 
@@ -42,7 +42,7 @@ def _rows(parts: dict[str, Part], labels: Labels) -> Check:
     details: list[dict[str, Any]] = []
     if labels.problem_type == "regression":
         for split, part in parts.items():
-            values = np.concatenate(list(label_batches(part.data)))
+            values = np.concatenate(list(part.label_batches()))
             numbers = {"min": values.min(), "mean": values.mean(dtype=np.float64), "max": values.max()}
             details.append({"split": split, **{name: round(float(value), 4) for name, value in numbers.items()}})
     else:
@@ -84,8 +84,8 @@ def _duplicates(train: Part) -> Check:
     copies = int((sizes - 1).sum())
     if not copies:
         return Check("duplicates", "ok", "no row of train is there twice")
-    details = [{"copies": int(sizes[i]), "row": _show(train, int(first[i]))} for i in np.argsort(-sizes, kind="stable")]
-    details = [row for row in details[:_EXAMPLES] if row["copies"] > 1]
+    most = [i for i in np.argsort(-sizes, kind="stable")[:_EXAMPLES] if sizes[i] > 1]
+    details = [{"copies": int(sizes[i]), "row": _show(train, int(first[i]))} for i in most]
     return Check("duplicates", "note", f"{copies:,} rows of train repeat an earlier one", details)
 
 

@@ -33,7 +33,7 @@ def find_columns(rows: Rows, roles: dict[str, Role], mapped: dict[str, str]) -> 
             continue
         names = need.candidates + (("file_name",) if need.kind == "image" else ())
         taken = set(found.values())
-        column = next((folded[n.lower()] for n in names if folded.get(n.lower(), None) not in (None, *taken)), None)
+        column = next((folded[n.lower()] for n in names if folded.get(n.lower()) not in (None, *taken)), None)
         if column is not None:
             found[role] = column
         elif need.required:

@@ -128,13 +128,20 @@ def _quoting(path: Path) -> Any:
     if separator(path) == ",":
         return csv.QUOTE_MINIMAL
     with path.open("rb") as file:
+        width = None
         for line in file:
-            if b'"' in line:
-                for cell in line.rstrip(b"\r\n").split(b"\t"):
-                    paired = len(cell) > 1 and cell.endswith(b'"') and cell[1:-1].replace(b'""', b"").count(b'"') == 0
-                    if cell.startswith(b'"') and not paired:
-                        return csv.QUOTE_NONE
+            cells = line.rstrip(b"\r\n").split(b"\t")
+            width = width or len(cells)
+            # a line of another width is part of a quoted cell that holds tabs
+            if b'"' in line and len(cells) == width and any(map(_stray_quote, cells)):
+                return csv.QUOTE_NONE
     return csv.QUOTE_MINIMAL
+
+
+def _stray_quote(cell: bytes) -> bool:
+    if not cell.startswith(b'"'):
+        return False
+    return len(cell) == 1 or not cell.endswith(b'"') or b'"' in cell[1:-1].replace(b'""', b"")
 
 
 def _explain(paths: list[Path], builder: str, error: BaseException) -> NoReturn:

@@ -74,8 +74,8 @@ def as_images(column: datasets.Dataset, role: str, root: Path | None, where: str
     if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"}):
         column = column.cast_column(role, _IMAGE)
         first = column[0][role]
-        inside = root is not None and first and first["bytes"] is None
-        return _join(column, role, root) if inside and root is not None else column
+        named = first and first["bytes"] is None and first["path"] and not os.path.isabs(first["path"])
+        return _join(column, role, root) if named and root is not None else column
     if dtype in ("binary", "large_binary"):
         features = datasets.Features({role: _IMAGE})
         return column.map(_from_bytes, batched=True, batch_size=64, features=features, fn_kwargs={"role": role})

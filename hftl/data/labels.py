@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from hftl.data.survey import MOST_CLASSES, Survey, key, number, split_cell
+from hftl.data.survey import MOST_CLASSES, Survey, class_names, key, number, split_cell
 from hftl.data.types import MULTI, PROBLEM_TYPES, REGRESSION, SINGLE, Check
 from hftl.errors import UserError, suggest
 
@@ -21,8 +21,6 @@ class Reading:
 
     problem_type: str
     names: list[str]
-    class_names: list[str] | None = None
-    words: tuple[str, ...] = ()  # texts that stand for a missing label
     split: bool = False  # cells are texts that hold several classes
     multi_hot: bool = False  # cells are vectors of 0 and 1 already
     lower: bool = False  # "True" and "true" are one class
@@ -44,19 +42,18 @@ def decide(train: Survey, where: str, problem_type: str | None) -> Reading:
     all of a csv does, counts as the numbers it spells.
     """
     chosen = problem_type or _natural(train)
-    words = tuple(sorted(train.words)) if train.words_are_missing else ()
     if chosen == REGRESSION:
-        return _numbers(train, where, words)
+        return _numbers(train, where)
     if chosen == MULTI:
         return _several(train, where)
     if train.listed:
         raise UserError(f"Expected one label a row in {where}; its rows hold lists. Pass --problem_type {MULTI}.")
     lower = train.kind == "string" and {value.lower() for value in train.values} <= {"true", "false"}
     values = {value.lower() for value in train.values} if lower else train.values
-    values = values if words else values | train.words
+    values = values if train.words_are_missing else values | train.words
     _check_classes(train, values, where)
     names = train.class_names or ordered({key(number(v)) or v for v in values} if train.decimal else values)
-    return Reading(SINGLE, names, train.class_names, words, lower=lower)
+    return Reading(SINGLE, names, lower=lower)
 
 
 def _natural(train: Survey) -> str:
@@ -66,7 +63,7 @@ def _natural(train: Survey) -> str:
     return REGRESSION if numbers else SINGLE
 
 
-def _numbers(train: Survey, where: str, words: tuple[str, ...]) -> Reading:
+def _numbers(train: Survey, where: str) -> Reading:
     if train.listed:
         raise UserError(f"Expected one number a row in {where}; its rows hold lists. Pass --problem_type {MULTI}.")
     if train.not_number is not None:
@@ -76,7 +73,7 @@ def _numbers(train: Survey, where: str, words: tuple[str, ...]) -> Reading:
         )
     if len(train.values) == 1:
         raise UserError(f"Expected different numbers in {where}; every row of train has {min(train.values)}.")
-    return Reading(REGRESSION, [], None, words)
+    return Reading(REGRESSION, [])
 
 
 def _several(train: Survey, where: str) -> Reading:
@@ -92,7 +89,7 @@ def _several(train: Survey, where: str) -> Reading:
         raise UserError(f"Expected classes in {where}; no row of train has one.")
     _check_many(values, where)
     split = train.listed and train.kind == "string"
-    return Reading(MULTI, train.class_names or ordered(values), train.class_names, split=split)
+    return Reading(MULTI, train.class_names or ordered(values), split=split)
 
 
 def _check_classes(train: Survey, values: set[str], where: str) -> None:
@@ -142,9 +139,7 @@ def check_same(reading: Reading, train: Survey, other: Survey, split: str, where
             raise UserError(f"Expected {len(reading.names)} numbers a row in {where}, as in train.")
         return
     seen = train.values | train.words
-    if train.class_names is not None and other.class_names is not None and train.class_names != other.class_names:
-        raise UserError(f"Expected the class names of train ({_some(train.class_names)}) in {where}.")
-    new = {value for value in other.values | (other.words if not reading.words else set()) if value not in seen}
+    new = (other.values | (set() if train.words_are_missing else other.words)) - seen
     if reading.lower:
         new = {value for value in new if value.lower() not in reading.names}
     if train.decimal or train.kind == "float":
@@ -187,21 +182,23 @@ def encode(column: datasets.Dataset, reading: Reading) -> datasets.Dataset:
     return column.map(
         _encode,
         batched=True,
-        fn_kwargs={"reading": asdict(reading), "version": _ENCODING},
+        fn_kwargs={"reading": asdict(reading), "class_names": class_names(column), "version": _ENCODING},
         features=datasets.Features({"label": types[reading.problem_type]}),
         desc="Reading labels",
     )
 
 
-def _encode(batch: dict[str, list[Any]], reading: dict[str, Any], version: int) -> dict[str, list[Any]]:
+def _encode(
+    batch: dict[str, list[Any]], reading: dict[str, Any], class_names: list[str] | None, version: int
+) -> dict[str, list[Any]]:
     how = Reading(**reading)
     cells = batch["label"]
     if how.problem_type == REGRESSION:
         return {"label": [number(cell) for cell in cells]}
     ids = {name: i for i, name in enumerate(how.names)}
     if how.problem_type == MULTI:
-        return {"label": [_multi_hot(cell, how, ids) for cell in cells]}
-    names = [key(cell, how.class_names) for cell in cells]
+        return {"label": [_multi_hot(cell, how, ids, class_names) for cell in cells]}
+    names = [key(cell, class_names) for cell in cells]
     if how.lower:
         names = [name and name.lower() for name in names]
     return {"label": [_id(name, ids) for name in names]}
@@ -215,7 +212,7 @@ def _id(name: str | None, ids: dict[str, int]) -> int:
     return found if found is not None else ids.get(key(number(name)) or "", -1)
 
 
-def _multi_hot(cell: Any, how: Reading, ids: dict[str, int]) -> list[float]:
+def _multi_hot(cell: Any, how: Reading, ids: dict[str, int], class_names: list[str] | None) -> list[float]:
     if how.split:
         cell = split_cell(cell) if isinstance(cell, str) else cell
     if cell is None:
@@ -224,7 +221,7 @@ def _multi_hot(cell: Any, how: Reading, ids: dict[str, int]) -> list[float]:
         return [float(value) for value in cell]
     hot = [0.0] * len(how.names)
     for value in cell if isinstance(cell, list) else [cell]:
-        name = key(value, how.class_names)
+        name = key(value, class_names)
         if name is not None:
             hot[ids[name]] = 1.0
     return hot

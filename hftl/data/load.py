@@ -1,9 +1,10 @@
-"""A source and the roles of a task -> checked, encoded, seeded splits. Knows the order of the steps, not their insides."""
+"""A source and the roles of a task -> checked, encoded, seeded splits. Knows the order of steps, not their insides."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -99,6 +100,8 @@ class _Loading:
         self.source, self.notes = opened.name, list(opened.notes)
         self.roles, self.mapped, self.given, self.seed = roles, columns, given, seed
         self.checks: list[Check] = []
+        if opened.others:
+            self.notes.append(f"{opened.name} also has the splits {', '.join(opened.others)}, which were not used")
 
     def run(self, problem_type: str | None, on_bad_row: str, max_train_samples: int | None) -> Splits:
         columns = {"train": find_columns(self.rows["train"], self.roles, self.mapped)}
@@ -143,18 +146,14 @@ class _Loading:
     def _survey_other(
         self, rows: Rows, columns: dict[str, dict[str, str]], split: str, train: Survey, problem_type: str | None
     ) -> Survey | None:
-        """Survey valid or test; None where it has no labels."""
-        first = {role: column for role, column in columns["train"].items() if column in rows.data.column_names}
-        others = {role: need for role, need in self.roles.items() if need.kind != "label"}
-        if "label" not in first and (split not in self.given or "label" not in self.mapped):
-            try:
-                first |= {"label": find_columns(rows, {"label": self.roles["label"]}, {})["label"]}
-            except UserError:
-                return None
-        find_columns(rows, others, {role: column for role, column in first.items() if role != "label"})
-        columns[split] = find_columns(rows, self.roles, first)
-        label = label_column(rows, columns[split]["label"])
-        found = survey(label, f"column {columns[split]['label']!r} of {rows.name}", problem_type)
+        """Find the columns of train in valid or test and survey the labels; None where there are none."""
+        same = {role: column for role, column in columns["train"].items() if column in rows.data.column_names}
+        needed = {role: replace(self.roles[role], required=role != "label") for role in columns["train"]}
+        columns[split] = find_columns(rows, needed, same)
+        if "label" not in columns[split]:
+            return None
+        column = columns[split]["label"]
+        found = survey(label_column(rows, column), f"column {column!r} of {rows.name}", problem_type)
         return None if found.unlabelled(train) else found
 
     def _leave_out(self, split: str) -> None:
@@ -191,10 +190,8 @@ class _Loading:
             share = SHARE * whole / len(train.data)
             rest, taken = carve(share, train.scan.keys, train.classes, self.seed, split)
             parts[split], parts["train"] = train.take(taken), train.take(rest)
-            self.notes.append(
-                f"no {split} split was given: {len(taken) / whole:.0%} of train ({len(taken):,} rows) was set aside, "
-                f"seed {self.seed}"
-            )
+            part_of = f"{100 * len(taken) / whole:.0f} % of train ({len(taken):,} rows)"
+            self.notes.append(f"no {split} split was given: {part_of} was set aside, seed {self.seed}")
             small = scarce(train.scan.keys, train.classes) if train.classes is not None else []
             if small:
                 names = ", ".join(repr(labels.names[i]) for i in small[:5]) + (" ..." if len(small) > 5 else "")
@@ -203,7 +200,7 @@ class _Loading:
 
 def _given(one: Any, split: str, opened: Source) -> Rows:
     if isinstance(one, str) and one in opened.others:
-        return opened.others[one]
+        return opened.others.pop(one)
     parts = open_source(one).parts
     rows = next(iter(parts.values())) if len(parts) == 1 else parts.get(split)
     if rows is None:
@@ -216,7 +213,7 @@ def _split_by_column(opened: Source, mapped: dict[str, str]) -> None:
     rows = opened.parts.get("train")
     if rows is None or len(opened.parts) > 1 or "split" in mapped.values() or "split" not in rows.data.column_names:
         return
-    codes = {**{word: SPLITS.index(split) for word, split in WORDS.items()}}
+    codes = {word: SPLITS.index(split) for word, split in WORDS.items()}
     found = []
     for batch in rows.data.select_columns(["split"]).iter(10_000):
         found += [codes.get(str(value).strip().lower(), -1) for value in batch["split"]]

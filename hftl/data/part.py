@@ -10,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from datasets import config
 
 from hftl.data.columns import check_text
@@ -17,7 +18,7 @@ from hftl.data.images import as_images
 from hftl.data.labels import Reading, encode
 from hftl.data.scan import Scan, scan
 from hftl.data.source import Rows
-from hftl.data.types import MULTI, SINGLE, Labels, Role
+from hftl.data.types import MULTI, Labels, Role
 
 _BATCH = 10_000
 
@@ -28,19 +29,28 @@ class Part:
 
     data: datasets.Dataset
     scan: Scan
-    classes: np.ndarray | None  # (n,) int64 ids; None unless there is one label a row
+    values: np.ndarray | None  # (n,) labels: int64 ids or float32 numbers; None where a row has several
     name: str
 
     def take(self, rows: np.ndarray) -> Part:
-        classes = None if self.classes is None else self.classes[rows]
-        return Part(self.data.select(rows), self.scan.take(rows), classes, self.name)
+        values = None if self.values is None else self.values[rows]
+        return Part(self.data.select(rows), self.scan.take(rows), values, self.name)
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """(n,) int64 ids; None unless there is one class a row."""
+        return self.values if self.values is not None and self.values.dtype == np.int64 else None
+
+    def label_batches(self) -> Iterator[np.ndarray]:
+        """All labels, in one batch where they are held already, else in batches of (n, classes) float32."""
+        return _batches(self.data) if self.values is None else iter([self.values])
 
     def fingerprint(self, labels: Labels) -> str:
         """sha256 of texts, image bytes and labels, in order."""
         total = hashlib.sha256(json.dumps([labels.problem_type, labels.names]).encode())
-        total.update(np.ascontiguousarray(self.scan.digest))
-        for values in label_batches(self.data):
-            total.update(np.ascontiguousarray(values))
+        total.update(self.scan.digest.tobytes())
+        for values in self.label_batches():
+            total.update(values.tobytes())
         return total.hexdigest()
 
 
@@ -72,12 +82,11 @@ def make_part(rows: Rows, columns: dict[str, str], roles: dict[str, Role], readi
     found = scan(given, kinds, image_roots(rows))
     label = encode(label_column(rows, columns["label"]), reading)
     data = datasets.concatenate_datasets([given, label], axis=1)
-    batches = list(label_batches(data)) if reading.problem_type != MULTI else []
-    single = reading.problem_type == SINGLE
-    classes = np.concatenate(batches) if single else None
-    for row in _unlabelled(data):
+    values = None if reading.problem_type == MULTI else np.concatenate(list(_batches(data)))
+    part = Part(data, found, values, rows.name)
+    for row in _unlabelled(part.label_batches()):
         found.reasons.setdefault(row, "no label")
-    return Part(data, found, classes, rows.name)
+    return part
 
 
 def image_roots(rows: Rows) -> list[str] | None:
@@ -88,19 +97,18 @@ def image_roots(rows: Rows) -> list[str] | None:
     return [str(Path(root).expanduser().resolve()) for root in roots]
 
 
-def label_batches(data: datasets.Dataset) -> Iterator[np.ndarray]:
-    """The labels in batches: (n,) int64 or float32, or (n, classes) float32."""
+def _batches(data: datasets.Dataset) -> Iterator[np.ndarray]:
     for table in data.select_columns("label").with_format("arrow").iter(_BATCH):
         cells = table.column(0).combine_chunks()
-        if hasattr(cells, "flatten") and not hasattr(cells, "chunks") and cells.type.num_fields:
+        if isinstance(cells, pa.ListArray):
             yield cells.flatten().to_numpy(zero_copy_only=False).reshape(len(cells), -1)
         else:
             yield cells.to_numpy(zero_copy_only=False)
 
 
-def _unlabelled(data: datasets.Dataset) -> Iterator[int]:
+def _unlabelled(batches: Iterator[np.ndarray]) -> Iterator[int]:
     start = 0
-    for values in label_batches(data):
+    for values in batches:
         first = values[:, 0] if values.ndim == 2 else values
         yield from (start + np.flatnonzero((first == -1) if first.dtype == np.int64 else np.isnan(first))).tolist()
         start += len(values)

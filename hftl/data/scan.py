@@ -1,4 +1,4 @@
-"""One cached pass over the rows: is each readable, what is it, how large. Knows texts and images, not labels or splits."""
+"""One cached pass over the rows: is each readable, and how large. Knows texts and images, not labels or splits."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ class Scan:
         reasons = {}
         if self.reasons:
             reasons = {new: self.reasons[old] for new, old in enumerate(rows.tolist()) if old in self.reasons}
-        parts = (self.digest, self.words, self.width, self.height, self.mode)
-        return Scan(*(part[rows] for part in parts), reasons)
+        return Scan(self.digest[rows], self.words[rows], self.width[rows], self.height[rows], self.mode[rows], reasons)
 
 
 def scan(rows: datasets.Dataset, kinds: dict[str, str], roots: list[str] | None) -> Scan:
@@ -140,11 +139,11 @@ def _look(cell: dict[str, Any] | None, roots: list[str] | None) -> _Seen:
         try:
             raw = Path(name).read_bytes()
         except OSError as error:
-            return _Seen(reason=f"{_short(name, roots)}: {error.strerror or error}")
+            return _Seen(reason=f"the unreadable image {_short(name, roots)} ({error.strerror or error})")
     seen = _Seen(hashlib.sha256(raw).digest())
     why = _decode(raw, seen)
     if why:
-        seen.reason = f"{_short(name, roots) or 'an image'}: {why}"
+        seen.reason = " ".join(f"the unreadable image {_short(name, roots)} ({why})".split())
     return seen
 
 

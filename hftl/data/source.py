@@ -14,7 +14,6 @@ from datasets.exceptions import DatasetsError
 from hftl.data.bundled import bundled
 from hftl.data.files import FORMATS, read_files
 from hftl.data.images import class_folders, read_class_folders
-from hftl.data.types import SPLITS
 from hftl.errors import UserError, suggest
 
 WORDS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid"}
@@ -103,7 +102,8 @@ def _mapping(source: Mapping[str, Any], revision: str | None) -> Source:
             others[str(name)] = rows
         else:
             parts[split] = rows
-    kind = "a DatasetDict" if isinstance(source, datasets.DatasetDict) else ", ".join(map(str, source.values()))
+    plain = all(isinstance(value, str | Path) for value in source.values())
+    kind = ", ".join(map(str, source.values())) if plain else f"a {type(source).__name__}"
     return Source(kind, parts, others)
 
 
@@ -126,14 +126,10 @@ def _file_set(paths: list[Path], name: str) -> Source:
     for path in paths:
         grouped.setdefault(split_of(path.stem) or "", []).append(path)
     unnamed = grouped.pop("", [])
-    if not grouped:
-        grouped = {"train": unnamed}
-    notes = (
-        [f"{path.name} was not read: no split is in its name" for path in unnamed if path not in grouped["train"]]
-        if "train" in grouped
-        else []
-    )
-    return Source(name, {split: _file_rows(files, files[0].parent) for split, files in grouped.items()}, notes=notes)
+    notes = [f"{path.name} was not read: its name names no split" for path in unnamed] if grouped else []
+    grouped = grouped or {"train": unnamed}
+    parts = {split: _file_rows(files, files[0].parent) for split, files in grouped.items()}
+    return Source(name, parts, notes=notes)
 
 
 def _folder(folder: Path, name: str) -> Source:
@@ -209,26 +205,19 @@ def _hub(name: str, revision: str | None) -> Source:
     except (OSError, DatasetsError, RuntimeError, ValueError) as error:
         raise UserError(_hub_trouble(name, error)) from error
     found, others = _named({key: Rows(rows, f"{name} ({key})") for key, rows in loaded.items()})
-    notes = [f"{name} also has the splits {', '.join(others)}, which were not used"] if others else []
-    return Source(name, found, others, notes)
+    return Source(name, found, others)
 
 
 def _hub_trouble(name: str, error: Exception) -> str:
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "Dataset scripts" in text:
         return f"{name} runs a script to load, which is refused. Look for a parquet copy of it on the Hub."
-    if "Config name is missing" in text or "BuilderConfig" in text:
-        configs = re.findall(r"'([^']+)'", str(error).split("[", 1)[-1])
-        return (
-            f"Expected a config in --data {name}; there are {', '.join(configs[:12])}. Pass --data {name.split(':')[0]}:{configs[0]}."
-            if configs
-            else f"{name}: {text}"
-        )
+    configs = re.findall(r"'([^']+)'", str(error).split("[", 1)[-1])
+    if ("Config name is missing" in text or "BuilderConfig" in text) and configs:
+        some, repository = ", ".join(configs[:12]), name.partition(":")[0]
+        return f"Expected a config of {repository} ({some}); it is {name}. Pass --data {repository}:{configs[0]}."
     if isinstance(error, ConnectionError):
         return (
             f"Expected a file, a folder or a Hub data set called {name}; no such path, and the Hub cannot be reached."
         )
     return f"{name} cannot be loaded from the Hub: {text}."
-
-
-__all__ = ["SPLITS", "Rows", "Source", "open_source", "split_of"]

@@ -52,8 +52,8 @@ def carve(
 
 
 def _stratified(share: float, classes: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    chosen = []
-    spare = []
+    chosen: list[int] = []
+    spare: list[int] = []
     for value in np.unique(classes):
         rows = random.permutation(np.flatnonzero(classes == value))
         if len(rows) >= FEWEST:

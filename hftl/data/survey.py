@@ -53,7 +53,7 @@ class Survey:
 
 def survey(column: datasets.Dataset, where: str, problem_type: str | None = None) -> Survey:
     """Read the only column of a data set in batches. `where` names it in errors."""
-    found = _empty_survey(next(iter(column.features.values())), where)
+    found = _empty_survey(column, where)
     split = problem_type == MULTI and found.kind == "string" and not found.listed
     for table in column.with_format("arrow").iter(_BATCH):
         cells = table.column(0).combine_chunks()
@@ -68,9 +68,21 @@ def survey(column: datasets.Dataset, where: str, problem_type: str | None = None
     return found
 
 
-def _empty_survey(feature: Any, where: str) -> Survey:
+def _inner(column: datasets.Dataset) -> tuple[Any, bool]:
+    """The feature of the values, and whether they come in lists."""
+    feature = next(iter(column.features.values()))
     listed = isinstance(feature, datasets.List | datasets.LargeList)
-    inner = feature.feature if listed else feature
+    return (feature.feature if listed else feature), listed
+
+
+def class_names(column: datasets.Dataset) -> list[str] | None:
+    """The names that a ClassLabel column brings along."""
+    inner, _ = _inner(column)
+    return list(inner.names) if isinstance(inner, datasets.ClassLabel) else None
+
+
+def _empty_survey(column: datasets.Dataset, where: str) -> Survey:
+    inner, listed = _inner(column)
     if isinstance(inner, datasets.ClassLabel):
         return Survey("class", listed, list(inner.names))
     dtype = inner.dtype if isinstance(inner, datasets.Value) else type(inner).__name__
@@ -108,7 +120,8 @@ def split_cell(cell: str | None) -> list[Any] | None:
         return None
     if cell.lstrip().startswith("["):
         try:
-            return list(json.loads(cell))
+            parts = list(json.loads(cell))
+            return [json.dumps(part) if isinstance(part, list | dict) else part for part in parts]
         except json.JSONDecodeError:
             return [cell.strip()]
     return [part.strip() for part in cell.split("|") if part.strip()]

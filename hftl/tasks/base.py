@@ -123,6 +123,7 @@ def load_pretrained(
     path = resolve(source.model)
     auto_class = getattr(transformers, auto)
     common = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+    transformers.logging.set_verbosity_error()  # fresh weights are reported by the run, in one line
     try:
         config = transformers.AutoConfig.from_pretrained(path, **common, **label_settings(labels))
         model, info = auto_class.from_pretrained(

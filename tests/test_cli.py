@@ -1,0 +1,257 @@
+"""The command line: the order of sources, the reading of flags, help, and the `hftl` command."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from hftl import cli
+from hftl.recipe import Recipe
+from hftl.settings import flag, named_choices, training_settings
+from hftl.values import CHOICES, RANGES
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(init=False)
+class Stub(Recipe):
+    """A recipe with a flag of its own, as a user writes one, that says what it would have run."""
+
+    alpha: float = flag(0.5, "a flag of a user's own", "Mine")
+    ran: ClassVar[list[dict[str, Any]]] = []
+
+    def run(self) -> Any:
+        self.ran.append(self.settings())
+        return "the report"
+
+
+def settings_of(*words: str, recipe: Recipe | None = None) -> dict[str, Any]:
+    Stub.ran.clear()
+    assert cli.main(recipe or Stub(), list(words)) == "the report"
+    return Stub.ran[0]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str, command: Any = None) -> str:
+    """The one sentence that a command line is refused with."""
+    Stub.ran.clear()
+    with pytest.raises(SystemExit) as left:
+        (command or (lambda argv: cli.main(Stub(), argv)))(list(words))
+    out, err = capsys.readouterr()
+    assert left.value.code == 2
+    assert not Stub.ran
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert err.count("\n") == 1
+    return err
+
+
+# the order of sources, and how words become values
+
+
+def test_flags_win_over_the_file_and_the_file_wins_over_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("seed: 2\nlearning_rate: 1e-4\ntrain_file: a.csv\nmax_length: null\nnum_train_epochs: null\n")
+    recipe = Stub(seed=1, max_length=99, num_train_epochs=9.0, weight_decay=0.3, optim="sgd")
+    found = settings_of("--seed", "3", "--config", str(file), recipe=recipe)
+    assert found["seed"] == 3
+    assert found["learning_rate"] == 1e-4  # YAML 1.1 reads 1e-4 as text
+    assert found["data"] == "a.csv"
+    assert found["max_length"] is None
+    assert found["num_train_epochs"] == 3.0  # null is the default where None is no value
+    assert (found["weight_decay"], found["optim"]) == (0.3, "sgd")
+    assert recipe.seed == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--learning_rate", "1e-4"], "learning_rate", 1e-4),
+        (["--learning_rate=1e-4"], "learning_rate", 1e-4),
+        (["--learning-rate", "1e-4"], "learning_rate", 1e-4),
+        (["--num_train_epochs", "2"], "num_train_epochs", 2.0),
+        (["--max_steps", "-1"], "max_steps", -1),
+        (["--seed", "1", "--seed", "2"], "seed", 2),
+        (["--bf16"], "bf16", True),
+        (["--bf16", "--seed", "1"], "bf16", True),
+        (["--bf16", "false"], "bf16", False),
+        (["--bf16=yes"], "bf16", True),
+        (["--no_bf16"], "bf16", False),
+        (["--no-dataloader-pin-memory"], "dataloader_pin_memory", False),
+        (["--text", "5"], "text", "5"),
+        (["--text", "none"], "text", "none"),
+        (["--text="], "text", None),
+        (["--text=--odd"], "text", "--odd"),
+        (["--data", "-"], "data", "-"),
+        (["--data", "123"], "data", "123"),
+        (["--max_length", "none"], "max_length", None),
+        (["--warmup_steps", "0.1"], "warmup_steps", 0.1),
+        (["--metrics", "a", "b"], "metrics", ["a", "b"]),
+        (["--metrics", "a", "--metrics", "b"], "metrics", ["a", "b"]),
+        (["--metrics", "a"], "metrics", ["a"]),
+        (["--report_to", "wandb"], "report_to", "wandb"),
+        (["--report_to", "wandb", "mlflow"], "report_to", ["wandb", "mlflow"]),
+        (["--lr_scheduler_kwargs", '{"num_cycles": 2}'], "lr_scheduler_kwargs", {"num_cycles": 2}),
+        (["--deepspeed", "zero2.json"], "deepspeed", "zero2.json"),
+        (["--include_num_input_tokens_seen", "no"], "include_num_input_tokens_seen", "no"),
+        (["--include_num_input_tokens_seen", "true"], "include_num_input_tokens_seen", True),
+        (["--lr_scheduler_type", "cosine"], "lr_scheduler_type", "cosine"),
+        (["--eval_steps", "20"], "eval_steps", 20.0),
+        (["--strategy", "LastLayers(2) | LayerDecay(0.9)"], "strategy", "LastLayers(2) | LayerDecay(0.9)"),
+        (["--alpha", "1"], "alpha", 1.0),
+        (["--model_name_or_path", "m"], "model", "m"),
+        (["--dataset_name", "d"], "data", "d"),
+        (["--train-file", "d.csv"], "data", "d.csv"),
+        (["--validation_file", "v.csv"], "valid", "v.csv"),
+        (["--test_file", "t.csv"], "test", "t.csv"),
+    ],
+)
+def test_a_flag_is_read_as_its_type(words: list[str], name: str, value: Any) -> None:
+    found = settings_of(*words)[name]
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        (["--learning_rat", "1"], ["no flag --learning_rat.", "Did you mean '--learning_rate'?", "not abbreviated"]),
+        (["--learnign_rate=1"], ["no flag --learnign_rate.", "Did you mean '--learning_rate'?"]),
+        (["--per_device"], ["Did you mean '--per_device_train_batch_size'?", "not abbreviated"]),
+        (["--warmup_ratio", "0.1"], ["Did you mean '--warmup_steps'?"]),
+        (["--lr", "1"], ["Did you mean '--learning_rate'?"]),
+        (["--alhpa", "1"], ["Did you mean '--alpha'?"]),
+        (["--no_seed"], ["no flag --no_seed"]),
+        (["--training", "{}"], ["no flag --training"]),
+        (["--hub_token", "hf_secret"], ["hf auth login"]),
+        (["--"], ["'--' came"]),
+        (["-s", "3"], ["'-s' came"]),
+        (["--text", "my", "column"], ["'column' came", "--text takes one value", "quote"]),
+        (["--seed"], ["--seed needs a value (a whole number"]),
+        (["--text", "--bf16"], ["--text needs a value (text)"]),
+        (["--metrics"], ["--metrics needs a value"]),
+        (["--seed", "x"], ["--seed expected a whole number", "'x' came"]),
+        (["--seed", "1.5"], ["--seed expected a whole number", "'1.5' came"]),
+        (["--seed="], ["--seed expected a whole number"]),
+        (["--seed", "-1"], ["--seed expected a whole number from 0 to 4294967295; -1 came"]),
+        (["--bf16", "maybe"], ["--bf16 expected true or false; 'maybe' came"]),
+        (["--learning_rate", "fast"], ["--learning_rate expected a number above 0; 'fast' came"]),
+        (["--learning_rate", "0"], ["--learning_rate expected a number above 0"]),
+        (["--learning_rate", "nan"], ["nan came"]),
+        (["--learning_rate", "inf"], ["inf came"]),
+        (["--num_train_epochs", "-1"], ["--num_train_epochs expected a number above 0; -1"]),
+        (["--per_device_train_batch_size", "0"], ["a whole number of 1 or more; 0 came"]),
+        (["--adam_beta1", "1"], ["from 0 to below 1"]),
+        (["--on_bad_row", "skp"], ["error or skip", "Did you mean 'skip'?"]),
+        (["--problem_type", "regresion"], ["Did you mean 'regression'?"]),
+        (["--class_weights", "even"], ["--class_weights expected balanced; 'even' came"]),
+        (["--augment", "rotate"], ["none, shift or flip"]),
+        (["--lr_scheduler_type", "cosin"], ["Did you mean 'cosine'?"]),
+        (["--save_strategy", "epochs"], ["Did you mean 'epoch'?"]),
+        (["--lr_scheduler_kwargs", "{1"], ["expected JSON such as", "'{1' came"]),
+        (["--strategy", "LayerDecya"], ["Did you mean 'LayerDecay'?"]),
+        (["--strategy", "LayerDecay(2"], ["never closed"]),
+        (["--strategy", "LayerDecay(7)"], ["LayerDecay(decay)", "7"]),
+        (["--config", "nowhere.yaml"], ["no file 'nowhere.yaml'"]),
+        (["--config", "."], ["cannot be read"]),
+        (["--help", "LayerDecya"], ["--help takes all, strategies", "Did you mean 'LayerDecay'?"]),
+    ],
+)
+def test_a_bad_flag_is_answered_with_one_sentence(
+    capsys: pytest.CaptureFixture[str], words: list[str], fragments: list[str]
+) -> None:
+    sentence = refusal(capsys, *words)
+    assert all(fragment in sentence for fragment in fragments), sentence
+
+
+@pytest.mark.parametrize(
+    ("content", "fragments"),
+    [
+        (b"", ["is empty"]),
+        (b"# nothing\n", ["is empty"]),
+        (b"- a\n", ["holds a list", "learning_rate: 2e-5"]),
+        (b"seed: 1\nseed: 2\n", ["line 2", "'seed' is given twice"]),
+        (b"seed: 1\ndata:\n\tx: 1\n", ["line 3", "tab"]),
+        (b"metrics: [a\n", ["line 2"]),
+        (b"? [a]\n: 1\n", ["line 1"]),
+        (b"\xff\xfe", ["not UTF-8"]),
+        (b"!!python/object/apply:os.system ['true']", ["line 1"]),
+        (b"on: 1\n", ["setting True"]),
+        (b"sede: 1\n", ["unknown setting 'sede'", "Did you mean 'seed'?"]),
+        (b"learning-rate: 1\n", ["unknown setting 'learning-rate'", "Did you mean 'learning_rate'?"]),
+        (b"hub_token: hf_x\n", ["unknown setting 'hub_token'"]),
+        (b"seed: 1.5\n", ["'seed' in ", "a whole number", "1.5 came"]),
+        (b"seed: true\n", ["True came"]),
+        (b"text: yes\n", ["True came", "quotes"]),
+        (b"learning_rate: -1\n", ["a number above 0"]),
+        (b"metrics: 3\n", ["a list of text"]),
+    ],
+)
+def test_a_bad_config_file_is_answered_with_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, fragments: list[str]
+) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content)
+    sentence = refusal(capsys, "--config", str(file))
+    assert "bad.yaml" in sentence
+    assert all(fragment in sentence for fragment in fragments), sentence
+
+
+def test_a_bad_value_in_the_recipe_itself_is_found_before_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = refusal(capsys, command=lambda argv: cli.main(Stub(num_train_epochs=-2), argv))
+    assert "num_train_epochs expected a number above 0" in sentence
+
+
+def test_settings_are_those_of_the_installed_training_arguments() -> None:
+    from transformers import IntervalStrategy, SchedulerType, TrainingArguments
+    from transformers.training_args import OptimizerNames
+
+    theirs = {f.name: f for f in fields(TrainingArguments) if not f.name.startswith("_") and f.init}
+    assert set(training_settings()) == set(theirs)
+    assert training_settings()["adam_beta2"].default == theirs["adam_beta2"].default == 0.999
+    for kind in (IntervalStrategy, SchedulerType, OptimizerNames):
+        assert list(named_choices(kind.__name__)) == [member.value for member in kind]
+
+
+def test_every_range_and_choice_belongs_to_a_setting() -> None:
+    known = {f.name for f in fields(Recipe)} | set(training_settings()) | set(cli.PREDICT)
+    assert set(RANGES) | set(CHOICES) | set(cli.ALIASES.values()) <= known
+
+
+# help
+
+
+def page(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["recipes/text_cls.py"])
+        with pytest.raises(SystemExit) as left:
+            cli.main(Stub(seed=7), list(words))
+    assert left.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_short_help_shows_every_own_setting_with_the_recipes_default(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = page(capsys, "--seed", "1", "--help")
+    assert max(map(len, shown.splitlines())) <= 100
+    for f in fields(Stub):
+        assert (f"--{f.name}" in shown) == (f.name != "training")
+    assert "(default: 7)" in shown
+    assert shown.index("What goes in") < shown.index("How it learns") < shown.index("\nMine\n  --alpha X")
+    assert "--adam_beta2" not in shown
+
+
+def test_help_all_shows_every_name_of_training_arguments_but_the_token(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = page(capsys, "--help", "all")
+    assert all((f"--{name}" in shown) == (name != "hub_token") for name in training_settings())
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_strategies_are_listed_with_signature_and_first_line(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = page(capsys, "--help", "strategies")
+    assert "LayerDecay(decay=0.75)" in shown
+    assert "Every weight trains at the same rate." in shown
+    assert "LayerDecay(decay=0.75)\n\n  Each block" in page(capsys, "--help", "LayerDecay")

@@ -1,0 +1,133 @@
+"""Labels of every kind are read as what they are, or as --problem_type says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from test_data import ROLES, _own_cache, write  # noqa: F401
+
+from hftl.data import Splits, load
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+
+def with_labels(labels: list[Any], feature: Any = None, **options: Any) -> Splits:
+    """All rows as train, valid and test, so that the order is kept."""
+    table = datasets.Dataset.from_dict({"text": [f"t{i}" for i in range(len(labels))], "label": labels})
+    table = table.cast_column("label", feature) if feature else table
+    return load(datasets.DatasetDict(train=table, valid=table, test=table), ROLES, **options)
+
+
+CASES: dict[str, tuple[list[Any], dict[str, Any], str, list[str], list[Any]]] = {
+    "strings": (["b", "a", " b "], {}, SINGLE, ["a", "b"], [1, 0, 1]),
+    "integers sort by size": ([10, 9, -1, 10], {}, SINGLE, ["-1", "9", "10"], [2, 1, 0, 2]),
+    "integers as text sort by size": (["10", "9", "10"], {}, SINGLE, ["9", "10"], [1, 0, 1]),
+    "codes keep their zeros": (["007", "07", "7"], {}, SINGLE, ["007", "07", "7"], [0, 1, 2]),
+    "booleans": ([True, False, True], {}, SINGLE, ["false", "true"], [1, 0, 1]),
+    "booleans as text": (["True", "FALSE", "true"], {}, SINGLE, ["false", "true"], [1, 0, 1]),
+    "NA among words": (["NA", "DE", "NA"], {}, SINGLE, ["DE", "NA"], [1, 0, 1]),
+    "floats": ([0.5, 2.0, 1.5], {}, REGRESSION, [], [0.5, 2.0, 1.5]),
+    "floats as text": (["0.5", "2", "-1e1"], {}, REGRESSION, [], [0.5, 2.0, -10.0]),
+    "integers as amounts": ([3, 1, 2], {"problem_type": REGRESSION}, REGRESSION, [], [3.0, 1.0, 2.0]),
+    "whole floats as classes": ([2.0, 1.0, 2.0], {"problem_type": SINGLE}, SINGLE, ["1", "2"], [1, 0, 1]),
+    "whole floats as text as classes": (["2.0", "1.0"], {"problem_type": SINGLE}, SINGLE, ["1", "2"], [1, 0]),
+    "lists of words": ([["b"], ["a", "b"], []], {}, MULTI, ["a", "b"], [[0, 1], [1, 1], [0, 0]]),
+    "lists of ids": ([[3], [10, 3], []], {}, MULTI, ["3", "10"], [[1, 0], [1, 1], [0, 0]]),
+    "vectors of bits": ([[0, 0, 1], [1, 0, 1]], {}, MULTI, ["0", "1", "2"], [[0, 0, 1], [1, 0, 1]]),
+    "vectors of floats": ([[0.0, 1.0], [1.0, 1.0]], {}, MULTI, ["0", "1"], [[0, 1], [1, 1]]),
+    "ids 0 and 1 of one length": ([[0, 1], [1, 0]], {}, MULTI, ["0", "1"], [[1, 1], [1, 1]]),
+    "text with bars": (["a|b", "b", "[]"], {"problem_type": MULTI}, MULTI, ["a", "b"], [[1, 1], [0, 1], [0, 0]]),
+    "text with json": (['["a", 2]', "[2]"], {"problem_type": MULTI}, MULTI, ["2", "a"], [[1, 1], [1, 0]]),
+    "one class a row of several": ([4, 5], {"problem_type": MULTI}, MULTI, ["4", "5"], [[1, 0], [0, 1]]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_labels_are_read_as(case: str) -> None:
+    labels, options, problem_type, names, encoded = CASES[case]
+    splits = with_labels(labels, **options)
+    assert (splits.labels.problem_type, splits.labels.names) == (problem_type, names)
+    assert [list(row) if isinstance(row, list) else row for row in splits.train["label"]] == encoded
+    dtype = {SINGLE: "int64", MULTI: "float32", REGRESSION: "float32"}[problem_type]
+    feature = splits.train.features["label"]
+    assert (feature.feature if problem_type == MULTI else feature).dtype == dtype
+
+
+def test_class_names_of_the_hub_keep_their_order() -> None:
+    feature = datasets.ClassLabel(names=["world", "art", "unused"])
+    splits = with_labels([1, 0, 1], feature)
+    assert splits.labels.names == ["world", "art", "unused"]
+    assert splits.train["label"][:] == [1, 0, 1]
+    balance = next(check for check in splits.checks if check.name == "balance")
+    assert balance.sentence == "no row of train has the class unused; it cannot be learned"
+
+
+def test_lists_of_named_classes_keep_their_order() -> None:
+    splits = with_labels([[1], [0, 1]], datasets.List(datasets.ClassLabel(names=["z", "a"])))
+    assert (splits.labels.names, splits.train["label"][:]) == (["z", "a"], [[0, 1], [1, 1]])
+
+
+def test_named_classes_and_words_are_the_same_labels() -> None:
+    named = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    named = named.cast_column("label", datasets.ClassLabel(names=["pos", "neg"]))
+    words = datasets.Dataset.from_dict({"text": ["c", "d"], "label": ["neg", "pos"]})
+    splits = load({"train": named, "valid": words, "test": words}, ROLES)
+    assert splits.test["label"][:] == [1, 0]
+
+
+@pytest.mark.parametrize("labels", [[0.5, None, 2.0], [0.5, float("nan"), 2.0], ["0.5", "NA", "2.0"], ["0.5", "", "2"]])
+def test_a_missing_amount_is_a_bad_row(labels: list[Any]) -> None:
+    splits = with_labels(labels, on_bad_row="skip")
+    assert splits.train["label"][:] == [0.5, 2.0]
+    bad = next(check for check in splits.checks if check.name == "bad rows")
+    assert [row["reason"] for row in bad.details] == ["no label"] * 3
+
+
+@pytest.mark.parametrize("labels", [[1, None, 2], ["a", None, "b"], [["a"], None, ["b"]], ["1", "nan", "2"]])
+def test_a_missing_class_is_a_bad_row(labels: list[Any]) -> None:
+    splits = with_labels(labels, on_bad_row="skip")
+    assert splits.train["text"][:] == ["t0", "t2"]
+    assert len(splits.labels.names) == 2
+
+
+def test_whole_amounts_are_noted_with_the_flag_that_makes_them_classes() -> None:
+    splits = with_labels([1.0, 2.0, 5.0])
+    note = next(check for check in splits.checks if check.name == "labels")
+    assert (note.level, splits.labels.problem_type) == ("note", REGRESSION)
+    assert note.sentence.endswith("pass --problem_type single_label_classification")
+    assert not any(check.name == "labels" for check in with_labels([1.0, 2.5]).checks)
+
+
+def test_bars_in_labels_are_noted() -> None:
+    notes = [check.sentence for check in with_labels(["a|b", "a"]).checks if check.name == "labels"]
+    assert len(notes) == 1
+    assert notes[0].endswith("pass --problem_type multi_label_classification")
+
+
+@pytest.mark.parametrize("kind", ["all minus one", "nothing", "no column"])
+def test_a_test_split_without_labels_is_left_out_and_another_is_carved(kind: str) -> None:
+    train = datasets.Dataset.from_dict({"text": [f"t{i}" for i in range(40)], "label": [0, 1] * 20})
+    test: dict[str, list[Any]] = {"text": ["a", "b"]}
+    if kind != "no column":
+        test["label"] = [-1, -1] if kind == "all minus one" else [None, None]
+    splits = load(datasets.DatasetDict(train=train, test=datasets.Dataset.from_dict(test)), ROLES)
+    assert splits.notes[0] == "the test split of a DatasetDict has no labels (missing, or all -1) and was left out"
+    assert splits.notes[1] == "no test split was given: 10 % of train (4 rows) was set aside, seed 42"
+    assert "a" not in splits.test["text"]
+
+
+def test_minus_one_is_a_class_where_train_has_it() -> None:
+    train = datasets.Dataset.from_dict({"text": list("abcd"), "label": [-1, 1, -1, 1]})
+    splits = load({"train": train, "valid": train, "test": train.select([0, 2])}, ROLES)
+    assert splits.test["label"][:] == [0, 0]
+
+
+def test_a_csv_and_a_typed_file_read_the_same(tmp_path: Path) -> None:
+    rows = [{"text": f"t{i}", "label": i * 0.25 - 3} for i in range(30)]
+    one, other = (load(write(tmp_path / f"a.{ending}", rows), ROLES) for ending in ("csv", "jsonl"))
+    assert one.fingerprints == other.fingerprints
+    assert np.isclose(min(one.train["label"]), -3, atol=1)
