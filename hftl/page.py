@@ -146,8 +146,8 @@ def confusion(report: Report) -> dict:
     if not matrix or len(names) != len(matrix):
         return {}
     sums = [sum(row) for row in matrix]
-    pairs = [
-        {"true": names[i], "predicted": names[j], "count": n, "row": sums[i], "shade": shade(n / sums[i])}
+    pairs: list[dict[str, Any]] = [
+        {"true": names[i], "predicted": names[j], "count": n, "row": sums[i]}
         for i, row in enumerate(matrix)
         for j, n in enumerate(row)
         if n and i != j

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from hftl.errors import UserError, suggest
-from hftl.settings import flag, own_settings, training_settings
+from hftl.settings import Setting, flag, own_settings, training_settings
+from hftl.values import checked_all
 
 if TYPE_CHECKING:
     from hftl.report import Report
+    from hftl.run import Run
 
 IN, HOW, RUN, OUT, SAFE = "What goes in", "How it learns", "The run", "What comes out", "Safety"
 
@@ -83,6 +85,7 @@ class Recipe:
         for name in settings:
             if name not in own and name not in others and name != "training":
                 raise UserError(f"Recipe has no setting {name!r}.{suggest(name, [*own, *others])}")
+        settings = checked_all(settings, {"training": Setting("training", "dict", None, "", "")} | others | own)
         for f in fields(self):
             if f.name in settings:
                 setattr(self, f.name, settings[f.name])
@@ -91,9 +94,38 @@ class Recipe:
         self.training = dict(settings.get("training") or {})
         self.training |= {name: value for name, value in settings.items() if name not in own and name != "training"}
 
+    def __init_subclass__(cls) -> None:
+        cls.__init__ = Recipe.__init__  # type: ignore[method-assign]  # a plain @dataclass would write one of its own
+
     def settings(self) -> dict[str, Any]:
         """All settings as one flat dict, as they stand in `recipe.yaml`."""
         return {name: getattr(self, name) for name in own_settings(type(self))} | self.training
+
+    def prepare(self) -> Run:
+        """Read the data, load the model and apply the strategy: everything up to training.
+
+        Raises:
+            UserError: anything about the settings, the data or the model that a person has to change.
+        """
+        import transformers
+
+        from hftl import hub, run
+
+        folder = hub.OutputFolder(self.output_dir)
+        folder.claim(resume=self.resume, overwrite=self.overwrite, dry=self.show_rates)
+        task = run.task_of(self.task)
+        args = run.training_arguments(self, run.strategy_of(self.strategy), folder.checkpoints)
+        with args.main_process_first(desc="reading the data"):
+            splits = run.read_data(self, task)
+        transformers.set_seed(self.seed)
+        pretrained = task.build(run.source_of(self), splits.labels)
+        with args.main_process_first(desc="encoding the data"):
+            rows = run.encode(task, splits, pretrained.processor, max_length=self.max_length, augment=self.augment)
+        if args.process_index == 0:
+            run.print_checks(splits, rows, pretrained.processor, self.max_length)
+        scorer = run.Scorer(splits.labels, self.metrics)
+        trainer = run.make_trainer(self, args, task, splits, pretrained, rows, scorer)
+        return run.Run(self, folder, task, splits, pretrained, rows, scorer, trainer)
 
     def run(self) -> Report | None:
         """Train, select on valid, read test once, and write the folder.
@@ -102,70 +134,21 @@ class Recipe:
             The report, whose `folder` holds the model; None with `show_rates`, which only prints.
 
         Raises:
-            UserError: anything about the settings, the data or the model that a person has to change.
+            UserError: as `prepare`, and a loss that is not finite.
         """
-        import transformers
+        from hftl import anatomy, hub, outcome
 
-        from hftl import hub, run
-        from hftl.anatomy import anatomy, render_rates
-        from hftl.data import load, render
-        from hftl.strategies import Strategy
-        from hftl.tasks import Task
-        from hftl.trainer import Trainer
-
-        folder = hub.OutputFolder(self.output_dir)
-        folder.claim(resume=self.resume, overwrite=self.overwrite, dry=self.show_rates)
-        strategy = run.strategy_of(self.strategy, Strategy.known())
-        task = run.task_of(self.task, Task.known())
-        args = run.training_arguments(self, strategy, folder.checkpoints)
-        say = print if args.process_index == 0 else run.silent
-
-        with args.main_process_first(desc="reading the data"):
-            splits = load(
-                self.data,
-                task.roles,
-                columns={role: name for role in task.roles if (name := getattr(self, role, None))},
-                valid=self.valid,
-                test=self.test,
-                seed=self.seed,
-                problem_type=self.problem_type,
-                on_bad_row=self.on_bad_row,
-                max_train_samples=self.max_train_samples,
-            )
-        transformers.set_seed(self.seed)
-        pretrained = task.build(run.source_of(self), splits.labels)
-        with args.main_process_first(desc="encoding the data"):
-            rows = run.encode(task, splits, pretrained.processor, max_length=self.max_length, augment=self.augment)
-        splits.checks += run.length_checks(rows["train"], pretrained.processor, self.max_length)
-        say(render(splits.checks))
-
-        scorer = run.Scorer(splits.labels, self.metrics)
-        trainer = Trainer(
-            pretrained.model,
-            run.selection(args, self, scorer),
-            strategy=strategy,
-            anatomy=anatomy(pretrained.model, pretrained.fresh),
-            item_losses=run.class_weighted(self.class_weights, splits),
-            train_dataset=rows["train"],
-            eval_dataset=rows["valid"],
-            data_collator=task.collate(pretrained.processor),
-            compute_metrics=scorer,
-            preprocess_logits_for_metrics=run.logits_alone,
-            callbacks=run.callbacks(self),
-        )
-        rates = run.rates_by_depth(trainer)
+        run = self.prepare()
         if self.show_rates:
-            say(render_rates(rates))
+            if run.first:
+                print(anatomy.render_rates(run.rates))
             return None
-
-        run.quieten(trainer, scorer.headline)
-        run.train(trainer, folder, resume=self.resume)
-        trainer.model = strategy.finish(trainer.model)
-        report = run.report(self, task, trainer, splits, pretrained, rates, scorer, rows)
-        if args.process_index == 0:
-            folder.write(hub.unwrap(trainer), pretrained.processor, report, self.reproducible())
-        trainer.accelerator.wait_for_everyone()
-        say(report.table())
+        run.train()
+        report = outcome.measure(run)
+        if run.first:
+            run.folder.write(hub.unwrap(run.trainer), run.pretrained.processor, report, self.reproducible())
+            print(report.table())
+        run.trainer.accelerator.wait_for_everyone()
         return report
 
     def reproducible(self) -> dict[str, Any]:
@@ -176,5 +159,5 @@ class Recipe:
         kept = {name: value for name, value in self.settings().items() if name not in where}
         kept["strategy"] = self.strategy if isinstance(self.strategy, str) else spec.spell(self.strategy)
         if not isinstance(self.data, str):
-            kept["data"] = None  # a DatasetDict made in Python has no name
+            kept["data"] = "(a data set made in Python)"  # fails by name when it is read back, and does not mislead
         return kept

@@ -133,26 +133,22 @@ class Report:
             raise UserError(f"Expected JSON in {path}; it cannot be read ({error}). Run the recipe again.") from None
         if not isinstance(values, dict) or not {"task", "model", "test", "valid"} <= values.keys():
             raise UserError(f"Expected a report of hftl in {path}; it lacks task, model, test or valid.")
-        return cls.from_dict(values)
+        try:
+            return cls.from_dict(values)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(f"Expected a report of hftl in {path}; it is damaged ({error!r}). Run it again.") from None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
         """The inverse of `as_dict`. Names that this version does not know are ignored."""
-        from hftl.metrics import Score
-
         known = {f.name for f in dataclasses.fields(cls)}
-        report = cls(**{name: value for name, value in values.items() if name in known})
-        nan = math.nan
+        kept = {name: value for name, value in values.items() if name in known}
+        for name in {"seconds", "examples_per_second", "forward_passes"} & kept.keys():
+            kept[name] = _number(kept[name])
         for split in ("valid", "test"):
-            scores = {
-                name: Score(**{key: nan if value is None else value for key, value in score.items()})
-                for name, score in getattr(report, split).items()
-            }
-            setattr(report, split, scores)
-        for name in ("seconds", "examples_per_second", "forward_passes"):
-            setattr(report, name, nan if getattr(report, name) is None else getattr(report, name))
-        report.checks = [SimpleNamespace(**check) for check in report.checks]  # type: ignore[misc]
-        return report
+            kept[split] = {name: _score(score) for name, score in kept.get(split, {}).items()}
+        kept["checks"] = [SimpleNamespace(**check) for check in kept.get("checks", [])]
+        return cls(**kept)
 
     def metrics(self) -> list[str]:
         """Names of all metrics, the headline first, those of single classes left out."""
@@ -197,6 +193,17 @@ class Report:
         for head, command in zip(["try next", *[""] * len(commands)], commands, strict=False):
             lines.append(f"{head.ljust(13)}{wording.visible(command)}")
         return "\n".join(line.rstrip() for line in lines)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _score(values: Mapping[str, Any]) -> Score:
+    from hftl.metrics import Score
+
+    value, low, high = (_number(values[key]) for key in ("value", "low", "high"))
+    return Score(value, low, high, values["n"])
 
 
 def _cell(score: Score | None) -> str:

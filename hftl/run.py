@@ -1,17 +1,12 @@
-"""The pieces that `Recipe.run` puts in order: from settings to objects, and from a trained model to a report.
+"""One run as an object: what settings, data and model become before training. Knows Recipe's fields and the Trainer.
 
-Knows Recipe's fields and the Trainer; knows no modality and no file format.
+Knows no modality and no file format; what is measured after training is in `hftl.outcome`.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import math
-import platform
-import resource
-import shlex
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,42 +15,114 @@ import torch
 import transformers
 from transformers.trainer_callback import ProgressCallback
 
-from hftl import spec
-from hftl.anatomy import rate_table
-from hftl.data import Check, Labels, Splits, length_check
+from hftl import hub, spec
+from hftl.anatomy import anatomy, rate_table
+from hftl.data import Check, Splits, length_check, load, render
 from hftl.errors import UserError, suggest
-from hftl.metrics import extra_metric, metric_for
+from hftl.outcome import Scorer
 from hftl.progress import Progress
-from hftl.report import Report
-from hftl.strategies.base import Chain, Strategy
-from hftl.tasks.base import Pretrained, Source, Task
+from hftl.strategies import Chain, Strategy
+from hftl.tasks import Task
+from hftl.tasks.base import Pretrained, Source
 from hftl.trainer import Trainer
 
 if TYPE_CHECKING:
-    from hftl.hub import OutputFolder
     from hftl.recipe import Recipe
 
-LOWER_IS_BETTER = ("loss", "mse", "mae", "ece")
-PACKAGES = ("hftl", "torch", "transformers", "datasets", "peft", "accelerate", "timm", "scikit-learn")
+LOWER_IS_BETTER = ("loss", "log_loss", "mse", "mae", "ece")
 
 
-def silent(*_: Any) -> None:
-    """What every process but the first one prints."""
+@dataclass
+class Run:
+    """Everything of one run up to training; `trainer.model` is what trains."""
+
+    recipe: Recipe
+    folder: hub.OutputFolder
+    task: Task
+    splits: Splits
+    pretrained: Pretrained
+    rows: dict[str, Any]
+    """The splits as model inputs, by name."""
+    scorer: Scorer
+    trainer: Trainer
+
+    @property
+    def rates(self) -> list[dict[str, Any]]:
+        """Rows of `hftl.anatomy.rate_table` for the model as it trains."""
+        return rate_table(self.trainer.anatomy, self.trainer.model, self.trainer.strategy.rate)
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.trainer.args.process_index == 0
+
+    def train(self) -> None:
+        """Train from the start or from the last checkpoint, keep the best of valid, and let the strategy finish."""
+        if not self.trainer.args.disable_tqdm:
+            self.trainer.remove_callback(ProgressCallback)
+            self.trainer.add_callback(Progress(self.scorer.headline))
+        self.trainer.train(resume_from_checkpoint=self.recipe.resume and self.folder.has_checkpoint)
+        self.trainer.remove_callback(transformers.EarlyStoppingCallback)  # what is evaluated from here on stops nothing
+        self.trainer.model = self.trainer.strategy.finish(self.trainer.model)
 
 
-# --- from settings to objects ---
+def read_data(recipe: Recipe, task: Task) -> Splits:
+    """The data of a recipe, checked and split."""
+    return load(
+        recipe.data,
+        task.roles,
+        columns={role: name for role in task.roles if (name := getattr(recipe, role, None))},
+        valid=recipe.valid,
+        test=recipe.test,
+        seed=recipe.seed,
+        problem_type=recipe.problem_type,
+        on_bad_row=recipe.on_bad_row,
+        max_train_samples=recipe.max_train_samples,
+    )
 
 
-def strategy_of(value: Any, known: dict[str, type[Strategy]]) -> Strategy:
+def make_trainer(
+    recipe: Recipe,
+    args: transformers.TrainingArguments,
+    task: Task,
+    splits: Splits,
+    pretrained: Pretrained,
+    rows: dict[str, Any],
+    scorer: Scorer,
+) -> Trainer:
+    """The Trainer of a recipe, its strategy applied to the model."""
+    return Trainer(
+        pretrained.model,
+        selection(args, scorer),
+        strategy=strategy_of(recipe.strategy),
+        anatomy=anatomy(pretrained.model, pretrained.fresh),
+        item_losses=class_weighted(recipe.class_weights, splits),
+        train_dataset=rows["train"],
+        eval_dataset=rows["valid"],
+        data_collator=task.collate(pretrained.processor),
+        compute_metrics=scorer,
+        preprocess_logits_for_metrics=logits_alone,
+        callbacks=early_stopping(recipe),
+    )
+
+
+def print_checks(splits: Splits, rows: dict[str, Any], processor: Any, max_length: int | None) -> None:
+    """Add what only the encoded rows tell, and print the check page."""
+    splits.checks += length_checks(rows["train"], processor, max_length)
+    print(render(splits.checks))
+
+
+def strategy_of(value: Any) -> Strategy:
     """A strategy from its notation, or as it is."""
     if isinstance(value, Strategy):
         return value
-    parts = spec.build(value, known)
+    parts = spec.build(value, Strategy.known())
     return parts[0] if len(parts) == 1 else Chain(tuple(parts))
 
 
-def task_of(name: str, known: dict[str, type[Task]]) -> Task:
+def task_of(name: str) -> Task:
     """A task from its pipeline tag."""
+    known = Task.known()
     if name not in known:
         raise UserError(f"There is no task {name!r}; hftl has {', '.join(sorted(known))}.{suggest(name, known)}")
     return known[name]()
@@ -105,7 +172,7 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
         raise UserError(f"transformers refuses these settings: {' '.join(str(failure).split())}") from failure
 
 
-def selection(args: transformers.TrainingArguments, recipe: Recipe, scorer: Scorer) -> transformers.TrainingArguments:
+def selection(args: transformers.TrainingArguments, scorer: Scorer) -> transformers.TrainingArguments:
     """Keep the checkpoint that is best on valid by the task's headline metric, and say so to the base Trainer."""
     if str(args.eval_strategy.value) == "no":
         return args
@@ -122,18 +189,11 @@ def selection(args: transformers.TrainingArguments, recipe: Recipe, scorer: Scor
     return args
 
 
-def callbacks(recipe: Recipe) -> list[transformers.TrainerCallback]:
+def early_stopping(recipe: Recipe) -> list[transformers.TrainerCallback]:
     """Early stopping, unless the patience is 0 or nothing is evaluated."""
     if recipe.early_stopping_patience <= 0 or recipe.training.get("eval_strategy") == "no":
         return []
     return [transformers.EarlyStoppingCallback(early_stopping_patience=recipe.early_stopping_patience)]
-
-
-def quieten(trainer: Trainer, headline: str) -> None:
-    """Show a bar and a line for each evaluation in place of the base class's dicts."""
-    if not trainer.args.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(Progress(headline))
 
 
 def encode(task: Task, splits: Splits, processor: Any, **options: Any) -> dict[str, Any]:
@@ -176,175 +236,3 @@ def class_weighted(choice: str | None, splits: Splits) -> Callable[[torch.Tensor
 def logits_alone(logits: Any, labels: Any) -> torch.Tensor:
     """What metrics need of a model's outputs; encoder-decoders also return hidden states."""
     return logits[0] if isinstance(logits, tuple) else logits
-
-
-class Scorer:
-    """The base Trainer's `compute_metrics`, fed batch by batch; after an evaluation, `scores()` adds intervals."""
-
-    def __init__(self, labels: Labels, extra: list[str]) -> None:
-        self.metric = metric_for(labels.problem_type, labels.names)
-        self.extra = [extra_metric(name, labels.problem_type) for name in extra]
-        self.headline = self.metric.headline
-        self.names = measured_names(labels)
-        self._finished = True
-
-    def __call__(self, prediction: transformers.EvalPrediction, compute_result: bool) -> dict[str, float]:
-        if self._finished:
-            self.metric.reset()
-        logits, labels = (np.asarray(torch.as_tensor(part).float().cpu()) for part in prediction)
-        labels = labels.astype(np.int64) if np.issubdtype(_dtype(prediction.label_ids), np.integer) else labels
-        self.metric.update(logits, labels)
-        for metric in self.extra:
-            metric.update(logits, labels)
-        self._finished = compute_result
-        return self.metric.values() | self._extra_values() if compute_result else {}
-
-    def _extra_values(self) -> dict[str, float]:
-        return {name: value for metric in self.extra for name, value in metric.compute().items()}
-
-
-def measured_names(labels: Labels) -> list[str]:
-    """The names of the built-in metrics, found by measuring a made-up batch."""
-    classes = len(labels.names)
-    probe = metric_for(labels.problem_type, labels.names)
-    eye = np.eye(max(classes, 2))
-    many = labels.problem_type == "multi_label_classification"
-    probe.update(eye, eye if many else np.arange(classes)) if classes else probe.update(eye[0], eye[0])
-    return list(probe.values())
-
-
-def train(trainer: Trainer, folder: OutputFolder, resume: bool) -> None:
-    """Train from the start, or from the last checkpoint."""
-    trainer.train(resume_from_checkpoint=resume and folder.has_checkpoint)
-
-
-# --- from a trained model to a report ---
-
-
-def rates_by_depth(trainer: Trainer) -> list[dict[str, Any]]:
-    """Rows of `hftl.anatomy.rate_table` for the model as it trains."""
-    return rate_table(trainer.anatomy, trainer.model, trainer.strategy.rate)
-
-
-def report(
-    recipe: Recipe,
-    task: Task,
-    trainer: Trainer,
-    splits: Splits,
-    pretrained: Pretrained,
-    rates: list[dict[str, Any]],
-    scorer: Scorer,
-    rows: dict[str, Any],
-) -> Report:
-    """Measure the chosen model on valid, then on test, once, and write everything down."""
-    scores = {}
-    for name in ("valid", "test"):
-        scores[name] = measured(trainer, scorer, rows[name], name)
-    return Report(
-        **described(recipe, task, trainer, splits, pretrained, rates),
-        **effort(trainer, len(splits.train)),
-        headline=scorer.headline,
-        valid=scores["valid"],
-        test=scores["test"],
-        confusion=scorer.metric.confusion(),
-        calibration=scorer.metric.calibration(),
-        wrong=mistakes(task, splits, scorer),
-    )
-
-
-def measured(trainer: Trainer, scorer: Scorer, rows: Any, name: str) -> dict[str, Any]:
-    """Every metric of one split with its interval; metrics of the user's own have none."""
-    found = trainer.evaluate(rows, metric_key_prefix=name)
-    scores = scorer.metric.compute()
-    n = next(iter(scores.values())).n
-    own = {k.removeprefix(f"{name}_"): v for k, v in found.items() if k.removeprefix(f"{name}_") in _extras(scorer)}
-    return scores | {key: type(scores[scorer.headline])(value, math.nan, math.nan, n) for key, value in own.items()}
-
-
-def mistakes(task: Task, splits: Splits, scorer: Scorer, most: int = 12) -> list[dict[str, Any]]:
-    """The test rows on which the model was surest and wrong."""
-    found = []
-    for index, label, prediction, confidence in scorer.metric.mistakes(most):
-        found.append(
-            task.show(splits.test[index]) | {"label": label, "prediction": prediction, "confidence": confidence}
-        )
-    return found
-
-
-def described(
-    recipe: Recipe, task: Task, trainer: Trainer, splits: Splits, pretrained: Pretrained, rates: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """What was run on what: the part of a report that is known before training."""
-    parameters = {id(p): p for p in trainer.model.parameters()}.values()
-    return {
-        "task": task.name,
-        "model": recipe.model,
-        "revision": pretrained.revision,
-        "strategy": spec.spell(trainer.strategy),
-        "problem_type": splits.labels.problem_type,
-        "labels": splits.labels.names,
-        "data": {
-            "source": splits.source,
-            "rows": {name: len(getattr(splits, name)) for name in ("train", "valid", "test")},
-            "fingerprints": splits.fingerprints,
-            "columns": splits.columns,
-            "notes": splits.notes,
-        },
-        "checks": splits.checks,
-        "trainable": sum(p.numel() for group in trainer.groups for p in group.parameters.values()),
-        "total": sum(p.numel() for p in parameters),
-        "seed": recipe.seed,
-        "versions": versions(),
-        "command": " ".join(shlex.quote(part) for part in [Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "settings": recipe.reproducible() | {"learning_rate": trainer.args.learning_rate},
-        "rates": rates,
-        "unsafe": unsafe(recipe),
-        "folder": recipe.output_dir,
-        "adapter": hasattr(trainer.model, "peft_config"),
-    }
-
-
-def effort(trainer: Trainer, rows: int) -> dict[str, Any]:
-    """What the run cost. Examples per second leave evaluation out; a resumed run counts from its last start."""
-    history = trainer.state.log_history
-    seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), 0.0)
-    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in history)
-    seen = rows * (trainer.state.epoch or 0.0)
-    return {
-        "seconds": seconds,
-        "examples_per_second": seen / max(seconds - evaluating, 1e-9),
-        "forward_passes": trainer.forward_passes,
-        "peak_memory": peak_memory(),
-        "history": history,
-    }
-
-
-def peak_memory() -> int:
-    """Bytes: the GPU's peak where one is used, else the resident memory of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python, the platform and the packages that decide the numbers."""
-    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
-    return found | {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def unsafe(recipe: Recipe) -> list[str]:
-    """What the user allowed that could have run foreign code."""
-    said = {
-        "weights may have been read from a pickle file (--allow_pickle)": recipe.allow_pickle,
-        "code that came with the model was run (--trust_remote_code)": recipe.trust_remote_code,
-    }
-    return [sentence for sentence, true in said.items() if true]
-
-
-def _dtype(values: Any) -> np.dtype:
-    return np.asarray(torch.as_tensor(values).cpu()).dtype
-
-
-def _extras(scorer: Scorer) -> set[str]:
-    return set(scorer._extra_values()) if scorer.extra else set()

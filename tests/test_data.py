@@ -18,7 +18,6 @@ from PIL import Image
 import hftl.data.bundled
 from hftl.data import Role, load, read
 from hftl.data.source import split_of
-from hftl.errors import UserError
 
 ROLES = {
     "text": Role("text", ("text", "sentence", "sentence1")),
@@ -293,9 +292,3 @@ def test_a_changed_image_is_not_taken_from_the_cache(tmp_path: Path) -> None:
     before = load(tmp_path, IMAGES).fingerprints
     picture(tmp_path / "cat" / "0.png", 999, (9, 9))
     assert load(tmp_path, IMAGES).fingerprints != before
-
-
-def test_an_iterable_data_set_is_refused_with_a_cure() -> None:
-    stream = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
-    with pytest.raises(UserError, match=r"type IterableDataset\. Make a Dataset of it"):
-        load(stream, ROLES)

@@ -25,15 +25,11 @@ FILES = {
     "latin 1": (
         "a.csv",
         GOOD.encode() + b"caf\xe9,1\n",
-        f"byte 0xE9 at position {len(GOOD) + 3} (line 22) is not. Convert it: iconv -f WINDOWS-1252 -t UTF-8 a.csv > a-utf8.csv",
+        f"at position {len(GOOD) + 3} (line 22) is not. Convert it: iconv -f WINDOWS-1252 -t UTF-8 a.csv > a-utf8.csv",
     ),
     "utf 16": ("a.csv", GOOD.encode("utf-16"), "byte 0xFF at position 0 (line 1) is not. Convert it: iconv -f UTF-16"),
     "latin 1 json": ("a.jsonl", b'{"text": "caf\xe9", "label": 1}\n', "byte 0xE9 at position 13 (line 1)"),
-    "ragged": ("a.csv", GOOD.encode() + b"a,1,2\n", "Expected 2 cells in row 22 of a.csv, as in its header"),
-        "a.csv",
-        GOOD.encode() + b"a,1,2\n",
-        "cells in row 22 of a.csv, as in its header (row 1); it has 3.",
-    ),
+    "ragged": ("a.csv", GOOD.encode() + b"a,1,2\n", "Expected 2 cells in row 22 of a.csv, as in its header (row 1)"),
     "ragged at once": ("a.csv", b"text,label\na,1,2\nb,0,3\n", "Expected 2 cells in row 2 of a.csv"),
     "open quote": ("a.csv", b'text,label\na,1\n"b,0\nc,1\n', "A quote that opens in data row 2 of a.csv never closes."),
     "column twice": ("a.csv", b"text,text,label\na,b,1\n", "its header has 'text' more than once."),
@@ -232,3 +228,9 @@ def test_a_file_name_column_in_memory_has_no_folder_to_start_from() -> None:
     table = rows(image=["a.png", "b.png"], label=["x", "y"])
     with pytest.raises(UserError, match=r"Cast it: data\.cast_column\('image', datasets\.Image\(\)\)"):
         load(table, {"image": Role("image", ("image",)), "label": Role("label", ("label",))})
+
+
+def test_an_iterable_data_set_is_refused_with_a_cure() -> None:
+    stream = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
+    with pytest.raises(UserError, match=r"type IterableDataset\. Make a Dataset of it"):
+        load(stream, ROLES)

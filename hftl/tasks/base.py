@@ -126,6 +126,8 @@ def load_pretrained(
     transformers.logging.set_verbosity_error()  # fresh weights are reported by the run, in one line
     try:
         config = transformers.AutoConfig.from_pretrained(path, **common, **label_settings(labels))
+        if hasattr(config, "label_names"):  # a timm config keeps the old names beside id2label, and saves these
+            config.label_names = labels.names
         model, info = auto_class.from_pretrained(
             path,
             config=config,

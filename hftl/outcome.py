@@ -1,0 +1,180 @@
+"""What a run has come to: metrics while it trains, the report after it. Knows a Run, no modality, no file format."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+import resource
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+
+from hftl import spec
+from hftl.data import Labels
+from hftl.metrics import Score, extra_metric, metric_for
+from hftl.report import Report
+from hftl.trainer import Trainer
+
+if TYPE_CHECKING:
+    from hftl.recipe import Recipe
+    from hftl.run import Run
+
+PACKAGES = ("hftl", "torch", "transformers", "datasets", "peft", "accelerate", "timm", "scikit-learn")
+
+
+class Scorer:
+    """The base Trainer's `compute_metrics`, fed batch by batch; then `metric` holds the split."""
+
+    def __init__(self, labels: Labels, extra: list[str]) -> None:
+        self.metric = metric_for(labels.problem_type, labels.names)
+        self.extra = [extra_metric(name, labels.problem_type) for name in extra]
+        self.headline = self.metric.headline
+        self.names = measured_names(labels)
+        self.own_names: list[str] = []
+        self._finished = True
+
+    def __call__(self, prediction: transformers.EvalPrediction, compute_result: bool) -> dict[str, float]:
+        if self._finished:
+            self.metric.reset()
+        logits, labels = (np.asarray(torch.as_tensor(part).float().cpu()) for part in prediction)
+        labels = labels.astype(np.int64) if np.issubdtype(_dtype(prediction.label_ids), np.integer) else labels
+        self.metric.update(logits, labels)
+        for metric in self.extra:
+            metric.update(logits, labels)
+        self._finished = compute_result
+        if not compute_result:
+            return {}
+        own = {name: value for metric in self.extra for name, value in metric.compute().items()}
+        self.own_names = list(own)
+        return self.metric.values() | own
+
+
+def measured_names(labels: Labels) -> list[str]:
+    """The names of the built-in metrics, found by measuring a made-up batch."""
+    classes = len(labels.names)
+    probe = metric_for(labels.problem_type, labels.names)
+    eye = np.eye(max(classes, 2))
+    many = labels.problem_type == "multi_label_classification"
+    probe.update(eye, eye if many else np.arange(classes)) if classes else probe.update(eye[0], eye[0])
+    return list(probe.values())
+
+
+def measure(run: Run) -> Report:
+    """Measure the chosen model on valid, then on test, once, and write everything down."""
+    about = described(run) | effort(run.trainer, len(run.splits.train))
+    scores = {name: measured(run, name) for name in ("valid", "test")}
+    metric = run.scorer.metric  # holds test now
+    return Report(
+        **about,
+        **scores,
+        headline=metric.headline,
+        confusion=metric.confusion(),
+        calibration=metric.calibration(),
+        wrong=mistakes(run),
+        peak_memory=peak_memory(),
+    )
+
+
+def measured(run: Run, split: str) -> dict[str, Score]:
+    """Every metric of one split with its interval; metrics of the user's own have none."""
+    found = run.trainer.evaluate(run.rows[split], metric_key_prefix=split)
+    scores = run.scorer.metric.compute()
+    n = scores[run.scorer.headline].n
+    own = {name: found[f"{split}_{name}"] for name in run.scorer.own_names}
+    return scores | {name: Score(value, math.nan, math.nan, n) for name, value in own.items()}
+
+
+def mistakes(run: Run, most: int = 12) -> list[dict[str, Any]]:
+    """The test rows on which the model was surest and wrong."""
+    return [
+        run.task.show(run.splits.test[index]) | {"label": label, "prediction": prediction, "confidence": confidence}
+        for index, label, prediction, confidence in run.scorer.metric.mistakes(most)
+    ]
+
+
+def described(run: Run) -> dict[str, Any]:
+    """What was run on what: the part of a report that is known before training."""
+    recipe, trainer, splits = run.recipe, run.trainer, run.splits
+    parameters = {id(p): p for p in trainer.model.parameters()}.values()
+    return {
+        "task": run.task.name,
+        "model": recipe.model,
+        "revision": run.pretrained.revision,
+        "strategy": spec.spell(trainer.strategy),
+        "problem_type": splits.labels.problem_type,
+        "labels": splits.labels.names,
+        "data": {
+            "source": splits.source,
+            "rows": {name: len(getattr(splits, name)) for name in ("train", "valid", "test")},
+            "fingerprints": splits.fingerprints,
+            "columns": splits.columns,
+            "notes": splits.notes,
+        },
+        "checks": splits.checks,
+        "trainable": sum(p.numel() for group in trainer.groups for p in group.parameters.values()),
+        "total": sum(p.numel() for p in parameters),
+        "seed": recipe.seed,
+        "versions": versions(),
+        "command": command(),
+        "settings": recipe.reproducible() | {"learning_rate": trainer.args.learning_rate},
+        "rates": run.rates,
+        "unsafe": unsafe(recipe),
+        "folder": recipe.output_dir,
+        "adapter": hasattr(trainer.model, "peft_config"),
+    }
+
+
+def effort(trainer: Trainer, rows: int) -> dict[str, Any]:
+    """What the run cost. Examples per second leave evaluation out; a resumed run counts from its last start."""
+    history = trainer.state.log_history
+    seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), 0.0)
+    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in history)
+    seen = rows * (trainer.state.epoch or 0.0)
+    return {
+        "seconds": seconds,
+        "examples_per_second": seen / max(seconds - evaluating, 1e-9),
+        "forward_passes": trainer.forward_passes,
+        "history": history,
+    }
+
+
+def command() -> str:
+    """The command line that started this run, without folders of this machine; empty for a run from Python."""
+    script = Path(sys.argv[0])
+    if script.suffix != ".py":
+        return ""
+    words = ["accelerate", "launch", script.name if script.is_absolute() else str(script), *sys.argv[1:]]
+    return " ".join(map(shlex.quote, words))
+
+
+def peak_memory() -> int:
+    """Bytes: the GPU's peak where one is used, else the resident memory of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the platform and the packages that decide the numbers."""
+    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    return found | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def unsafe(recipe: Recipe) -> list[str]:
+    """What the user allowed that could have run foreign code."""
+    said = {
+        "weights may have been read from a pickle file (--allow_pickle)": recipe.allow_pickle,
+        "code that came with the model was run (--trust_remote_code)": recipe.trust_remote_code,
+    }
+    return [sentence for sentence, true in said.items() if true]
+
+
+def _dtype(values: Any) -> np.dtype:
+    return np.asarray(torch.as_tensor(values).cpu()).dtype
