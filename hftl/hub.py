@@ -6,7 +6,10 @@ report.html and a model card. Nothing in it is a pickle, and nothing names this 
 
 from __future__ import annotations
 
+import copy
+import contextlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from hftl.report import Report
 
 FINISHED, CHECKPOINTS, PARTIAL = "report.json", "checkpoints", ".partial"
+REPLACED = (FINISHED, "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
+REPLACED += ("generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+"""What of an earlier run would be read with a new one, were it left; a person's own files in the folder stay."""
 
 
 class OutputFolder:
@@ -36,11 +42,18 @@ class OutputFolder:
         self.partial = self.path / PARTIAL
 
     @property
+    def checkpoint(self) -> Path | None:
+        """The last checkpoint that is whole: of its files trainer_state.json is written last."""
+        found = [p.parent for p in self.checkpoints.glob("checkpoint-*/trainer_state.json") if p.stat().st_size]
+        numbered = {int(p.name.removeprefix("checkpoint-")): p for p in found if p.name[11:].isdigit()}
+        return numbered[max(numbered)] if numbered else None
+
+    @property
     def has_checkpoint(self) -> bool:
-        return any(self.checkpoints.glob("checkpoint-*/trainer_state.json"))
+        return self.checkpoint is not None
 
     def claim(self, *, resume: bool, overwrite: bool, dry: bool = False) -> None:
-        """Make sure that nothing of an earlier run is lost unasked.
+        """Make sure that nothing of an earlier run is lost unasked. Changes nothing: the run may yet fail on its data.
 
         Raises:
             UserError: the folder holds a finished or an interrupted run, foreign files, or cannot be written.
@@ -55,39 +68,59 @@ class OutputFolder:
                 f"{self.path} holds a finished run. Pass --overwrite to replace it, or another --output_dir."
             )
         if resume and finished and not interrupted:
-            raise UserError(f"The run in {self.path} is finished; there is nothing to resume.")
+            raise UserError(
+                f"The run in {self.path} is finished; there is nothing to resume. Pass --overwrite to run it again."
+            )
         if resume and not interrupted:
             raise UserError(f"{self.path} holds no checkpoint to resume from. Leave --resume out to start.")
         if interrupted and not resume and not overwrite:
             raise UserError(
                 f"{self.path} holds an interrupted run. Pass --resume to go on, or --overwrite to start again."
             )
-        foreign = self.path.is_dir() and any(self.path.iterdir()) and not (finished or self.checkpoints.is_dir())
-        if foreign and not overwrite and any(p.name not in (PARTIAL,) for p in self.path.iterdir()):
+        foreign = self.path.is_dir() and any(p.name not in (CHECKPOINTS, PARTIAL) for p in self.path.iterdir())
+        if foreign and not (finished or interrupted or overwrite):
             raise UserError(f"{self.path} holds other files. Pass an empty --output_dir, or --overwrite to add to it.")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as failure:
-            raise UserError(f"--output_dir {self.path} cannot be made: {failure.strerror}.") from failure
-        if not resume:
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        there = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if p.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            why = "cannot be written to" if there.is_dir() else "is a file"
+            raise UserError(f"--output_dir {self.path} cannot be made: {there} {why}. Pass another --output_dir.")
+
+    def forget_checkpoints(self) -> None:
+        """Delete the checkpoints of this folder's run, finished or abandoned, and nothing that others put there."""
+        for old in self.checkpoints.glob("checkpoint-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Take away what a run that came to nothing has left empty."""
+        for folder in (self.checkpoints, self.path):
+            with contextlib.suppress(OSError):  # it holds something, or was never made
+                folder.rmdir()
 
     def write(self, model: nn.Module, processor: Any, report: Report, recipe: dict[str, Any]) -> None:
         """Write everything beside the folder's old content first, then swap: a full disk loses nothing."""
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
-        model.save_pretrained(self.partial)
-        processor.save_pretrained(self.partial)
-        if report.adapter:
-            finish_adapter(self.partial, model, report)
-        (self.partial / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "utf-8")
-        report.write(self.partial)
-        for old in [path for path in self.path.iterdir() if path.name not in (CHECKPOINTS, PARTIAL)]:
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-        for new in self.partial.iterdir():
-            new.rename(self.path / new.name)
+        with contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, self.partial, ignore_errors=True)
+            self._fill(self.partial, model, processor, report, recipe)
+            undo.pop_all()
+        for old in [path for pattern in REPLACED for path in self.path.glob(pattern)]:
+            old.unlink()
+        for new in sorted(self.partial.iterdir(), key=lambda path: path.name == FINISHED):  # the report last
+            if (self.path / new.name).is_dir():
+                shutil.rmtree(self.path / new.name)
+            new.replace(self.path / new.name)
         self.partial.rmdir()
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self.forget_checkpoints()
+
+    def _fill(self, folder: Path, model: nn.Module, processor: Any, report: Report, recipe: dict[str, Any]) -> None:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        if report.adapter:
+            finish_adapter(folder, model, report)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "utf-8")
+        report.write(folder)
 
 
 def finish_adapter(folder: Path, model: Any, report: Report) -> None:
@@ -103,9 +136,7 @@ def finish_adapter(folder: Path, model: Any, report: Report) -> None:
     settings["revision"] = report.revision if len(report.revision) == 40 else None  # a commit, not a digest
     if report.model.startswith("timm:"):
         settings["base_model_name_or_path"] = "base"
-        with model.disable_adapter():
-            base_weights = {k.replace(".base_layer", ""): v for k, v in base.state_dict().items() if "lora_" not in k}
-            base.save_pretrained(folder / "base", state_dict=base_weights)
+        copy.deepcopy(model).unload().save_pretrained(folder / "base")
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
 
 
@@ -133,8 +164,11 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
     folder = fetched(str(name), revision)
     adapter = folder / "adapter_config.json"
     if not (folder / "config.json").is_file():
-        raise UserError(f"{name} holds no config.json, so it is no folder that hftl has written.")
-    config = json.loads((folder / "config.json").read_text("utf-8"))
+        raise UserError(f"{name} holds no config.json, so hftl has not written it. Pass the folder of a finished run.")
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except ValueError as failure:
+        raise UserError(f"{name} holds a config.json that is not JSON ({failure}). Pass another folder.") from failure
     task = task_of_architecture(str(name), config)
     labels = labels_of(config)
     where = Source(str(folder), trust_remote_code=trust_remote_code)
@@ -155,7 +189,9 @@ def fetched(name: str, revision: str | None) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, ignore_patterns=["checkpoints/*"]))
     except (OSError, ValueError) as failure:
-        raise UserError(f"{name} is neither a folder nor a Hub repository that can be reached now.") from failure
+        raise UserError(
+            f"{name} is neither a folder nor a Hub repository that can be reached now. Check the name."
+        ) from failure
 
 
 def task_of_architecture(name: str, config: dict[str, Any]) -> Task:
@@ -166,7 +202,9 @@ def task_of_architecture(name: str, config: dict[str, Any]) -> Task:
     for task in Task.known().values():
         if architecture.endswith(task.auto.removeprefix("AutoModel")):
             return task()
-    raise UserError(f"{name} holds a {architecture}, which belongs to no task of hftl's.")
+    raise UserError(
+        f"{name} holds a {architecture}, which belongs to no task of hftl's. Pass the folder of a finished run."
+    )
 
 
 def labels_of(config: dict[str, Any]) -> Labels:

@@ -5,7 +5,9 @@ Knows the order of the hops and nothing of what happens inside them. Heavy packa
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hftl.errors import UserError, suggest
@@ -114,7 +116,8 @@ class Recipe:
         folder = hub.OutputFolder(self.output_dir)
         folder.claim(resume=self.resume, overwrite=self.overwrite, dry=self.show_rates)
         task = run.task_of(self.task)
-        args = run.training_arguments(self, run.strategy_of(self.strategy), folder.checkpoints)
+        scratch = Path(tempfile.gettempdir()) if self.show_rates else folder.checkpoints  # Trainer makes the folder
+        args = run.training_arguments(self, run.strategy_of(self.strategy), scratch)
         with args.main_process_first(desc="reading the data"):
             splits = run.read_data(self, task)
         transformers.set_seed(self.seed)
@@ -138,17 +141,20 @@ class Recipe:
         """
         from hftl import anatomy, hub, outcome
 
-        run = self.prepare()
-        if self.show_rates:
+        try:
+            run = self.prepare()
+            if self.show_rates:
+                if run.first:
+                    print(anatomy.render_rates(run.rates))
+                return None
+            run.train()
+            report = outcome.measure(run)
             if run.first:
-                print(anatomy.render_rates(run.rates))
-            return None
-        run.train()
-        report = outcome.measure(run)
-        if run.first:
-            run.folder.write(hub.unwrap(run.trainer), run.pretrained.processor, report, self.reproducible())
-            print(report.table())
-        run.trainer.accelerator.wait_for_everyone()
+                run.folder.write(hub.unwrap(run.trainer), run.pretrained.processor, report, self.reproducible())
+                print(report.table())
+            run.trainer.accelerator.wait_for_everyone()
+        finally:
+            hub.OutputFolder(self.output_dir).tidy()
         return report
 
     def reproducible(self) -> dict[str, Any]:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hftl import hub, spec
 from hftl.anatomy import anatomy, rate_table
 from hftl.data import Check, Splits, length_check, load, render
 from hftl.errors import UserError, suggest
 from hftl.outcome import Scorer
-from hftl.progress import Progress
+from hftl.progress import Lines, Progress
 from hftl.strategies import Chain, Strategy
 from hftl.tasks import Task
 from hftl.tasks.base import Pretrained, Source
@@ -58,10 +58,13 @@ class Run:
 
     def train(self) -> None:
         """Train from the start or from the last checkpoint, keep the best of valid, and let the strategy finish."""
-        if not self.trainer.args.disable_tqdm:
-            self.trainer.remove_callback(ProgressCallback)
-            self.trainer.add_callback(Progress(self.scorer.headline))
-        self.trainer.train(resume_from_checkpoint=self.recipe.resume and self.folder.has_checkpoint)
+        shown = self.trainer.pop_callback(PrinterCallback if self.trainer.args.disable_tqdm else ProgressCallback)
+        if shown is not None:
+            self.trainer.add_callback((Lines if self.trainer.args.disable_tqdm else Progress)(self.scorer.headline))
+        checkpoint = self.folder.checkpoint if self.recipe.resume else None
+        if checkpoint is None and self.trainer.args.should_save:
+            self.folder.forget_checkpoints()
+        self.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         self.trainer.remove_callback(transformers.EarlyStoppingCallback)  # what is evaluated from here on stops nothing
         self.trainer.model = self.trainer.strategy.finish(self.trainer.model)
 

@@ -203,7 +203,7 @@ def tiny_image(folder: Path) -> dict[str, Any]:
 
 
 TINY: dict[str, Callable[[Path], dict[str, Any]]] = {"text": tiny_text, "image": tiny_image}
-_TRAINING = {"learning_rate": 5e-3, "num_train_epochs": 2, "per_device_train_batch_size": 8, "weight_decay": 0.0}
+_TRAINING = {"learning_rate": 5e-3, "num_train_epochs": 4, "per_device_train_batch_size": 8, "weight_decay": 0.0}
 
 
 def tiny_bert(folder: Path) -> str:
@@ -225,9 +225,13 @@ def tiny_bert(folder: Path) -> str:
         max_position_embeddings=64,
     )
     transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **special, model_max_length=64).save_pretrained(
-        folder
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **special,
     )
+    tokenizer.save_pretrained(folder)
     return str(folder)
 
 
@@ -245,10 +249,10 @@ def tiny_cnn(folder: Path) -> str:
 
 
 def sentences(n: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Texts whose label a tiny model can learn: each holds a good or a bad word among plain ones."""
+    """Texts whose label a tiny model can learn: each holds good or bad words among plain ones."""
     rng, rows = random.Random(seed), []
     for i in range(n):
-        words = [*rng.choices(PLAIN, k=rng.randint(3, 12)), rng.choice((GOOD, BAD)[i % 2]), f"w{i % 50}"]
+        words = [*rng.choices(PLAIN, k=rng.randint(1, 9)), *rng.choices((GOOD, BAD)[i % 2], k=3), f"w{i % 50}"]
         rng.shuffle(words)
         rows.append((" ".join(words), ("positive", "negative")[i % 2]))
     return rows

@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
 from hftl.errors import UserError, suggest
 from hftl.strategies.base import Strategy
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from hftl.anatomy import Anatomy, Place
 
 FAILURES = (
@@ -142,6 +141,8 @@ def _refuse_unknown(model: nn.Module, targets: list[str], anatomy: Anatomy, name
 
 
 def _has_tokens(model: Any) -> bool:
+    from torch import nn
+
     try:
         return isinstance(model.get_input_embeddings(), nn.Embedding)
     except (AttributeError, NotImplementedError):  # a bare timm network, ConvNeXt
@@ -172,7 +173,9 @@ def _try(model: nn.Module, method: str) -> None:
     """Run what was added on zeros, one layer of each kind, so that a method that cannot work fails now."""
     if method in _PROMPTS:
         return _try_prompt(model)
+    import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch import nn
 
     tried = set()
     for layer in model.modules():
@@ -195,6 +198,8 @@ def _smallest_image(layer: nn.Conv2d) -> list[int]:
 
 def _try_prompt(model: Any) -> None:
     """The output must depend on the prompt: some models take past keys and values, and then ignore them."""
+    import torch
+
     prompt = next(p for n, p in model.named_parameters() if "prompt_encoder" in n and p.requires_grad)
     ids = torch.ones(1, 4, dtype=torch.long, device=prompt.device)
     ids[0, -1] = getattr(model.config, "eos_token_id", None) or 1  # BART reads its output at the end token

@@ -1,0 +1,412 @@
+"""Bad input ends in exit code 2 and one sentence that holds its cure; results that were there before stay as they were."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+import transformers
+from bad_inputs import (
+    GOOD,
+    ROWS,
+    Case,
+    World,
+    albert,
+    bad_config,
+    broken_jpeg,
+    fail,
+    foreign_code,
+    listing,
+    no_space,
+    one_class,
+    other_weights,
+    photos,
+    planted,
+    run,
+    truncated,
+    without,
+)
+
+from hftl.trainer import Trainer
+
+CHECKPOINT = {"half/checkpoints/checkpoint-1/trainer_state.json": "{}"}
+HALF = "--no_overwrite --output_dir half"
+STOP = "--eval_strategy steps --eval_steps 1 --per_device_train_batch_size 16"
+TABLE = "file_name,label\ncat/0.jpg,cat\ncat/2.jpg,cat\ndog/1.jpg,dog\n"
+MANY = "".join(f"a{i},{'xy'[i % 2]}\n" for i in range(20))
+
+DATA = {
+    "missing file": Case("--data nowhere.csv", ("Expected a file or folder at nowhere.csv; there is none",)),
+    "misspelt file": Case("--data rows.cvs.csv", ("Did you mean 'rows.csv'?",), {"rows.csv": GOOD}),
+    "empty file": Case("--data a.csv", ("Expected rows in a.csv; the file is empty",), {"a.csv": ""}),
+    "header only": Case("--data a.csv", ("a header (text, label) and nothing below",), {"a.csv": "text,label\n"}),
+    "one class": Case("--data a.csv", ("two classes", "'x'"), {"a.csv": "text,label\n" + "a,x\nb,x\n"}),
+    "semicolons": Case("--data a.csv", ("Save it with commas",), {"a.csv": GOOD.replace(",", ";")}),
+    "tabs": Case("--data a.csv", ("Rename it to .tsv",), {"a.csv": GOOD.replace(",", "\t")}),
+    "not UTF-8": Case("--data a.csv", ("0xE9", "iconv -f"), {"a.csv": GOOD.encode() + b"caf\xe9,positive\n"}),
+    "UTF-16": Case("--data a.csv", ("iconv -f UTF-16",), {"a.csv": GOOD.encode("utf-16")}),
+    "NUL bytes": Case("--data a.csv", ("a.csv",), {"a.csv": b"text,label\n" + b"\0" * 500}),
+    "no label column": Case(
+        "--data a.csv", ("it has text, stars. Pass --label stars",), {"a.csv": GOOD.replace("label", "stars", 1)}
+    ),
+    "no text column": Case("--data a.csv", ("Pass --text review_body",), {"a.csv": GOOD.replace("text", "review_body", 1)}),
+    "misspelt --label": Case("--label lable", ("Did you mean 'label'?", "Pass --label label")),
+    "label typo in valid": Case(
+        "--data a.csv --valid v.csv",
+        ("Expected the labels of column 'label' of v.csv", "Did you mean 'positive'?", "Correct them"),
+        {"a.csv": GOOD, "v.csv": "text,label\nfine,postive\nsad,negative\n"},
+    ),
+    "label only in test": Case(
+        "--data a.csv --test t.csv",
+        ("test also has 'neutral'", "add such rows to train"),
+        {"a.csv": GOOD, "t.csv": "text,label\nso so,neutral\nsad,negative\n"},
+    ),
+    "words for numbers": Case("--problem_type regression", ("Expected numbers", "--problem_type single_label")),
+    "words among numbers": Case(
+        "--data a.csv --problem_type regression",
+        ("it has 'high'",),
+        {"a.csv": "text,label\n" + "".join(f"a{i},{i}.5\n" for i in range(20)) + "b,high\n"},
+    ),
+    "labels that are NaN": Case(
+        "--data a.csv",
+        ("no label (1 bad of 21 rows)", "--on_bad_row skip"),
+        {"a.csv": "text,label\n" + "".join(f"a{i},{i}.5\n" for i in range(20)) + "b,nan\n"},
+    ),
+    "infinite labels": Case(
+        "--data a.csv --problem_type regression",
+        ("a.csv", "inf"),
+        {"a.csv": "text,label\n" + "".join(f"a{i},{i}.5\n" for i in range(20)) + "b,inf\n"},
+    ),
+    "numbers beyond float32": Case(
+        "--data a.csv --problem_type regression",
+        ("a.csv",),
+        {"a.csv": "text,label\n" + "".join(f"a{i},{i}.5\n" for i in range(20)) + "b,1e60\n"},
+    ),
+    "empty texts": Case(
+        "--data a.csv", ("data row 41", "an empty text (2 bad of 42 rows)", "skip"), {"a.csv": GOOD + ",positive\n \t,negative\n"}
+    ),
+    "every text empty": Case(
+        "--data a.csv --on_bad_row skip",
+        ("at least one good row",),
+        {"a.csv": "text,label\n" + " ,x\n ,y\n" * 3},
+    ),
+    "empty labels": Case("--data a.csv", ("no label", "--on_bad_row skip"), {"a.csv": GOOD + "a,\n"}),
+    "ragged rows": Case("--data a.csv", ("Expected 2 cells in row 42", "quotes"), {"a.csv": GOOD + "a,b,c\n"}),
+    "an open quote": Case("--data a.csv", ("never closes",), {"a.csv": GOOD + '"a,positive\n' + ROWS}),
+    "a column twice": Case("--data a.csv", ("'text' more than once", ), {"a.csv": "text,text,label\na,b,x\n"}),
+    "the same column twice": Case("--text label --label label", ("label",)),
+    "valid with other columns": Case(
+        "--data a.csv --valid v.csv",
+        ("Expected a column 'text' in v.csv; it has body, mark",),
+        {"a.csv": GOOD, "v.csv": "body,mark\na,positive\n"},
+    ),
+    "test without labels": Case(
+        "--data a.csv --test t.csv", ("Leave --test out",), {"a.csv": GOOD, "t.csv": "text\na\n"}
+    ),
+    "a label a row": Case(
+        "--data a.csv", ("each of the 40 rows",), {"a.csv": "text,label\n" + "".join(f"t{i},id{i}\n" for i in range(40))}
+    ),
+    "two rows": Case("--data a.csv", ("Add rows, or pass --test",), {"a.csv": "text,label\na,x\nb,y\n"}),
+    "json that is none": Case("--data a.jsonl", ("Line 2 of a.jsonl is not JSON",), {"a.jsonl": '{"text": "a"}\n{"te\n'}),
+    "parquet that is none": Case("--data a.parquet", ("a.parquet cannot be read as parquet",), {"a.parquet": b"junk"}),
+    "a spreadsheet": Case("--data a.xlsx", ("Convert it to csv",), {"a.xlsx": b"PK"}),
+    "a Hub id without a network": Case("--data someone/something", ("the Hub cannot be reached",)),
+    "a Hub id of wrong syntax": Case("--data 'some one/..'", ("some one/..",)),
+    "unknown sample": Case("--data hftl:reviws", ("Did you mean 'reviews'?",)),
+    "no rows wanted": Case("--max_train_samples 0", ("--max_train_samples expected a whole number of 1 or more",)),
+    "fewer rows than classes": Case("--max_train_samples 1", ("Pass --max_train_samples 2",)),
+    "class weights for numbers": Case(
+        "--data a.csv --class_weights balanced",
+        ("--class_weights balanced needs one label a row",),
+        {"a.csv": "text,label\n" + "".join(f"a{i},{i}.5\n" for i in range(20))},
+    ),
+}
+
+IMAGES = {
+    "a folder without images": Case(
+        "--data photos", ("Expected in photos", "it holds notes.txt"), {"photos/notes.txt": "x"}, command="image"
+    ),
+    "an empty folder": Case("--data .", ("it holds",), command="image"),
+    "images without classes": Case(
+        "--data photos/cat", ("one folder of images per class",), given=photos, command="image"
+    ),
+    "a corrupted jpeg": Case(
+        "--data photos",
+        ("the unreadable image cat/cut.jpg", "(1 bad of 21 rows)", "--on_bad_row skip"),
+        given=broken_jpeg,
+        command="image",
+    ),
+    "images of one class": Case("--data photos", ("two classes", "'cat'"), given=one_class, command="image"),
+    "a table that names a missing image": Case(
+        "--data photos",
+        ("the unreadable image gone.jpg (No such file or directory)", "--on_bad_row skip"),
+        {"photos/metadata.csv": TABLE + "gone.jpg,dog\n"},
+        photos,
+        command="image",
+    ),
+    "a table that names a file outside": Case(
+        "--data photos",
+        ("a row names '../secret.png'", "inside it"),
+        {"photos/metadata.csv": TABLE + "../secret.png,dog\n", "secret.png": b"x"},
+        photos,
+        command="image",
+    ),
+    "a csv of texts for images": Case("--data a.csv", ("Expected a column 'image' in a.csv",), {"a.csv": GOOD}, command="image"),
+    "images for texts": Case("--data photos", ("Expected a column 'text' in photos",), given=photos),
+    "unknown augmentation": Case("--augment rotate", ("none, shift or flip",), command="image"),
+}
+
+MODELS = {
+    "unknown task": Case("--task text-clasification", ("Did you mean 'text-classification'?",)),
+    "unknown model": Case("--model someone/no-such-model", ("nor in the Hugging Face cache", "--model")),
+    "model id of wrong syntax": Case("--model 'a b/c d'", ("a b/c d", "--model")),
+    "unknown bundled model": Case("--model hftl:glyph", ("'hftl:glyphs'",), command="image"),
+    "a file for a model": Case("--model rows.csv", ("rows.csv", "folder"), {"rows.csv": GOOD}),
+    "a model without config": Case("--model model", ("config.json",), given=without("config.json")),
+    "a model without weights": Case("--model model", ("--allow_pickle",), given=without("model.safetensors")),
+    "a model without tokenizer": Case("--model model", ("tokenizer",), given=without("tokenizer.json")),
+    "a pickle for weights": Case("--model model", ("Convert its weights", "--allow_pickle"), given=planted),
+    "a trap among allowed pickles": Case("--model model --allow_pickle", ("model",), given=planted),
+    "truncated weights": Case("--model model", ("safetensors",), given=truncated),
+    "a config that is not JSON": Case("--model model", ("config.json",), given=bad_config("{")),
+    "a config of nothing": Case("--model model", ("model",), given=bad_config("{}")),
+    "a config of an unknown kind": Case("--model model", ("model",), given=bad_config('{"model_type": "brt"}')),
+    "a config with bad values": Case(
+        "--model model", ("model",), given=bad_config('{"model_type": "bert", "hidden_size": "wide"}')
+    ),
+    "a model with code of its own": Case("--model model", ("--trust_remote_code",), given=foreign_code),
+    "an image model for texts": Case("--model {cnn}", ("no head for this task",)),
+    "a text model for images": Case("--model {bert}", ("no head for this task",), command="image"),
+    "unknown timm network": Case("--model timm:resnet81", ("Did you mean 'resnet1",), command="image"),
+    "no timm network": Case("--model timm:nonsense", ("timm has no architecture called 'nonsense'",), command="image"),
+    "a timm network for texts": Case("--model timm:resnet18", ("timm:resnet18",)),
+    "weights that are not there": Case(
+        "--model timm:test_resnet --weights gone.safetensors", ("--weights gone.safetensors",), command="image"
+    ),
+    "weights of another kind": Case(
+        "--model timm:test_resnet --weights a.bin", ("a.bin is not a safetensors file",), {"a.bin": b"x" * 99}, command="image"
+    ),
+    "weights of another network": Case(
+        "--model timm:test_resnet --weights other.safetensors",
+        ("fits another architecture",),
+        given=other_weights,
+        command="image",
+    ),
+    "weights for a whole model": Case("--weights other.safetensors", ("--weights",), given=other_weights),
+    "one token": Case("--max_length 1", ("--max_length",)),
+}
+
+SETTINGS = {
+    "unknown flag": Case("--learnign_rate 1", ("no flag --learnign_rate", "Did you mean '--learning_rate'?")),
+    "abbreviated flag": Case("--learning 1", ("'--learning_rate'", "not abbreviated")),
+    "a word for a number": Case("--seed x", ("--seed expected a whole number",)),
+    "a flag without its value": Case("--seed", ("--seed needs a value",)),
+    "negative epochs": Case("--num_train_epochs -1", ("a number above 0; -1",)),
+    "empty batches": Case("--per_device_train_batch_size 0", ("of 1 or more; 0",)),
+    "negative learning rate": Case("--learning_rate -1", ("--learning_rate expected a number above 0",)),
+    "unknown schedule": Case("--lr_scheduler_type cosin", ("Did you mean 'cosine'?",)),
+    "unknown optimizer": Case("--optim adamv", ("--optim expected", "Did you mean 'adam")),
+    "an optimizer that is not installed": Case("--optim adamw_bnb_8bit", ("bitsandbytes",)),
+    "an optimizer of one rate": Case("--optim galore_adamw --strategy LayerDecay", ("--optim",)),
+    "a tracker that is not installed": Case("--report_to wandb", ("wandb",)),
+    "settings that clash": Case("--fp16 --bf16", ("fp16", "bf16")),
+    "half precision without a device": Case("--fp16_full_eval --bf16_full_eval", ("bf16",)),
+    "deepspeed file that is not there": Case("--deepspeed gone.json", ("gone.json",)),
+    "unknown metric to choose by": Case("--metric_for_best_model acuracy", ("Did you mean 'accuracy'?",)),
+    "unknown further metric": Case("--metrics nonexistent", ("'nonexistent' could not be loaded",)),
+    "unknown setting in a file": Case(
+        "--config c.yaml", ("c.yaml", "'sede'", "Did you mean 'seed'?"), {"c.yaml": "sede: 1\n"}
+    ),
+    "a file without settings": Case("--config c.yaml", ("holds a list",), {"c.yaml": "- a\n"}),
+    "a missing file of settings": Case("--config c.yaml", ("no file 'c.yaml'",)),
+    "data made in Python": Case("--config c.yaml", ("made in Python",), {"c.yaml": "data: (a data set made in Python)\n"}),
+    "unknown strategy": Case("--strategy LayerDecya", ("Did you mean 'LayerDecay'?",)),
+    "unknown argument of a strategy": Case("--strategy 'LoRA(rank=4)'", ("LoRA", "rank")),
+    "text for a number in a strategy": Case("--strategy \"LoRA(r='four')\"", ("LoRA(r)", "a whole number")),
+    "a strategy that does not end": Case("--strategy 'LayerDecay(0.9'", ("never closed",)),
+    "code for a strategy": Case("--strategy \"__import__('os').mkdir('owned')\"", ("literal arguments",)),
+    "a decay above one": Case("--strategy 'LayerDecay(2)'", ("in (0, 1]", "Try LayerDecay(0.75)")),
+    "an empty LoRA": Case("--strategy 'LoRA(r=0)'", ("Try LoRA(r=8)",)),
+    "unknown targets": Case("--strategy \"LoRA(targets=['qery'])\"", ("'qery'", "Did you mean 'query'?")),
+    "a method that PEFT lacks": Case("--strategy \"PEFT('LOAR')\"", ("Did you mean",)),
+    "a method for generation": Case("--strategy \"PEFT('CPT')\"", ("made for generation",)),
+    "random weights that stay frozen": Case("--strategy 'Scratch | LinearProbe'", ("would freeze random weights",)),
+    "an adapter that stays frozen": Case("--strategy 'LoRA | LinearProbe'", ("LoRA | LinearProbe",)),
+    "two adapters": Case("--strategy 'LoRA | DoRA'", ("DoRA",)),
+    "depth where there is none": Case(
+        "--model albert --strategy LayerDecay", ("such as Full, LinearProbe or LoRA",), given=albert
+    ),
+    "more layers than there are": Case("--strategy 'LastLayers(-1)'", ("of 0 or more; -1",)),
+}
+
+FOLDERS = {
+    "a file for a folder": Case("--output_dir a.csv", ("a.csv is a file. Pass a folder",), {"a.csv": GOOD}),
+    "a folder below a file": Case("--output_dir a.csv/out", ("a.csv/out",), {"a.csv": GOOD}),
+    "a finished run": Case("--no_overwrite", ("earlier holds a finished run. Pass --overwrite",)),
+    "other files": Case(HALF, ("half holds other files",), {"half/thesis.txt": "x"}),
+    "other files beside checkpoints": Case(
+        HALF, ("half holds other files",), {"half/thesis.txt": "x", "half/checkpoints/mine.pt": "x"}
+    ),
+    "an interrupted run": Case(HALF, ("Pass --resume to go on, or --overwrite",), CHECKPOINT),
+    "nothing to resume": Case(f"{HALF} --resume", ("no checkpoint to resume from. Leave --resume out",)),
+    "a finished run to resume": Case("--no_overwrite --resume", ("nothing to resume",)),
+    "a damaged checkpoint": Case(f"{HALF} --resume", ("checkpoint-1", "--overwrite"), CHECKPOINT),
+    "a read-only disk": Case(
+        "--no_overwrite --output_dir new",
+        ("new cannot be made", "Read-only"),
+        given=fail(Path, "mkdir", lambda: OSError(30, "Read-only file system", "new")),
+    ),
+    "a bad value with an interrupted run": Case("--output_dir half --data gone.csv", ("gone.csv",), CHECKPOINT),
+}
+
+RUNS = {
+    "a loss that is not finite": Case(
+        "--learning_rate 1e30 --optim sgd --max_grad_norm 0 --num_train_epochs 9",
+        ("Lower --learning_rate (it is 1e+30)",),
+    ),
+    "a full disk at the end": Case(
+        "",
+        ("No space is left on the disk",),
+        given=fail(transformers.PreTrainedTokenizerBase, "save_pretrained", no_space, after=0),
+        leaves=("earlier/checkpoints",),
+    ),
+    "a full disk at a checkpoint": Case(
+        "", ("No space is left on the disk",), given=fail(torch, "save", no_space), leaves=("earlier/checkpoints",)
+    ),
+    "a full memory": Case(
+        "",
+        ("halve --per_device_train_batch_size",),
+        given=fail(Trainer, "compute_loss", lambda: torch.OutOfMemoryError("CUDA out of memory."), after=1),
+    ),
+    "Ctrl-C before a checkpoint": Case(
+        "--no_overwrite --output_dir new",
+        ("Stopped by Ctrl-C", "no checkpoint"),
+        given=fail(Trainer, "training_step", KeyboardInterrupt, after=1),
+        code=130,
+        leaves=("new",),
+    ),
+    "Ctrl-C after a checkpoint": Case(
+        f"--no_overwrite --output_dir new {STOP}",
+        ("Stopped by Ctrl-C. Add --resume to go on",),
+        given=fail(Trainer, "training_step", KeyboardInterrupt, after=2),
+        code=130,
+        leaves=("new",),
+    ),
+    "Ctrl-C while data is read": Case(
+        "--no_overwrite --output_dir new",
+        ("Stopped by Ctrl-C",),
+        given=fail(datasets, "load_dataset", KeyboardInterrupt),
+        code=130,
+    ),
+}
+
+PREDICT = {
+    "no such folder": Case("predict gone --data {csv} --output p.csv", ("gone is neither a folder nor",), command="hftl"),
+    "a folder without a model": Case(
+        "predict d --data {csv} --output p.csv", ("d holds no config.json",), {"d/a.txt": "x"}, command="hftl"
+    ),
+    "a model without a task": Case("predict {bert} --data {csv} --output p.csv", ("BertModel",), command="hftl"),
+    "a spoilt config": Case(
+        "predict d --data {csv} --output p.csv", ("d",), {"d/config.json": "{"}, command="hftl"
+    ),
+    "no data": Case("predict earlier --data gone.csv --output p.csv", ("gone.csv",), command="hftl"),
+    "a missing column": Case(
+        "predict earlier --data a.csv --output p.csv", ("Pass --text body",), {"a.csv": "body\na\n"}, command="hftl"
+    ),
+    "an output that exists": Case(
+        "predict earlier --data {csv} --output p.csv", ("p.csv exists; pass --overwrite",), {"p.csv": "x"}, command="hftl"
+    ),
+    "an output in no folder": Case(
+        "predict earlier --data {csv} --output gone/p.csv", ("gone",), command="hftl"
+    ),
+    "an output that is a folder": Case(
+        "predict earlier --data {csv} --output d --overwrite", ("d",), {"d/a.txt": "x"}, command="hftl"
+    ),
+    "an empty stdin": Case("predict earlier --data - --output p.csv", ("stdin holds no rows",), command="hftl"),
+    "an empty text to predict": Case(
+        "predict earlier --data a.csv --output p.csv", ("a.csv",), {"a.csv": "text\n \n"}, command="hftl"
+    ),
+    "no command": Case("predit", ("Did you mean 'predict'?",), command="hftl"),
+}
+
+CASES = {
+    f"{group}: {name}": case
+    for group, cases in (
+        ("data", DATA),
+        ("images", IMAGES),
+        ("models", MODELS),
+        ("settings", SETTINGS),
+        ("folders", FOLDERS),
+        ("runs", RUNS),
+        ("predict", PREDICT),
+    )
+    for name, case in cases.items()
+}
+CURE = re.compile(r"--\w|\b(pass|add|correct|convert|rename|save|use|try|write|lower|free|check|did you mean)\b", re.I)
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bert: str, tiny_cnn: str, reviews_csv: str, colour_folder: str
+) -> Path:
+    """A folder that holds a finished run."""
+    here = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        run("text", [], World(here, tiny_bert, tiny_cnn, reviews_csv, colour_folder, patch))
+    return here / "earlier"
+
+
+@pytest.fixture
+def world(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    finished: Path,
+    tiny_bert: str,
+    tiny_cnn: str,
+    reviews_csv: str,
+    colour_folder: str,
+) -> World:
+    """An empty working directory but for `earlier`, a finished run, and a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "cache")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    shutil.copytree(finished, tmp_path / "earlier")
+    return World(tmp_path, tiny_bert, tiny_cnn, reviews_csv, colour_folder, monkeypatch)
+
+
+def words(case: Case, world: World) -> list[str]:
+    places = {"bert": world.bert, "cnn": world.cnn, "csv": world.csv}
+    return shlex.split(case.argv.format(**places))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_answered_with_one_sentence_and_earlier_results_stay(
+    name: str, world: World, capfd: pytest.CaptureFixture[str]
+) -> None:
+    case = CASES[name]
+    for path, content in case.files.items():
+        (world.here / path).parent.mkdir(parents=True, exist_ok=True)
+        (world.here / path).write_bytes(content if isinstance(content, bytes) else content.encode())
+    if case.given:
+        case.given(world)
+    before = listing(world.here)
+    with pytest.raises(SystemExit) as left:
+        run(case.command, words(case, world), world)
+    err = capfd.readouterr().err
+    last = err.rstrip().splitlines()[-1]
+    assert left.value.code == case.code, err
+    assert "Traceback" not in err
+    assert err.count("error: ") == (case.code == 2)
+    assert last.startswith("error: " if case.code == 2 else "Stopped by "), err
+    assert all(piece in last for piece in case.says), last
+    assert CURE.search(last), last
+    after = {path: content for path, content in listing(world.here).items() if not path.startswith(case.leaves or "\0")}
+    assert after == before

@@ -1,0 +1,91 @@
+"""Every strategy keeps every law of `hftl.testing` on a text and on an image task."""
+
+from __future__ import annotations
+
+import pytest
+
+from hftl import testing
+
+STRATEGIES = (
+    "Full",
+    "Scratch",
+    "LinearProbe",
+    "LastLayers(1)",
+    "LastLayers(0)",
+    "LayerDecay(0.7)",
+    "LayerRates",
+    "GradualUnfreeze",
+    "ProbeThenTune(boost=2.0)",
+    "BitFit",
+    "LoRA(r=4)",
+    "DoRA(r=4)",
+    "PEFT('IA3')",
+    "PEFT('LOHA', r=4)",
+    "LoRA(r=4) | LayerDecay(0.7)",
+    "LoRA(r=4) | LastLayers(1)",
+    "LayerDecay(0.7) | GradualUnfreeze",
+)
+CASES = [(strategy, task) for task in testing.TINY for strategy in STRATEGIES]
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    return {name: make(tmp_path_factory.mktemp(name)) for name, make in testing.TINY.items()}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tasks, tmp_path_factory):
+    """Each strategy is trained once on each task; the laws share what came of it."""
+    made = {}
+
+    def get(strategy: str, task: str) -> testing.Outcome:
+        if (strategy, task) not in made:
+            folder = tmp_path_factory.mktemp("runs") / "run"
+            made[strategy, task] = testing.train_tiny(strategy, tasks[task], folder)
+        return made[strategy, task]
+
+    return get
+
+
+@pytest.mark.xdist_group("laws")
+@pytest.mark.parametrize(("strategy", "task"), CASES)
+def test_a_strategy_keeps_every_law(strategy, task, outcomes):
+    made = outcomes(strategy, task)
+    for law in testing.LAWS:
+        law(made)
+
+
+@pytest.mark.xdist_group("laws")
+def test_a_fresh_process_under_another_seed_gives_the_logits_of_every_folder(outcomes):
+    folders = [outcomes(strategy, task).run.folder.path for strategy, task in CASES]
+    assert len(folders) == len(CASES)
+    testing.a_fresh_process_gives_the_same_logits(folders)
+
+
+@pytest.mark.parametrize(("strategy", "task"), [("LayerDecay(0.7)", "text"), ("LoRA(r=4)", "image")])
+def test_the_same_seed_gives_the_same_numbers(strategy, task, tasks, tmp_path):
+    first = testing.train_tiny(strategy, tasks[task], tmp_path / "first")
+    again = testing.train_tiny(strategy, tasks[task], tmp_path / "again")
+    testing.the_same_seed_gives_the_same_numbers(first, again)
+    other = testing.train_tiny(strategy, tasks[task] | {"seed": 7}, tmp_path / "other")
+    with pytest.raises(AssertionError):
+        testing.the_same_seed_gives_the_same_numbers(first, other)
+
+
+def test_a_law_that_is_broken_is_named():
+    """A strategy that moves a weight behind the trainer's back breaks the law of frozen weights."""
+    import dataclasses
+
+    from hftl.strategies import Strategy
+
+    @dataclasses.dataclass(frozen=True)
+    class _Careless(Strategy):
+        def rate(self, place, progress):
+            return float(place.fresh)
+
+        def loss(self, loss, step):
+            step.model.bert.embeddings.word_embeddings.weight.data.add_(0.1)
+            return loss
+
+    with pytest.raises(AssertionError, match=r"frozen_is_bit_identical.*word_embeddings"):
+        testing.check_strategy(_Careless(), tasks=("text",))
