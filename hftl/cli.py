@@ -92,10 +92,14 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> Report | None:
             _say(_recipe_help(recipe, words))
             raise SystemExit(0)
         merged = merge(recipe, words)
-    folder = merged.output_dir
-    stopped = f"Add --resume to go on from the last checkpoint in {folder}, or --overwrite to start again."
-    with say_errors(after_stop=stopped):
+    with say_errors(after_stop=lambda: _after_stop(merged.output_dir)):
         return merged.run()
+
+
+def _after_stop(folder: str) -> str:
+    if any(Path(folder).glob("checkpoints/checkpoint-*/trainer_state.json")):
+        return f"Add --resume to go on from the last checkpoint in {folder}, or --overwrite to start again."
+    return f"No checkpoint was written to {folder} yet: run it again without --resume."
 
 
 def merge(recipe: Recipe, words: Sequence[str]) -> Recipe:
@@ -264,6 +268,9 @@ def _predict(words: list[str]) -> None:
         if name not in chosen:
             raise UserError(f"hftl predict needs --{name}: hftl predict FOLDER --data FILE --output FILE.")
     overwrite, output = chosen.pop("overwrite", False), Path(chosen.pop("output"))
+    if output.is_dir() or not output.parent.is_dir():
+        what = "is a folder" if output.is_dir() else "lies in no folder that exists"
+        raise UserError(f"--output {output} {what}. Pass the path of a csv file to write.")
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists; pass --overwrite to replace it, or another --output.")
     from hftl.predict import predict_file

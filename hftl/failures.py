@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -27,6 +28,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_TEXT = ("os error 27", "os error 28", "os error 122", "PytorchStreamWriter failed writing", "unexpected pos")
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_NOT_INSTALLED = ("to be installed", "need to install", "distribution was not found")
 _CONNECTIONS = ("httpx", "httpx2", "requests", "urllib3", "huggingface_hub")
 _HUB = {
     "GatedRepoError": "accept its terms on its page, and log in with `hf auth login`",
@@ -54,11 +56,11 @@ class say_errors:  # noqa: N801, reads as `with say_errors():`
     one process alone (memory, disk) is said by the process that it befell.
 
     Args:
-        after_stop: what Ctrl-C leaves, and how to go on.
+        after_stop: what Ctrl-C leaves, and how to go on; a function is asked once the stop has come.
         memory: what to lower where memory ran out.
     """
 
-    def __init__(self, after_stop: str = "", memory: str = MEMORY) -> None:
+    def __init__(self, after_stop: str | Callable[[], str] = "", memory: str = MEMORY) -> None:
         self.after_stop = after_stop
         self.memory = memory
 
@@ -74,10 +76,10 @@ class say_errors:  # noqa: N801, reads as `with say_errors():`
             signal.signal(signal.SIGTERM, self.previous)
         if error is None or isinstance(error, SystemExit):
             return
-        if isinstance(error, KeyboardInterrupt):
-            _leave(f"Stopped by Ctrl-C. {self.after_stop}", 130)
-        if isinstance(error, Terminated):
-            _leave(f"Stopped by SIGTERM. {self.after_stop}", 143)
+        if isinstance(error, KeyboardInterrupt | Terminated):
+            then = self.after_stop if isinstance(self.after_stop, str) else self.after_stop()
+            by, code = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
+            _leave(f"Stopped by {by}. {then}", code)
         if isinstance(error, UserError):
             _leave(f"error: {error}", 2)
         own = _machine(error, self.memory)
@@ -144,8 +146,8 @@ def _library(error: BaseException) -> str:
             return f"{_brief(cause)}: read that code, then pass --trust_remote_code."
         if type(cause).__name__ == "SafetensorError":
             return f"A .safetensors file is damaged ({_brief(cause)}): fetch it again."
-        if isinstance(cause, ImportError | RuntimeError) and "to be installed" in str(cause):
-            return f"{_brief(cause)}."
+        if isinstance(cause, ImportError | RuntimeError) and any(sign in str(cause) for sign in _NOT_INSTALLED):
+            return f"{_brief(cause)}: install it, or leave out what asks for it."
     if isinstance(error, ValueError | ImportError) and _raised_in(error, "TrainingArguments"):
         return f"These settings do not work together: {_brief(error)}."
     if isinstance(error, OSError | ValueError) and _raised_in(error, "from_pretrained") and not _number(error):

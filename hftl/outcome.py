@@ -35,7 +35,7 @@ class Scorer:
         self.metric = metric_for(labels.problem_type, labels.names)
         self.extra = [extra_metric(name, labels.problem_type) for name in extra]
         self.headline = self.metric.headline
-        self.names = measured_names(labels)
+        self.names = list(self.metric.reported)
         self.own_names: list[str] = []
         self._finished = True
 
@@ -53,16 +53,6 @@ class Scorer:
         own = {name: value for metric in self.extra for name, value in metric.compute().items()}
         self.own_names = list(own)
         return self.metric.values() | own
-
-
-def measured_names(labels: Labels) -> list[str]:
-    """The names of the built-in metrics, found by measuring a made-up batch."""
-    classes = len(labels.names)
-    probe = metric_for(labels.problem_type, labels.names)
-    eye = np.eye(max(classes, 2))
-    many = labels.problem_type == "multi_label_classification"
-    probe.update(eye, eye if many else np.arange(classes)) if classes else probe.update(eye[0], eye[0])
-    return list(probe.values())
 
 
 def measure(run: Run) -> Report:

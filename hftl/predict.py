@@ -117,18 +117,21 @@ def predict_file(
     if rows is None:
         rows = read(data, {role: predictor.task.roles[role] for role in predictor.roles}, columns=columns)
     if not len(rows):
-        raise UserError(f"{'stdin' if data == '-' else data} holds no rows to predict.")
+        raise UserError(f"{'stdin' if data == '-' else data} holds no rows to predict. Pass --data with some.")
     predictions = predictor.stream(rows, batch_size)
     scratch = Path(f"{output}.partial")
-    with scratch.open("w", newline="", encoding="utf-8") as file:
-        writer: csv.DictWriter | None = None
-        for i, prediction in enumerate(tqdm(predictions, total=len(rows), desc="predicting", unit="row")):
-            line = flat(predictor, rows[i], prediction)
-            if writer is None:
-                writer = csv.DictWriter(file, line)
-                writer.writeheader()
-            writer.writerow(line)
-    scratch.replace(output)
+    try:
+        with scratch.open("w", newline="", encoding="utf-8") as file:
+            writer: csv.DictWriter | None = None
+            for i, prediction in enumerate(tqdm(predictions, total=len(rows), desc="predicting", unit="row")):
+                line = flat(predictor, rows[i], prediction)
+                if writer is None:
+                    writer = csv.DictWriter(file, line)
+                    writer.writeheader()
+                writer.writerow(line)
+        scratch.replace(output)
+    finally:
+        scratch.unlink(missing_ok=True)
     print(f"{len(rows):,} predictions in {output}")
 
 

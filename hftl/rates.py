@@ -67,7 +67,9 @@ def _refuse_clash(strategy: Strategy, anatomy: Anatomy, trained: list[str], mode
         )
     frozen = sum(1 for p in model.parameters() if not p.requires_grad)
     if frozen and any(part.random_start for part in strategy.parts) and len(names) > 1:
-        raise UserError(f"{' | '.join(names)} would freeze random weights. Scratch needs all of them trained.")
+        raise UserError(
+            f"{' | '.join(names)} would freeze random weights. Scratch needs all of them trained: use it alone."
+        )
     inner = {name for name in trained if not anatomy.place(name).fresh}
     if inner or len(names) == 1:
         return

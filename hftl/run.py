@@ -172,7 +172,8 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
             }
         )
     except (ValueError, TypeError) as failure:
-        raise UserError(f"transformers refuses these settings: {' '.join(str(failure).split())}") from failure
+        reason = " ".join(str(failure).split()).replace(" use_cpu", " --use_cpu")
+        raise UserError(f"transformers refuses these settings: {reason}") from failure
 
 
 def selection(args: transformers.TrainingArguments, scorer: Scorer) -> transformers.TrainingArguments:

@@ -10,13 +10,17 @@ It adds what the base class gets wrong or lacks, and knows no task and no data s
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_optimizer import is_optimizer_factory
@@ -75,6 +79,14 @@ class Trainer(transformers.Trainer):
         self._sampler: LengthGrouped | None = None
         self._hook = model.register_forward_pre_hook(self._rest_frozen_modules)
         self.add_callback(_EpochOrder(self))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with _fitting(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _fitting(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     # --- the loss: a mean over the items of the whole update -------------------------------------------------------
 
@@ -224,6 +236,21 @@ class _EpochOrder(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer._sampler is not None:
             self.trainer._sampler.set_epoch(int(state.epoch or 0))
+
+
+@contextmanager
+def _fitting(checkpoint: str | None) -> Iterator[None]:
+    """Say of a checkpoint that cannot be taken up that it is damaged, or another run's."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError, UnpicklingError) as failure:
+        reason = textwrap.shorten(str(failure), 160, placeholder=" ...").rstrip(".")
+        raise UserError(
+            f"The run cannot go on from {checkpoint}: {reason}. Pass the --model, --data and --strategy that it was "
+            "started with, or --overwrite to start again."
+        ) from failure
 
 
 def frozen_modules(model: nn.Module, active: set[int]) -> list[nn.Module]:

@@ -9,7 +9,7 @@ import pickle
 import runpy
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from hftl import cli, testing
 from hftl.recipe import Recipe
+from hftl.trainer import Trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 QUICK = "--num_train_epochs 1 --per_device_train_batch_size 64 --disable_tqdm true --output_dir earlier --overwrite"
@@ -127,6 +128,17 @@ def planted(w: World, trap: str = "owned") -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
 
 
+def planted_adapter(w: World) -> None:
+    """`model/`: an adapter whose weights are such a pickle."""
+    planted(w)
+    folder = w.here / "model"
+    (folder / "pytorch_model.bin").rename(folder / "adapter_model.bin")
+    config = {"peft_type": "LORA", "base_model_name_or_path": w.bert, "target_modules": ["query"], "r": 2}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["BertForSequenceClassification"]}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def without(name: str) -> Callable[[World], None]:
     """`model/`: a text model without one of its files."""
     return lambda w: (w.copy(w.bert) / name).unlink()
@@ -183,6 +195,26 @@ def fail(owner: Any, name: str, error: Callable[[], BaseException], after: int =
         w.patch.setattr(owner, name, called)
 
     return arrange
+
+
+def read_only(w: World, path: str) -> None:
+    """One folder that cannot be made."""
+    makedirs = os.makedirs
+
+    def made(name: Any, *args: Any, **named: Any) -> None:
+        if str(name).endswith(path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(name))
+        makedirs(name, *args, **named)
+
+    w.patch.setattr(os, "makedirs", made)
+
+
+def interrupted(w: World) -> None:
+    """`half/`: a run that was stopped after its first checkpoint."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+        fail(Trainer, "training_step", KeyboardInterrupt, after=1)(replace(w, patch=patch))
+        steps = "--no_overwrite --output_dir half --eval_strategy steps --eval_steps 1 --per_device_train_batch_size 16"
+        run("text", steps.split(), w)
 
 
 def no_space() -> OSError:

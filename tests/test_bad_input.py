@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 import shlex
@@ -22,12 +23,15 @@ from bad_inputs import (
     broken_jpeg,
     fail,
     foreign_code,
+    interrupted,
     listing,
     no_space,
     one_class,
     other_weights,
     photos,
     planted,
+    planted_adapter,
+    read_only,
     run,
     truncated,
     without,
@@ -37,7 +41,8 @@ from hftl.trainer import Trainer
 
 CHECKPOINT = {"half/checkpoints/checkpoint-1/trainer_state.json": "{}"}
 HALF = "--no_overwrite --output_dir half"
-STOP = "--eval_strategy steps --eval_steps 1 --per_device_train_batch_size 16"
+SMALL = "--per_device_train_batch_size 16"
+STOP = f"--eval_strategy steps --eval_steps 1 {SMALL}"
 TABLE = "file_name,label\ncat/0.jpg,cat\ncat/2.jpg,cat\ndog/1.jpg,dog\n"
 MANY = "".join(f"a{i},{'xy'[i % 2]}\n" for i in range(20))
 
@@ -85,7 +90,7 @@ DATA = {
     ),
     "numbers beyond float32": Case(
         "--data a.csv --problem_type regression",
-        ("a.csv",),
+        ("it has '1e60'",),
         {"a.csv": "text,label\n" + "".join(f"a{i},{i}.5\n" for i in range(20)) + "b,1e60\n"},
     ),
     "empty texts": Case(
@@ -100,7 +105,14 @@ DATA = {
     "ragged rows": Case("--data a.csv", ("Expected 2 cells in row 42", "quotes"), {"a.csv": GOOD + "a,b,c\n"}),
     "an open quote": Case("--data a.csv", ("never closes",), {"a.csv": GOOD + '"a,positive\n' + ROWS}),
     "a column twice": Case("--data a.csv", ("'text' more than once", ), {"a.csv": "text,text,label\na,b,x\n"}),
-    "the same column twice": Case("--text label --label label", ("label",)),
+    "one column for two roles": Case(
+        "--text label --label label", ("a column of its own for --label; 'label' has another role",)
+    ),
+    "texts that are null": Case(
+        "--data a.jsonl",
+        ("data row 1 of a.jsonl; it has an empty text",),
+        {"a.jsonl": '{"text": null, "label": "a"}\n{"text": "x", "label": "b"}\n'},
+    ),
     "valid with other columns": Case(
         "--data a.csv --valid v.csv",
         ("Expected a column 'text' in v.csv; it has body, mark",),
@@ -167,14 +179,20 @@ MODELS = {
     "unknown model": Case("--model someone/no-such-model", ("nor in the Hugging Face cache", "--model")),
     "model id of wrong syntax": Case("--model 'a b/c d'", ("a b/c d", "--model")),
     "unknown bundled model": Case("--model hftl:glyph", ("'hftl:glyphs'",), command="image"),
-    "a file for a model": Case("--model rows.csv", ("rows.csv", "folder"), {"rows.csv": GOOD}),
-    "a model without config": Case("--model model", ("config.json",), given=without("config.json")),
+    "a file for a model": Case("--model rows.csv", ("--model rows.csv is a file. Pass the folder",), {"rows.csv": GOOD}),
+    "a model without config": Case("--model model", ("model holds no config.json",), given=without("config.json")),
     "a model without weights": Case("--model model", ("--allow_pickle",), given=without("model.safetensors")),
-    "a model without tokenizer": Case("--model model", ("tokenizer",), given=without("tokenizer.json")),
+    "a model without tokenizer": Case("--model model", ("does not load as a tokenizer",), given=without("tokenizer.json")),
     "a pickle for weights": Case("--model model", ("Convert its weights", "--allow_pickle"), given=planted),
-    "a trap among allowed pickles": Case("--model model --allow_pickle", ("model",), given=planted),
-    "truncated weights": Case("--model model", ("safetensors",), given=truncated),
+    "a trap among allowed pickles": Case(
+        "--model model --allow_pickle", ("is not opened even with --allow_pickle",), given=planted
+    ),
+    "truncated weights": Case("--model model", ("model does not load as a model", "Fetch or save it again"), given=truncated),
     "a config that is not JSON": Case("--model model", ("config.json",), given=bad_config("{")),
+    "a config that is a list": Case("--model model", ("model",), given=bad_config("[]")),
+    "a full disk while a model is fetched": Case(
+        "", ("No space is left on the disk",), given=fail(transformers.AutoConfig, "from_pretrained", no_space)
+    ),
     "a config of nothing": Case("--model model", ("model",), given=bad_config("{}")),
     "a config of an unknown kind": Case("--model model", ("model",), given=bad_config('{"model_type": "brt"}')),
     "a config with bad values": Case(
@@ -185,7 +203,7 @@ MODELS = {
     "a text model for images": Case("--model {bert}", ("no head for this task",), command="image"),
     "unknown timm network": Case("--model timm:resnet81", ("Did you mean 'resnet1",), command="image"),
     "no timm network": Case("--model timm:nonsense", ("timm has no architecture called 'nonsense'",), command="image"),
-    "a timm network for texts": Case("--model timm:resnet18", ("timm:resnet18",)),
+    "a timm network for texts": Case("--model timm:resnet18", ("for images alone; --model is timm:resnet18",)),
     "weights that are not there": Case(
         "--model timm:test_resnet --weights gone.safetensors", ("--weights gone.safetensors",), command="image"
     ),
@@ -198,8 +216,10 @@ MODELS = {
         given=other_weights,
         command="image",
     ),
-    "weights for a whole model": Case("--weights other.safetensors", ("--weights",), given=other_weights),
-    "one token": Case("--max_length 1", ("--max_length",)),
+    "weights for a whole model": Case(
+        "--weights other.safetensors", ("leave --weights out",), given=other_weights
+    ),
+    "one token": Case("--max_length 1", ("--max_length 1 leaves no room", "Pass 3 or more")),
 }
 
 SETTINGS = {
@@ -211,13 +231,12 @@ SETTINGS = {
     "empty batches": Case("--per_device_train_batch_size 0", ("of 1 or more; 0",)),
     "negative learning rate": Case("--learning_rate -1", ("--learning_rate expected a number above 0",)),
     "unknown schedule": Case("--lr_scheduler_type cosin", ("Did you mean 'cosine'?",)),
-    "unknown optimizer": Case("--optim adamv", ("--optim expected", "Did you mean 'adam")),
+    "unknown optimizer": Case("--optim adamv", ("--optim expected adamw_torch",)),
     "an optimizer that is not installed": Case("--optim adamw_bnb_8bit", ("bitsandbytes",)),
-    "an optimizer of one rate": Case("--optim galore_adamw --strategy LayerDecay", ("--optim",)),
-    "a tracker that is not installed": Case("--report_to wandb", ("wandb",)),
-    "settings that clash": Case("--fp16 --bf16", ("fp16", "bf16")),
-    "half precision without a device": Case("--fp16_full_eval --bf16_full_eval", ("bf16",)),
-    "deepspeed file that is not there": Case("--deepspeed gone.json", ("gone.json",)),
+        "a tracker that is not installed": Case("--report_to wandb", ("wandb",)),
+    "settings that clash": Case("--eval_strategy no --load_best_model_at_end", ("--load_best_model_at_end requires",)),
+    "half precision without a device": Case("--fp16", ("fp16",)),
+    "deepspeed, which is not installed": Case("--deepspeed gone.json", ("deepspeed", "install it")),
     "unknown metric to choose by": Case("--metric_for_best_model acuracy", ("Did you mean 'accuracy'?",)),
     "unknown further metric": Case("--metrics nonexistent", ("'nonexistent' could not be loaded",)),
     "unknown setting in a file": Case(
@@ -225,7 +244,7 @@ SETTINGS = {
     ),
     "a file without settings": Case("--config c.yaml", ("holds a list",), {"c.yaml": "- a\n"}),
     "a missing file of settings": Case("--config c.yaml", ("no file 'c.yaml'",)),
-    "data made in Python": Case("--config c.yaml", ("made in Python",), {"c.yaml": "data: (a data set made in Python)\n"}),
+    "data made in Python": Case("--data '(a data set made in Python)'", ("called (a data set made in Python)",)),
     "unknown strategy": Case("--strategy LayerDecya", ("Did you mean 'LayerDecay'?",)),
     "unknown argument of a strategy": Case("--strategy 'LoRA(rank=4)'", ("LoRA", "rank")),
     "text for a number in a strategy": Case("--strategy \"LoRA(r='four')\"", ("LoRA(r)", "a whole number")),
@@ -237,8 +256,8 @@ SETTINGS = {
     "a method that PEFT lacks": Case("--strategy \"PEFT('LOAR')\"", ("Did you mean",)),
     "a method for generation": Case("--strategy \"PEFT('CPT')\"", ("made for generation",)),
     "random weights that stay frozen": Case("--strategy 'Scratch | LinearProbe'", ("would freeze random weights",)),
-    "an adapter that stays frozen": Case("--strategy 'LoRA | LinearProbe'", ("LoRA | LinearProbe",)),
-    "two adapters": Case("--strategy 'LoRA | DoRA'", ("DoRA",)),
+    "an adapter that stays frozen": Case("--strategy 'LoRA | LinearProbe'", ("freezes all that LoRA trains", "Drop one")),
+    "two adapters": Case("--strategy 'LoRA | DoRA'", ("DoRA came for a model that has an adapter", "Keep one")),
     "depth where there is none": Case(
         "--model albert --strategy LayerDecay", ("such as Full, LinearProbe or LoRA",), given=albert
     ),
@@ -256,19 +275,38 @@ FOLDERS = {
     "an interrupted run": Case(HALF, ("Pass --resume to go on, or --overwrite",), CHECKPOINT),
     "nothing to resume": Case(f"{HALF} --resume", ("no checkpoint to resume from. Leave --resume out",)),
     "a finished run to resume": Case("--no_overwrite --resume", ("nothing to resume",)),
-    "a damaged checkpoint": Case(f"{HALF} --resume", ("checkpoint-1", "--overwrite"), CHECKPOINT),
-    "a read-only disk": Case(
+    "a damaged checkpoint": Case(f"{HALF} --resume", ("cannot go on from half/checkpoints/checkpoint-1", "--overwrite"), CHECKPOINT),
+    "a folder without rights": Case(
+        "--no_overwrite --output_dir new/out",
+        ("new/out cannot be made", "cannot be written to. Pass another"),
+        given=lambda w: w.patch.setattr("os.access", lambda *place, **how: False),
+    ),
+    "a disk that turns read-only": Case(
         "--no_overwrite --output_dir new",
-        ("new cannot be made", "Read-only"),
-        given=fail(Path, "mkdir", lambda: OSError(30, "Read-only file system", "new")),
+        ("The system refused new/checkpoints (Read-only file system)", "another path"),
+        given=lambda w: read_only(w, "new/checkpoints"),
+    ),
+    "the working directory": Case("--no_overwrite --output_dir .", (". holds other files",)),
+    "a checkpoint cut short": Case(
+        f"{HALF} --resume", ("no checkpoint to resume from",), {next(iter(CHECKPOINT)): ""}
+    ),
+    "a checkpoint of another strategy": Case(
+        f"{HALF} --resume --strategy LoRA", ("cannot go on from half/checkpoints/checkpoint-1", "--strategy"), given=interrupted
+    ),
+    "a checkpoint of another model": Case(
+        f"{HALF} --resume --model {{cnn}} --data {{colours}} --task image-classification",
+        ("cannot go on from half/checkpoints/checkpoint-1", "--model"),
+        given=interrupted,
     ),
     "a bad value with an interrupted run": Case("--output_dir half --data gone.csv", ("gone.csv",), CHECKPOINT),
 }
 
 RUNS = {
     "a loss that is not finite": Case(
-        "--learning_rate 1e30 --optim sgd --max_grad_norm 0 --num_train_epochs 9",
-        ("Lower --learning_rate (it is 1e+30)",),
+        f"--learning_rate 1e30 --optim sgd --max_grad_norm 0 {SMALL}", ("Lower --learning_rate (it is 1e+30)",)
+    ),
+    "outputs that are not finite": Case(
+        "--learning_rate 1e30 --optim sgd --max_grad_norm 0", ("outputs are not finite: lower --learning_rate",)
     ),
     "a full disk at the end": Case(
         "",
@@ -286,10 +324,9 @@ RUNS = {
     ),
     "Ctrl-C before a checkpoint": Case(
         "--no_overwrite --output_dir new",
-        ("Stopped by Ctrl-C", "no checkpoint"),
+        ("Stopped by Ctrl-C. No checkpoint was written to new yet: run it again",),
         given=fail(Trainer, "training_step", KeyboardInterrupt, after=1),
         code=130,
-        leaves=("new",),
     ),
     "Ctrl-C after a checkpoint": Case(
         f"--no_overwrite --output_dir new {STOP}",
@@ -300,7 +337,7 @@ RUNS = {
     ),
     "Ctrl-C while data is read": Case(
         "--no_overwrite --output_dir new",
-        ("Stopped by Ctrl-C",),
+        ("Stopped by Ctrl-C. No checkpoint",),
         given=fail(datasets, "load_dataset", KeyboardInterrupt),
         code=130,
     ),
@@ -313,8 +350,9 @@ PREDICT = {
     ),
     "a model without a task": Case("predict {bert} --data {csv} --output p.csv", ("BertModel",), command="hftl"),
     "a spoilt config": Case(
-        "predict d --data {csv} --output p.csv", ("d",), {"d/config.json": "{"}, command="hftl"
+        "predict d --data {csv} --output p.csv", ("a config.json that is not JSON",), {"d/config.json": "{"}, command="hftl"
     ),
+    "an adapter in a pickle": Case("predict model --data {csv} --output p.csv", ("safetensors",), given=planted_adapter, command="hftl"),
     "no data": Case("predict earlier --data gone.csv --output p.csv", ("gone.csv",), command="hftl"),
     "a missing column": Case(
         "predict earlier --data a.csv --output p.csv", ("Pass --text body",), {"a.csv": "body\na\n"}, command="hftl"
@@ -323,14 +361,35 @@ PREDICT = {
         "predict earlier --data {csv} --output p.csv", ("p.csv exists; pass --overwrite",), {"p.csv": "x"}, command="hftl"
     ),
     "an output in no folder": Case(
-        "predict earlier --data {csv} --output gone/p.csv", ("gone",), command="hftl"
+        "predict earlier --data {csv} --output gone/p.csv", ("gone/p.csv lies in no folder that exists",), command="hftl"
     ),
     "an output that is a folder": Case(
-        "predict earlier --data {csv} --output d --overwrite", ("d",), {"d/a.txt": "x"}, command="hftl"
+        "predict earlier --data {csv} --output d --overwrite", ("--output d is a folder",), {"d/a.txt": "x"}, command="hftl"
     ),
     "an empty stdin": Case("predict earlier --data - --output p.csv", ("stdin holds no rows",), command="hftl"),
     "an empty text to predict": Case(
         "predict earlier --data a.csv --output p.csv", ("a.csv",), {"a.csv": "text\n \n"}, command="hftl"
+    ),
+    "a null to predict": Case(
+        "predict earlier --data a.jsonl --output p.csv",
+        ("a.jsonl",),
+        {"a.jsonl": '{"text": "a"}\n{"text": null}\n'},
+        command="hftl",
+    ),
+    "a broken image to predict": Case(
+        "predict {cnn} --data photos --output p.csv", ("cat/cut.jpg",), given=broken_jpeg, command="hftl"
+    ),
+    "a missing image to predict": Case(
+        "predict {cnn} --data - --output p.csv",
+        ("gone.jpg",),
+        given=lambda w: w.patch.setattr("sys.stdin", io.StringIO("gone.jpg\n")),
+        command="hftl",
+    ),
+    "a full disk for predictions": Case(
+        "predict earlier --data {csv} --output p.csv",
+        ("No space is left on the disk",),
+        given=fail(csv.DictWriter, "writerow", no_space, after=5),
+        command="hftl",
     ),
     "no command": Case("predit", ("Did you mean 'predict'?",), command="hftl"),
 }
@@ -348,7 +407,11 @@ CASES = {
     )
     for name, case in cases.items()
 }
-CURE = re.compile(r"--\w|\b(pass|add|correct|convert|rename|save|use|try|write|lower|free|check|did you mean)\b", re.I)
+CURE = re.compile(
+    r"--\w|\b(pass|add|correct|convert|rename|save|use|try|write|put|lower|free|check|install|keep|drop|arrange"
+    r"|did you mean|it reads|such as|as in|or the like|takes)\b",
+    re.IGNORECASE,
+)
 
 
 @pytest.fixture(scope="session")
@@ -383,7 +446,7 @@ def world(
 
 
 def words(case: Case, world: World) -> list[str]:
-    places = {"bert": world.bert, "cnn": world.cnn, "csv": world.csv}
+    places = {"bert": world.bert, "cnn": world.cnn, "csv": world.csv, "colours": world.colours}
     return shlex.split(case.argv.format(**places))
 
 

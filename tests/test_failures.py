@@ -66,8 +66,8 @@ def test_the_help_of_a_script_starts_with_its_docstring_and_two_commands(tmp_pat
     [
         ("print(self.seed)", [], 0, ""),
         ("pass", ["--sed", "1"], 2, "error: There is no flag --sed."),
-        ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", [], 130, "Stopped by Ctrl-C. Add --resume"),
-        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", [], 143, "Stopped by SIGTERM. Add --resume"),
+        ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", [], 130, "Stopped by Ctrl-C. No checkpoint"),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", [], 143, "Stopped by SIGTERM. No checkpoint"),
         ("sys.exit(5)", [], 5, ""),
     ],
 )

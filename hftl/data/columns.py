@@ -26,6 +26,8 @@ def find_columns(rows: Rows, roles: dict[str, Role], mapped: dict[str, str]) -> 
             )
         if wanted not in there:
             raise UserError(_missing(wanted, role, rows, found, near=wanted))
+        if wanted in found.values():
+            raise UserError(f"Expected a column of its own for --{role}; {wanted!r} has another role. Pass another.")
         found[role] = wanted
     folded = {name.lower(): name for name in reversed(there)}
     for role, need in roles.items():

@@ -55,7 +55,7 @@ def _readable(path: Path) -> None:
     except PermissionError as error:
         raise UserError(f"No permission to read {path.name}. Try chmod u+r {path.name}.") from error
     if blank and path.stat().st_size <= 4096:
-        raise UserError(f"Expected rows in {path.name}; the file is empty.")
+        raise UserError(f"Expected rows in {path.name}; the file is empty. Add rows, or pass another file.")
 
 
 def separator(path: Path) -> str:
@@ -84,7 +84,7 @@ def _header(path: Path) -> list[str]:
     with _rows(path) as rows:
         header, first = next(rows, None), next(rows, None)
     if not header:
-        raise UserError(f"Expected rows in {path.name}; the file is empty.")
+        raise UserError(f"Expected rows in {path.name}; the file is empty. Add rows, or pass another file.")
     here = separator(path)
     other = next((mark for mark in _SEPARATORS if mark != here and mark in header[0]), None)
     if len(header) == 1 and other:
@@ -94,14 +94,18 @@ def _header(path: Path) -> list[str]:
             f"its header {header[0][:60]!r} has {_SEPARATORS[other]}. {cure}"
         )
     if first is None:
-        raise UserError(f"Expected rows in {path.name}; it has a header ({', '.join(header)}) and nothing below.")
+        raise UserError(
+            f"Expected rows in {path.name}; it has a header ({', '.join(header)}) and nothing below. Add rows."
+        )
     # pandas would shift every cell by one here: it takes the first column for an index.
     if len(first) > len(header):
         _ragged(path, 2, len(first), len(header))
     names = [name.strip() or f"column {i}" for i, name in enumerate(header, start=1)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
-        raise UserError(f"Expected each column of {path.name} once; its header has {twice!r} more than once.")
+        raise UserError(
+            f"Expected each column of {path.name} once; its header has {twice!r} more than once. Rename the others."
+        )
     return names
 
 
@@ -115,7 +119,7 @@ def _rows(path: Path) -> Iterator[Iterator[list[str]]]:
     except UnicodeDecodeError as error:
         raise UserError(explain_encoding(path)) from error
     except csv.Error as error:
-        raise UserError(f"{path.name} cannot be read as {path.suffix[1:]}: {error}.") from error
+        raise UserError(f"{path.name} cannot be read as {path.suffix[1:]}: {error}. Write it again.") from error
     finally:
         csv.field_size_limit(limit)
 
@@ -156,14 +160,14 @@ def _explain(paths: list[Path], builder: str, error: BaseException) -> NoReturn:
         elif builder == "json":
             _find_bad_json(path)
     if "corresponds to no data" in str(error):
-        raise UserError(f"Expected rows in {_names(paths)}; there are none.") from error
+        raise UserError(f"Expected rows in {_names(paths)}; there are none. Add rows.") from error
     if "EOF inside string" in str(error):
         row = str(error).split()[-1]
         raise UserError(
             f'A quote that opens in data row {row} of {_names(paths)} never closes. Write " as "".'
         ) from error
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    raise UserError(f"{_names(paths)} cannot be read as {builder}: {reason}.") from error
+    raise UserError(f"{_names(paths)} cannot be read as {builder}: {reason}. Write it again.") from error
 
 
 def _find_ragged(path: Path) -> None:
@@ -190,14 +194,14 @@ def _find_bad_json(path: Path) -> None:
             try:
                 json.load(file)
             except json.JSONDecodeError as error:
-                raise UserError(f"{path.name} is not JSON at line {error.lineno}: {error.msg}.") from error
+                raise UserError(f"{path.name} is not JSON at line {error.lineno}: {error.msg}. Correct it.") from error
             return
         file.seek(0)
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line) if line.strip() else {}
             except json.JSONDecodeError as error:
-                raise UserError(f"Line {number} of {path.name} is not JSON: {error.msg}.") from error
+                raise UserError(f"Line {number} of {path.name} is not JSON: {error.msg}. Correct it.") from error
             if not isinstance(row, dict):
                 raise UserError(f'Expected an object like {{"text": ...}} in line {number} of {path.name}.')
 

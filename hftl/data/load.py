@@ -177,7 +177,10 @@ class _Loading:
             part = parts[split]
             keep = np.setdiff1d(np.arange(len(part.data)), np.fromiter(reasons, np.int64))
             if len(keep) == 0:
-                raise UserError(f"Expected at least one good row in {part.name}; all {len(part.data):,} are bad.")
+                raise UserError(
+                    f"Expected at least one good row in {part.name}; all {len(part.data):,} are bad, the first with "
+                    f"{reasons[0]}. Correct them, or name another column."
+                )
             parts[split] = part.take(keep)
         return parts
 

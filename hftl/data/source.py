@@ -76,7 +76,8 @@ def open_source(source: Any, revision: str | None = None) -> Source:
         return _file_set(sorted(Path().glob(name)) if not path.is_absolute() else sorted(_glob(path)), name)
     if path.suffix.lower() in {*FORMATS, ".txt", ".xlsx"} or name.startswith((".", "/", "~")) or name.count("/") > 1:
         near = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"Expected a file or folder at {name}; there is none.{suggest(path.name, near)}")
+        guess = suggest(path.name, near) or " Check the path."
+        raise UserError(f"Expected a file or folder at {name}; there is none.{guess}")
     return _hub(name, revision)
 
 
@@ -113,7 +114,7 @@ def _file_rows(paths: list[Path], root: Path) -> Rows:
             known = ", ".join(FORMATS)
             raise UserError(f"Expected a file that ends in {known}; it is {path.name}. Convert it to csv.")
         if not path.is_file():
-            raise UserError(f"Expected a file at {path}; there is none.")
+            raise UserError(f"Expected a file at {path}; there is none. Check the path.")
     name = paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
     return Rows(read_files(paths), name, root)
 
@@ -121,7 +122,7 @@ def _file_rows(paths: list[Path], root: Path) -> Rows:
 def _file_set(paths: list[Path], name: str) -> Source:
     """Files named after splits; files that are not are all train."""
     if not paths:
-        raise UserError(f"Expected files at {name}; there are none.")
+        raise UserError(f"Expected files at {name}; there are none. Check the path.")
     grouped: dict[str, list[Path]] = {}
     for path in paths:
         grouped.setdefault(split_of(path.stem) or "", []).append(path)
@@ -152,7 +153,7 @@ def _folder(folder: Path, name: str) -> Source:
     held = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
     raise UserError(
         f"Expected in {name} one folder of images per class, a metadata.csv with a file_name column, or a train file "
-        f"({', '.join(FORMATS)}); it holds {held}."
+        f"({', '.join(FORMATS)}); it holds {held}. Arrange it so, or pass another folder."
     )
 
 
@@ -166,7 +167,7 @@ def _split_folder(folder: Path) -> Rows:
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in FORMATS)
     if files:
         return _file_rows(files, folder)
-    raise UserError(f"Expected images by class or data files in {folder}; there are none.")
+    raise UserError(f"Expected images by class or data files in {folder}; there are none. Add some.")
 
 
 def _metadata(folder: Path) -> datasets.Dataset | None:
@@ -218,6 +219,7 @@ def _hub_trouble(name: str, error: Exception) -> str:
         return f"Expected a config of {repository} ({some}); it is {name}. Pass --data {repository}:{configs[0]}."
     if isinstance(error, ConnectionError):
         return (
-            f"Expected a file, a folder or a Hub data set called {name}; no such path, and the Hub cannot be reached."
+            f"Expected a file, a folder or a Hub data set called {name}; no such path, and the Hub cannot be reached. "
+            "Check the path, or the network."
         )
-    return f"{name} cannot be loaded from the Hub: {text}."
+    return f"{name} cannot be loaded from the Hub: {text}. Check the name."

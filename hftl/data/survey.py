@@ -17,6 +17,7 @@ from hftl.errors import UserError
 MOST_CLASSES = 50_000
 _MISSING_WORDS = {"nan", "na", "n/a", "null", "none"}
 _BATCH = 10_000
+_LARGEST = 3.4028234e38  # of float32, in which labels are kept
 # A leading zero makes a code, not a number: 007 and 7 are two classes.
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?")
 _WHOLE = re.compile(r"0|-?[1-9]\d*")
@@ -107,11 +108,11 @@ def key(value: Any, class_names: list[str] | None = None) -> str | None:
 
 
 def number(value: Any) -> float:
-    """The number in a cell; NaN where there is none."""
+    """The number in a cell; NaN where there is none, or none that float32 can hold."""
     if isinstance(value, str):
         text = value.strip()
         value = float(text) if any(c.isdigit() for c in text) and _NUMBER.fullmatch(text) else None
-    return float(value) if value is not None and math.isfinite(value) else math.nan
+    return float(value) if value is not None and abs(value) <= _LARGEST else math.nan
 
 
 def split_cell(cell: str | None) -> list[Any] | None:

@@ -63,6 +63,8 @@ def wrap(model: nn.Module, anatomy: Anatomy, method: str, options: Mapping[str, 
     from peft import get_peft_model
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+    if hasattr(model, "peft_config"):
+        raise UserError(f"{name} came for a model that has an adapter already. Keep one of the two in --strategy.")
     kind: Any = PEFT_TYPE_TO_CONFIG_MAPPING[method]  # type: ignore[index]
     _refuse_unfit(model, method, name)
     known = {field.name for field in fields(kind)}

