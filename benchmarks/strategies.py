@@ -24,23 +24,28 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-TEXT = ["--num_train_epochs", "2", "--per_device_train_batch_size", "32"]
-PHOTO = ["--num_train_epochs", "10", "--per_device_train_batch_size", "16", "--augment", "flip"]
+TEXT = ["--per_device_train_batch_size", "32"]
+PHOTO = ["--num_train_epochs", "6", "--per_device_train_batch_size", "16"]
 COMPARED = ["Full", "LayerDecay(0.9)", "LastLayers(2)", "LoRA(r=16)", "LinearProbe", "Scratch"]
 
 JOBS: dict[str, tuple[str, list[str], list[str]]] = {
-    "sst2": ("text_cls.py", TEXT, ["plain Trainer", *COMPARED]),
-    "trec": ("text_cls.py", TEXT, ["Full"]),
-    "mrpc": ("text_cls.py", TEXT, ["Full"]),
-    "stsb": ("text_cls.py", TEXT, ["Full"]),
+    "sst2": ("text_cls.py", [*TEXT, "--num_train_epochs", "1"], ["plain Trainer", *COMPARED]),
+    "trec": ("text_cls.py", [*TEXT, "--num_train_epochs", "3"], ["Full"]),
+    "mrpc": ("text_cls.py", [*TEXT, "--num_train_epochs", "3"], ["Full"]),
+    "stsb": ("text_cls.py", [*TEXT, "--num_train_epochs", "3"], ["Full"]),
     "ants_bees": ("image_cls.py", PHOTO, ["LinearProbe", "LastLayers(4)", "LoRA(r=16)", "Full", "Scratch"]),
 }
 """Data set -> recipe, flags, strategies."""
+
+RATES = {"text_cls.py": {"LoRA(r=16)": "1e-3", "LinearProbe": "3e-2", "Scratch": "3e-4"}, "image_cls.py": {}}
+USUAL = {"text_cls.py": "1e-4", "image_cls.py": "1e-3"}
+"""One learning rate for each strategy, set before the first run and never searched."""
 
 
 def command(name: str, strategy: str, seed: int, data: Path, weights: Path | None, out: str) -> list[str]:
     """The command line of one run."""
     recipe, flags, _ = JOBS[name]
+    flags = [*flags, "--learning_rate", RATES[recipe].get(strategy, USUAL[recipe])]
     if strategy == "plain Trainer":
         script = [sys.executable, str(ROOT / "benchmarks" / "plain_trainer.py"), str(data / name), MINILM]
         return [*script, *flags, "--seed", str(seed), "--output_dir", out]

@@ -81,8 +81,10 @@ class Anatomy:
         self.model = type(model).__name__
         self.top = count + 1
         self._tensors: dict[str, _Spot] = {}
-        for name, _ in model.named_parameters(remove_duplicate=False):
-            self._tensors[name] = (self.top if count and name in fresh else depths.get(name), name in fresh)
+        names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+        above = frozenset() if fresh.issuperset(names) else fresh  # all at random: there is nothing to lie above
+        for name in names:
+            self._tensors[name] = (self.top if count and name in above else depths.get(name), name in fresh)
         self._modules = _modules(model, self._tensors)
         for name, _ in model.named_buffers(remove_duplicate=False):
             self._tensors[name] = self._host(name) or (0 if count else None, False)

@@ -97,7 +97,7 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> Report | None:
 
 
 def _after_stop(folder: str) -> str:
-    if any(Path(folder).glob("checkpoints/checkpoint-*/trainer_state.json")):
+    if any(Path(folder).expanduser().glob("checkpoints/checkpoint-*/trainer_state.json")):
         return f"Add --resume to go on from the last checkpoint in {folder}, or --overwrite to start again."
     return f"No checkpoint was written to {folder} yet: run it again without --resume."
 

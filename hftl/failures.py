@@ -28,7 +28,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_TEXT = ("os error 27", "os error 28", "os error 122", "PytorchStreamWriter failed writing", "unexpected pos")
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-_NOT_INSTALLED = ("to be installed", "need to install", "distribution was not found")
+_NOT_INSTALLED = ("to be installed", "need to install", "install it with", "distribution was not found")
 _CONNECTIONS = ("httpx", "httpx2", "requests", "urllib3", "huggingface_hub")
 _HUB = {
     "GatedRepoError": "accept its terms on its page, and log in with `hf auth login`",
@@ -122,7 +122,8 @@ def _machine(error: BaseException, memory: str) -> str:
         path = f" at {cause.filename}" if isinstance(cause, OSError) and cause.filename else ""
         number = cause.errno if isinstance(cause, OSError) else None
         if number in _FULL or any(sign in text for sign in _FULL_TEXT):
-            return f"No space is left on the disk{path}: free some, or pass --output_dir on another disk."
+            cure = "free some, or pass --output_dir (of hftl predict: --output) on another disk"
+            return f"No space is left on the disk{path}: {cure}."
         if number in _REFUSED and path:
             return (
                 f"The system refused{path[3:]} ({os.strerror(number or 0)}): pass another path, or change its rights."
@@ -148,6 +149,9 @@ def _library(error: BaseException) -> str:
             return f"A .safetensors file is damaged ({_brief(cause)}): fetch it again."
         if isinstance(cause, ImportError | RuntimeError) and any(sign in str(cause) for sign in _NOT_INSTALLED):
             return f"{_brief(cause)}: install it, or leave out what asks for it."
+    if isinstance(error, ValueError | TypeError) and _raised_in(error, "optimizer"):
+        cure = "check --optim, --optim_args, --lr_scheduler_type and --lr_scheduler_kwargs"
+        return f"The optimizer or schedule cannot be made ({_brief(error)}): {cure}."
     if isinstance(error, ValueError | ImportError) and _raised_in(error, "TrainingArguments"):
         return f"These settings do not work together: {_brief(error)}."
     if isinstance(error, OSError | ValueError) and _raised_in(error, "from_pretrained") and not _number(error):
@@ -158,7 +162,12 @@ def _library(error: BaseException) -> str:
 def _raised_in(error: BaseException, what: str) -> bool:
     """Whether the error came out of transformers' reading of settings, or of its reading of a checkpoint."""
     places = {
-        "TrainingArguments": ("transformers/training_args.py", "create_accelerator_and_postprocess"),
+        "TrainingArguments": (
+            "transformers/training_args.py",
+            "transformers/trainer.py:__init__",
+            "create_accelerator_and_postprocess",
+        ),
+        "optimizer": ("transformers/trainer_optimizer.py", "transformers/optimization.py"),
         "from_pretrained": ("transformers/models/auto/", "transformers/configuration_utils.py"),
     }[what]
     trace = error.__traceback__

@@ -6,8 +6,8 @@ report.html and a model card. Nothing in it is a pickle, and nothing names this 
 
 from __future__ import annotations
 
-import copy
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from hftl.report import Report
 
 FINISHED, CHECKPOINTS, PARTIAL = "report.json", "checkpoints", ".partial"
-REPLACED = (FINISHED, "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json")
-REPLACED += ("generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+REPLACED = (
+    *(FINISHED, "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json"),
+    *("generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"),
+)
 """What of an earlier run would be read with a new one, were it left; a person's own files in the folder stay."""
 
 
@@ -37,7 +39,7 @@ class OutputFolder:
     """A run's folder in its three states: free, interrupted (it has checkpoints), finished (it has a report)."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()  # as the Trainer does
         self.checkpoints = self.path / CHECKPOINTS
         self.partial = self.path / PARTIAL
 
@@ -97,7 +99,7 @@ class OutputFolder:
             with contextlib.suppress(OSError):  # it holds something, or was never made
                 folder.rmdir()
 
-    def write(self, model: nn.Module, processor: Any, report: Report, recipe: dict[str, Any]) -> None:
+    def write(self, model: Any, processor: Any, report: Report, recipe: dict[str, Any]) -> None:
         """Write everything beside the folder's old content first, then swap: a full disk loses nothing."""
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
@@ -114,7 +116,7 @@ class OutputFolder:
         self.partial.rmdir()
         self.forget_checkpoints()
 
-    def _fill(self, folder: Path, model: nn.Module, processor: Any, report: Report, recipe: dict[str, Any]) -> None:
+    def _fill(self, folder: Path, model: Any, processor: Any, report: Report, recipe: dict[str, Any]) -> None:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
         if report.adapter:
@@ -175,6 +177,10 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
     if not adapter.is_file():
         built = task.build(where, labels)
         return Loaded(built.model.eval(), built.processor, task, labels)
+    if not any(folder.glob("adapter_model*.safetensors")):
+        raise UserError(
+            f"{name} holds an adapter, but no adapter_model.safetensors. Convert its weights to safetensors."
+        )
     settings = json.loads(adapter.read_text("utf-8"))
     base_name = settings["base_model_name_or_path"]
     base = Source(str(folder / "base") if base_name == "base" else base_name, revision=settings.get("revision"))

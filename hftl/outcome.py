@@ -58,11 +58,13 @@ class Scorer:
 def measure(run: Run) -> Report:
     """Measure the chosen model on valid, then on test, once, and write everything down."""
     about = described(run) | effort(run.trainer, len(run.splits.train))
-    scores = {name: measured(run, name) for name in ("valid", "test")}
+    valid = measured(run, "valid")
+    test = measured(run, "test")
     metric = run.scorer.metric  # holds test now
     return Report(
         **about,
-        **scores,
+        valid=valid,
+        test=test,
         headline=metric.headline,
         confusion=metric.confusion(),
         calibration=metric.calibration(),

@@ -59,6 +59,9 @@ class Predictor:
         collate = self.task.collate(self.processor)
         for start in range(0, len(rows), batch_size):
             part = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
+            for i, row in enumerate(part, start=start + 1):
+                if empty := [role for role in self.roles if row.get(role, "") is None]:
+                    raise UserError(f"Expected a {empty[0]} in row {i} of the data; there is none. Correct it.")
             columns = {role: [row[role] for row in part] for role in self.roles if role in part[0]}
             encoded = self.task.encode(datasets.Dataset.from_dict(columns), self.processor)
             batch = collate([encoded[i] for i in range(len(part))])
@@ -71,7 +74,7 @@ class Predictor:
         values = softmax_or_sigmoid(logits, self.labels.problem_type)
         if self.labels.problem_type == "regression":
             return [{"value": float(row[0])} for row in values]
-        made = []
+        made: list[dict[str, Any]] = []
         for row in values:
             scores = dict(zip(self.labels.names, map(float, row), strict=True))
             if self.labels.problem_type == "multi_label_classification":

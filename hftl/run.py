@@ -142,6 +142,10 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
     Raises:
         UserError: TrainingArguments refuse a value.
     """
+    if recipe.max_steps == 0:
+        raise UserError("--max_steps expected a whole number of 1 or more, or -1 for no limit; 0 came.")
+    if recipe.training.get("resume_from_checkpoint"):
+        raise UserError("--resume_from_checkpoint is not read; pass --resume and the run's --output_dir.")
     chosen = {
         "per_device_eval_batch_size": 64,
         "eval_strategy": "epoch",
@@ -169,16 +173,17 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
                 "length_column_name": "length",
                 "restore_callback_states_from_checkpoint": True,
                 "save_strategy": "no",
+                "include_for_metrics": [],
             }
         )
-    except (ValueError, TypeError) as failure:
+    except (ValueError, TypeError, FileNotFoundError) as failure:
         reason = " ".join(str(failure).split()).replace(" use_cpu", " --use_cpu")
         raise UserError(f"transformers refuses these settings: {reason}") from failure
 
 
 def selection(args: transformers.TrainingArguments, scorer: Scorer) -> transformers.TrainingArguments:
     """Keep the checkpoint that is best on valid by the task's headline metric, and say so to the base Trainer."""
-    if str(args.eval_strategy.value) == "no":
+    if args.eval_strategy == "no":
         return args
     metric = (args.metric_for_best_model or scorer.headline).removeprefix("eval_")
     if metric not in [*scorer.names, "loss"] and not scorer.extra:
@@ -213,7 +218,7 @@ def length_checks(rows: Any, processor: Any, max_length: int | None) -> list[Che
     if "length" not in rows.column_names:
         return []
     limit = min(max_length or 512, processor.model_max_length)
-    return [length_check(rows["length"], limit)]
+    return [length_check(rows["length"][:], limit)]
 
 
 def class_weighted(choice: str | None, splits: Splits) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
@@ -227,7 +232,7 @@ def class_weighted(choice: str | None, splits: Splits) -> Callable[[torch.Tensor
         raise UserError(
             f"--class_weights {choice} needs one label a row; here the labels are a {splits.labels.problem_type}."
         )
-    counts = np.bincount(np.asarray(splits.train["label"]), minlength=len(splits.labels.names))
+    counts = np.bincount(np.asarray(splits.train["label"][:]), minlength=len(splits.labels.names))
     weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
 
     def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -238,7 +238,7 @@ def tiny_bert(folder: Path) -> str:
 def tiny_cnn(folder: Path) -> str:
     """Write a random small ResNet for 32-pixel images in timm's Hub form; return the folder."""
     torch.manual_seed(0)
-    config = transformers.TimmWrapperConfig(
+    config = transformers.TimmWrapperConfig(  # type: ignore[call-arg]  # its base takes more than it declares
         architecture="resnet10t",
         num_labels=5,
         model_args={"stem_width": 8, "channels": [8, 16, 16, 32]},

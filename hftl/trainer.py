@@ -54,6 +54,10 @@ class Trainer(transformers.Trainer):
         The rest is the base class's.
     """
 
+    model: Any  # never None here, unlike in the base class
+    optimizer: Any
+    lr_scheduler: Any
+
     def __init__(
         self,
         model: nn.Module,
@@ -127,7 +131,7 @@ class Trainer(transformers.Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            target = self.model if model is None else model
+            target: Any = self.model if model is None else model
             cls, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, target)
             own_groups = {"params", "model", "optimizer_dict"} & set(settings)
             if is_optimizer_factory(cls) or own_groups:
@@ -207,11 +211,11 @@ class Trainer(transformers.Trainer):
     # --- the order of rows -----------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         if not hasattr(dataset, "__len__"):
             return super()._get_train_sampler(train_dataset)
         column = self.args.length_column_name
-        lengths = dataset[column] if column in (getattr(dataset, "column_names", None) or []) else None
+        lengths = dataset[column][:] if column in (getattr(dataset, "column_names", None) or []) else None
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         self._sampler = LengthGrouped(len(dataset), batch, lengths, seed)

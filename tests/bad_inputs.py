@@ -20,7 +20,7 @@ import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
-from hftl import cli, testing
+from hftl import cli
 from hftl.recipe import Recipe
 from hftl.trainer import Trainer
 
@@ -28,7 +28,9 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 QUICK = "--num_train_epochs 1 --per_device_train_batch_size 64 --disable_tqdm true --output_dir earlier --overwrite"
 """Every run is aimed at a folder that holds a finished run and is allowed to replace it; when it fails, it must not."""
 
-ROWS = "".join(f"the film was {'good' if i % 2 else 'bad'} w{i},{'positive' if i % 2 else 'negative'}\n" for i in range(40))
+ROWS = "".join(
+    f"the film was {'good' if i % 2 else 'bad'} w{i},{'positive' if i % 2 else 'negative'}\n" for i in range(40)
+)
 GOOD = "text,label\n" + ROWS
 
 
@@ -211,10 +213,11 @@ def read_only(w: World, path: str) -> None:
 
 def interrupted(w: World) -> None:
     """`half/`: a run that was stopped after its first checkpoint."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+    steps = "--no_overwrite --output_dir half --eval_strategy steps --eval_steps 1 --per_device_train_batch_size 16"
+    with pytest.MonkeyPatch.context() as patch:
         fail(Trainer, "training_step", KeyboardInterrupt, after=1)(replace(w, patch=patch))
-        steps = "--no_overwrite --output_dir half --eval_strategy steps --eval_steps 1 --per_device_train_batch_size 16"
-        run("text", steps.split(), w)
+        with pytest.raises(SystemExit):
+            run("text", steps.split(), w)
 
 
 def no_space() -> OSError:

@@ -1,12 +1,14 @@
-"""Bad input ends in exit code 2 and one sentence that holds its cure; results that were there before stay as they were."""
+"""Bad input ends in exit code 2 and one sentence that holds its cure; earlier results stay as they were."""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -47,6 +49,7 @@ TABLE = "file_name,label\ncat/0.jpg,cat\ncat/2.jpg,cat\ndog/1.jpg,dog\n"
 MANY = "".join(f"a{i},{'xy'[i % 2]}\n" for i in range(20))
 
 DATA = {
+    "no name": Case("--data ''", ("it is empty. Pass --data FILE",)),
     "missing file": Case("--data nowhere.csv", ("Expected a file or folder at nowhere.csv; there is none",)),
     "misspelt file": Case("--data rows.cvs.csv", ("Did you mean 'rows.csv'?",), {"rows.csv": GOOD}),
     "empty file": Case("--data a.csv", ("Expected rows in a.csv; the file is empty",), {"a.csv": ""}),
@@ -60,7 +63,9 @@ DATA = {
     "no label column": Case(
         "--data a.csv", ("it has text, stars. Pass --label stars",), {"a.csv": GOOD.replace("label", "stars", 1)}
     ),
-    "no text column": Case("--data a.csv", ("Pass --text review_body",), {"a.csv": GOOD.replace("text", "review_body", 1)}),
+    "no text column": Case(
+        "--data a.csv", ("Pass --text review_body",), {"a.csv": GOOD.replace("text", "review_body", 1)}
+    ),
     "misspelt --label": Case("--label lable", ("Did you mean 'label'?", "Pass --label label")),
     "label typo in valid": Case(
         "--data a.csv --valid v.csv",
@@ -94,7 +99,9 @@ DATA = {
         {"a.csv": "text,label\n" + "".join(f"a{i},{i}.5\n" for i in range(20)) + "b,1e60\n"},
     ),
     "empty texts": Case(
-        "--data a.csv", ("data row 41", "an empty text (2 bad of 42 rows)", "skip"), {"a.csv": GOOD + ",positive\n \t,negative\n"}
+        "--data a.csv",
+        ("data row 41", "an empty text (2 bad of 42 rows)", "skip"),
+        {"a.csv": GOOD + ",positive\n \t,negative\n"},
     ),
     "every text empty": Case(
         "--data a.csv --on_bad_row skip",
@@ -104,7 +111,7 @@ DATA = {
     "empty labels": Case("--data a.csv", ("no label", "--on_bad_row skip"), {"a.csv": GOOD + "a,\n"}),
     "ragged rows": Case("--data a.csv", ("Expected 2 cells in row 42", "quotes"), {"a.csv": GOOD + "a,b,c\n"}),
     "an open quote": Case("--data a.csv", ("never closes",), {"a.csv": GOOD + '"a,positive\n' + ROWS}),
-    "a column twice": Case("--data a.csv", ("'text' more than once", ), {"a.csv": "text,text,label\na,b,x\n"}),
+    "a column twice": Case("--data a.csv", ("'text' more than once",), {"a.csv": "text,text,label\na,b,x\n"}),
     "one column for two roles": Case(
         "--text label --label label", ("a column of its own for --label; 'label' has another role",)
     ),
@@ -122,10 +129,14 @@ DATA = {
         "--data a.csv --test t.csv", ("Leave --test out",), {"a.csv": GOOD, "t.csv": "text\na\n"}
     ),
     "a label a row": Case(
-        "--data a.csv", ("each of the 40 rows",), {"a.csv": "text,label\n" + "".join(f"t{i},id{i}\n" for i in range(40))}
+        "--data a.csv",
+        ("each of the 40 rows",),
+        {"a.csv": "text,label\n" + "".join(f"t{i},id{i}\n" for i in range(40))},
     ),
     "two rows": Case("--data a.csv", ("Add rows, or pass --test",), {"a.csv": "text,label\na,x\nb,y\n"}),
-    "json that is none": Case("--data a.jsonl", ("Line 2 of a.jsonl is not JSON",), {"a.jsonl": '{"text": "a"}\n{"te\n'}),
+    "json that is none": Case(
+        "--data a.jsonl", ("Line 2 of a.jsonl is not JSON",), {"a.jsonl": '{"text": "a"}\n{"te\n'}
+    ),
     "parquet that is none": Case("--data a.parquet", ("a.parquet cannot be read as parquet",), {"a.parquet": b"junk"}),
     "a spreadsheet": Case("--data a.xlsx", ("Convert it to csv",), {"a.xlsx": b"PK"}),
     "a Hub id without a network": Case("--data someone/something", ("the Hub cannot be reached",)),
@@ -169,25 +180,35 @@ IMAGES = {
         photos,
         command="image",
     ),
-    "a csv of texts for images": Case("--data a.csv", ("Expected a column 'image' in a.csv",), {"a.csv": GOOD}, command="image"),
+    "a csv of texts for images": Case(
+        "--data a.csv", ("Expected a column 'image' in a.csv",), {"a.csv": GOOD}, command="image"
+    ),
     "images for texts": Case("--data photos", ("Expected a column 'text' in photos",), given=photos),
     "unknown augmentation": Case("--augment rotate", ("none, shift or flip",), command="image"),
 }
 
 MODELS = {
     "unknown task": Case("--task text-clasification", ("Did you mean 'text-classification'?",)),
+    "no model": Case("--model ''", ("--model is empty. Pass a local folder",)),
+    "an adapter for a model": Case("--model model", ("holds an adapter", "--model"), given=planted_adapter),
     "unknown model": Case("--model someone/no-such-model", ("nor in the Hugging Face cache", "--model")),
     "model id of wrong syntax": Case("--model 'a b/c d'", ("a b/c d", "--model")),
-    "unknown bundled model": Case("--model hftl:glyph", ("'hftl:glyphs'",), command="image"),
-    "a file for a model": Case("--model rows.csv", ("--model rows.csv is a file. Pass the folder",), {"rows.csv": GOOD}),
+    "unknown bundled model": Case("--model hftl:glyph", ("Pass --model hftl:glyphs",), command="image"),
+    "a file for a model": Case(
+        "--model rows.csv", ("--model rows.csv is a file. Pass the folder",), {"rows.csv": GOOD}
+    ),
     "a model without config": Case("--model model", ("model holds no config.json",), given=without("config.json")),
     "a model without weights": Case("--model model", ("--allow_pickle",), given=without("model.safetensors")),
-    "a model without tokenizer": Case("--model model", ("does not load as a tokenizer",), given=without("tokenizer.json")),
+    "a model without tokenizer": Case(
+        "--model model", ("does not load as a tokenizer",), given=without("tokenizer.json")
+    ),
     "a pickle for weights": Case("--model model", ("Convert its weights", "--allow_pickle"), given=planted),
     "a trap among allowed pickles": Case(
         "--model model --allow_pickle", ("is not opened even with --allow_pickle",), given=planted
     ),
-    "truncated weights": Case("--model model", ("model does not load as a model", "Fetch or save it again"), given=truncated),
+    "truncated weights": Case(
+        "--model model", ("model does not load as a model", "Fetch or save it again"), given=truncated
+    ),
     "a config that is not JSON": Case("--model model", ("config.json",), given=bad_config("{")),
     "a config that is a list": Case("--model model", ("model",), given=bad_config("[]")),
     "a full disk while a model is fetched": Case(
@@ -208,7 +229,10 @@ MODELS = {
         "--model timm:test_resnet --weights gone.safetensors", ("--weights gone.safetensors",), command="image"
     ),
     "weights of another kind": Case(
-        "--model timm:test_resnet --weights a.bin", ("a.bin is not a safetensors file",), {"a.bin": b"x" * 99}, command="image"
+        "--model timm:test_resnet --weights a.bin",
+        ("a.bin is not a safetensors file",),
+        {"a.bin": b"x" * 99},
+        command="image",
     ),
     "weights of another network": Case(
         "--model timm:test_resnet --weights other.safetensors",
@@ -216,9 +240,7 @@ MODELS = {
         given=other_weights,
         command="image",
     ),
-    "weights for a whole model": Case(
-        "--weights other.safetensors", ("leave --weights out",), given=other_weights
-    ),
+    "weights for a whole model": Case("--weights other.safetensors", ("leave --weights out",), given=other_weights),
     "one token": Case("--max_length 1", ("--max_length 1 leaves no room", "Pass 3 or more")),
 }
 
@@ -230,13 +252,19 @@ SETTINGS = {
     "negative epochs": Case("--num_train_epochs -1", ("a number above 0; -1",)),
     "empty batches": Case("--per_device_train_batch_size 0", ("of 1 or more; 0",)),
     "negative learning rate": Case("--learning_rate -1", ("--learning_rate expected a number above 0",)),
+    "no steps": Case("--max_steps 0", ("--max_steps expected a whole number of 1 or more, or -1",)),
+    "a checkpoint by name": Case("--resume_from_checkpoint earlier", ("pass --resume",)),
     "unknown schedule": Case("--lr_scheduler_type cosin", ("Did you mean 'cosine'?",)),
     "unknown optimizer": Case("--optim adamv", ("--optim expected adamw_torch",)),
+    "an optimizer's argument of wrong syntax": Case("--optim_args beta", ("check --optim, --optim_args",)),
+    "a schedule that lacks an argument": Case(
+        "--lr_scheduler_type cosine_with_min_lr", ("min_lr", "--lr_scheduler_kwargs")
+    ),
+    "unknown tracker": Case("--report_to nonsense", ("nonsense is not supported, only",)),
     "an optimizer that is not installed": Case("--optim adamw_bnb_8bit", ("bitsandbytes",)),
-        "a tracker that is not installed": Case("--report_to wandb", ("wandb",)),
-    "settings that clash": Case("--eval_strategy no --load_best_model_at_end", ("--load_best_model_at_end requires",)),
-    "half precision without a device": Case("--fp16", ("fp16",)),
-    "deepspeed, which is not installed": Case("--deepspeed gone.json", ("deepspeed", "install it")),
+    "a tracker that is not installed": Case("--report_to wandb", ("wandb",)),
+    "half precision without a device": Case("--bf16", ("assign --use_cpu",)),
+    "a package that is not installed": Case("--use_liger_kernel", ("liger-kernel", "install it")),
     "unknown metric to choose by": Case("--metric_for_best_model acuracy", ("Did you mean 'accuracy'?",)),
     "unknown further metric": Case("--metrics nonexistent", ("'nonexistent' could not be loaded",)),
     "unknown setting in a file": Case(
@@ -256,7 +284,10 @@ SETTINGS = {
     "a method that PEFT lacks": Case("--strategy \"PEFT('LOAR')\"", ("Did you mean",)),
     "a method for generation": Case("--strategy \"PEFT('CPT')\"", ("made for generation",)),
     "random weights that stay frozen": Case("--strategy 'Scratch | LinearProbe'", ("would freeze random weights",)),
-    "an adapter that stays frozen": Case("--strategy 'LoRA | LinearProbe'", ("freezes all that LoRA trains", "Drop one")),
+    "random weights below an adapter": Case("--strategy 'LoRA | Scratch'", ("Scratch came for a model that has",)),
+    "an adapter that stays frozen": Case(
+        "--strategy 'LoRA | LinearProbe'", ("freezes all that LoRA trains", "Drop one")
+    ),
     "two adapters": Case("--strategy 'LoRA | DoRA'", ("DoRA came for a model that has an adapter", "Keep one")),
     "depth where there is none": Case(
         "--model albert --strategy LayerDecay", ("such as Full, LinearProbe or LoRA",), given=albert
@@ -275,7 +306,9 @@ FOLDERS = {
     "an interrupted run": Case(HALF, ("Pass --resume to go on, or --overwrite",), CHECKPOINT),
     "nothing to resume": Case(f"{HALF} --resume", ("no checkpoint to resume from. Leave --resume out",)),
     "a finished run to resume": Case("--no_overwrite --resume", ("nothing to resume",)),
-    "a damaged checkpoint": Case(f"{HALF} --resume", ("cannot go on from half/checkpoints/checkpoint-1", "--overwrite"), CHECKPOINT),
+    "a damaged checkpoint": Case(
+        f"{HALF} --resume", ("cannot go on from half/checkpoints/checkpoint-1", "--overwrite"), CHECKPOINT
+    ),
     "a folder without rights": Case(
         "--no_overwrite --output_dir new/out",
         ("new/out cannot be made", "cannot be written to. Pass another"),
@@ -287,11 +320,11 @@ FOLDERS = {
         given=lambda w: read_only(w, "new/checkpoints"),
     ),
     "the working directory": Case("--no_overwrite --output_dir .", (". holds other files",)),
-    "a checkpoint cut short": Case(
-        f"{HALF} --resume", ("no checkpoint to resume from",), {next(iter(CHECKPOINT)): ""}
-    ),
+    "a checkpoint cut short": Case(f"{HALF} --resume", ("no checkpoint to resume from",), {next(iter(CHECKPOINT)): ""}),
     "a checkpoint of another strategy": Case(
-        f"{HALF} --resume --strategy LoRA", ("cannot go on from half/checkpoints/checkpoint-1", "--strategy"), given=interrupted
+        f"{HALF} --resume --strategy LoRA",
+        ("cannot go on from half/checkpoints/checkpoint-1", "--strategy"),
+        given=interrupted,
     ),
     "a checkpoint of another model": Case(
         f"{HALF} --resume --model {{cnn}} --data {{colours}} --task image-classification",
@@ -344,27 +377,45 @@ RUNS = {
 }
 
 PREDICT = {
-    "no such folder": Case("predict gone --data {csv} --output p.csv", ("gone is neither a folder nor",), command="hftl"),
+    "no such folder": Case(
+        "predict gone --data {csv} --output p.csv", ("gone is neither a folder nor",), command="hftl"
+    ),
     "a folder without a model": Case(
         "predict d --data {csv} --output p.csv", ("d holds no config.json",), {"d/a.txt": "x"}, command="hftl"
     ),
     "a model without a task": Case("predict {bert} --data {csv} --output p.csv", ("BertModel",), command="hftl"),
     "a spoilt config": Case(
-        "predict d --data {csv} --output p.csv", ("a config.json that is not JSON",), {"d/config.json": "{"}, command="hftl"
+        "predict d --data {csv} --output p.csv",
+        ("a config.json that is not JSON",),
+        {"d/config.json": "{"},
+        command="hftl",
     ),
-    "an adapter in a pickle": Case("predict model --data {csv} --output p.csv", ("safetensors",), given=planted_adapter, command="hftl"),
+    "an adapter in a pickle": Case(
+        "predict model --data {csv} --output p.csv",
+        ("no adapter_model.safetensors",),
+        given=planted_adapter,
+        command="hftl",
+    ),
     "no data": Case("predict earlier --data gone.csv --output p.csv", ("gone.csv",), command="hftl"),
     "a missing column": Case(
         "predict earlier --data a.csv --output p.csv", ("Pass --text body",), {"a.csv": "body\na\n"}, command="hftl"
     ),
     "an output that exists": Case(
-        "predict earlier --data {csv} --output p.csv", ("p.csv exists; pass --overwrite",), {"p.csv": "x"}, command="hftl"
+        "predict earlier --data {csv} --output p.csv",
+        ("p.csv exists; pass --overwrite",),
+        {"p.csv": "x"},
+        command="hftl",
     ),
     "an output in no folder": Case(
-        "predict earlier --data {csv} --output gone/p.csv", ("gone/p.csv lies in no folder that exists",), command="hftl"
+        "predict earlier --data {csv} --output gone/p.csv",
+        ("gone/p.csv lies in no folder that exists",),
+        command="hftl",
     ),
     "an output that is a folder": Case(
-        "predict earlier --data {csv} --output d --overwrite", ("--output d is a folder",), {"d/a.txt": "x"}, command="hftl"
+        "predict earlier --data {csv} --output d --overwrite",
+        ("--output d is a folder",),
+        {"d/a.txt": "x"},
+        command="hftl",
     ),
     "an empty stdin": Case("predict earlier --data - --output p.csv", ("stdin holds no rows",), command="hftl"),
     "an empty text to predict": Case(
@@ -372,7 +423,7 @@ PREDICT = {
     ),
     "a null to predict": Case(
         "predict earlier --data a.jsonl --output p.csv",
-        ("a.jsonl",),
+        ("a text in row 2",),
         {"a.jsonl": '{"text": "a"}\n{"text": null}\n'},
         command="hftl",
     ),
@@ -381,7 +432,7 @@ PREDICT = {
     ),
     "a missing image to predict": Case(
         "predict {cnn} --data - --output p.csv",
-        ("gone.jpg",),
+        ("Expected an image in gone.jpg; it cannot be read (No such file or directory)",),
         given=lambda w: w.patch.setattr("sys.stdin", io.StringIO("gone.jpg\n")),
         command="hftl",
     ),
@@ -473,3 +524,95 @@ def test_bad_input_is_answered_with_one_sentence_and_earlier_results_stay(
     assert CURE.search(last), last
     after = {path: content for path, content in listing(world.here).items() if not path.startswith(case.leaves or "\0")}
     assert after == before
+
+
+# --- odd, and yet good ---
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_matter(world: World) -> None:
+    (world.here / "a.csv").write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    run("text", ["--data", "a.csv"], world)
+    report = report_of(world.here / "earlier")
+    assert report["labels"] == ["negative", "positive"]
+    assert sum(report["data"]["rows"].values()) == 40
+
+
+def test_a_label_cannot_act_on_the_page_nor_become_a_path(world: World) -> None:
+    label = "../<script>alert(1)</script>\n"
+    (world.here / "a.csv").write_text(GOOD.replace("negative", f'"{label}"'))
+    before = set(listing(world.here))
+    run("text", ["--data", "a.csv"], world)
+    page = (world.here / "earlier" / "report.html").read_text()
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert report_of(world.here / "earlier")["labels"] == [label.strip(), "positive"]
+    assert set(listing(world.here)) == before
+
+
+def test_bad_rows_are_left_out_and_counted_where_that_is_asked_for(world: World) -> None:
+    (world.here / "a.csv").write_text(GOOD + " ,positive\nthe pan,\n")
+    broken_jpeg(world)
+    for command, data, sentence in (
+        ("text", "a.csv", "2 of 42 rows were left out"),
+        ("image", "photos", "1 of 21 rows were left out"),
+    ):
+        run(command, ["--data", data, "--on_bad_row", "skip"], world)
+        report = report_of(world.here / "earlier")
+        assert any(check["sentence"].startswith(sentence) for check in report["checks"])
+
+
+def test_the_same_rows_in_train_and_test_are_a_warning(world: World) -> None:
+    run("text", ["--test", world.csv], world)
+    warned = [check for check in report_of(world.here / "earlier")["checks"] if check["name"] == "overlap"]
+    assert warned[0]["level"] == "warn"
+    assert "of test are in train too" in warned[0]["sentence"]
+
+
+def test_unknown_words_and_a_very_long_text_train(world: World) -> None:
+    long = "good " * 200_000
+    (world.here / "a.csv").write_text(
+        "text,label\n"
+        + f"{long},positive\n"
+        + "".join(f"qq{i} zz,{'positive' if i % 2 else 'negative'}\n" for i in range(40))
+    )
+    run("text", ["--data", "a.csv"], world)
+    assert "1 of" in next(c["sentence"] for c in report_of(world.here / "earlier")["checks"] if c["name"] == "lengths")
+
+
+def test_files_of_a_person_survive_a_run_in_their_folder(world: World) -> None:
+    (world.here / "thesis.txt").write_text("x")
+    (world.here / "checkpoints").mkdir()
+    (world.here / "checkpoints" / "mine.pt").write_text("x")
+    before = listing(world.here)
+    for strategy in ("LoRA", "Full"):
+        run("text", ["--output_dir", ".", "--strategy", strategy], world)
+    after = listing(world.here)
+    assert before.items() <= after.items()
+    assert "adapter_config.json" not in after
+    assert "report.json" in after
+
+
+def test_a_run_is_taken_up_from_its_last_whole_checkpoint(world: World) -> None:
+    interrupted(world)
+    (world.here / "half" / "checkpoints" / "checkpoint-5").mkdir()
+    (world.here / "half" / "checkpoints" / "checkpoint-5" / "model.safetensors").write_bytes(b"cut short")
+    run("text", [*HALF.split(), *STOP.split(), "--resume"], world)
+    assert report_of(world.here / "half")["history"][0]["step"] == 1
+    assert not (world.here / "half" / "checkpoints").exists()
+
+
+def test_a_run_whose_folder_did_not_fit_on_the_disk_is_finished_by_resuming_it(world: World) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        fail(transformers.PreTrainedTokenizerBase, "save_pretrained", no_space)(replace(world, patch=patch))
+        with pytest.raises(SystemExit):
+            run("text", HALF.split(), world)
+    assert not (world.here / "half" / "report.json").exists()
+    trained: list[int] = []
+    world.patch.setattr(Trainer, "training_step", lambda *_: trained.append(1))
+    run("text", [*HALF.split(), "--resume"], world)
+    assert not trained
+    assert report_of(world.here / "half")["test"]["accuracy"]["n"] == 16

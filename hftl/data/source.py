@@ -64,6 +64,8 @@ def open_source(source: Any, revision: str | None = None) -> Source:
             "Make a Dataset of it, e.g. with datasets.Dataset.from_list."
         )
     name = str(source)
+    if not name.strip():
+        raise UserError("Expected a path or a Hub id as data; it is empty. Pass --data FILE.")
     if name.startswith("hftl:"):
         splits = bundled(name.removeprefix("hftl:"))
         return Source(name, {split: Rows(rows, f"{name} ({split})") for split, rows in splits.items()})

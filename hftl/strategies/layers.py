@@ -30,6 +30,10 @@ class Scratch(Strategy):
         return 3e-4
 
     def prepare(self, model: nn.Module, anatomy: Anatomy) -> nn.Module:
+        if hasattr(model, "peft_config"):
+            raise UserError(
+                "Scratch throws away the weights that an adapter before it was made for. Drop one of the two."
+            )
         return type(model)(model.config)
 
 
@@ -39,7 +43,7 @@ class LinearProbe(Strategy):
 
     @property
     def lr(self) -> float:
-        return 5e-3
+        return 3e-2
 
     def rate(self, place: Place, progress: float) -> float:
         return float(place.fresh)

@@ -100,6 +100,8 @@ class Task:
 
 def resolve(model: str) -> str:
     """Find a model by name: a local folder, then a checkpoint that ships with a package, else the name for the Hub."""
+    if not model.strip():
+        raise UserError("--model is empty. Pass a local folder or a Hub id.")
     if Path(model).expanduser().is_dir():
         return str(Path(model).expanduser())
     if model.startswith("hftl:"):
@@ -128,9 +130,7 @@ def revision_of(path: str, config: Any) -> str:
     return "sha256:" + ",".join(_sha256(str(file))[:16] for file in files) if files else "unknown"
 
 
-def load_pretrained(
-    auto: str, source: Source, labels: Labels, **config_settings: Any
-) -> tuple[nn.Module, set[str], str]:
+def load_pretrained(auto: str, source: Source, labels: Labels, **config_settings: Any) -> tuple[Any, set[str], str]:
     """Load a checkpoint for a task: the model in float32, the names of its fresh parameters, and its revision.
 
     Raises:
@@ -205,6 +205,8 @@ def explain_load_failure(failure: Exception, model: str, auto: str) -> UserError
         )
     if Path(model).is_file():
         return UserError(f"--model {model} is a file. Pass the folder that holds its config.json and weights.")
+    if (Path(model) / "adapter_config.json").is_file():
+        return UserError(f"{model} holds an adapter. Pass --model with its base model, or merge the two first.")
     if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
         return UserError(f"{model} holds no config.json. Pass --model with a folder that save_pretrained has written.")
     if isinstance(failure, pickle.UnpicklingError):

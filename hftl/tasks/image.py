@@ -98,13 +98,21 @@ def stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def open_image(value: Any) -> Image.Image:
-    """An upright RGB image from a file's path, its bytes, or datasets' undecoded `{"bytes", "path"}`."""
+    """An upright RGB image from a file's path, its bytes, or datasets' undecoded `{"bytes", "path"}`.
+
+    Raises UserError where there is none to read.
+    """
     if isinstance(value, Image.Image):
         return ImageOps.exif_transpose(value).convert("RGB")
+    name = (value.get("path") or "a row without a file name") if isinstance(value, dict) else value
     if isinstance(value, dict):
         value = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
-    with Image.open(value) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    try:
+        with Image.open(value) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError) as failure:
+        reason = getattr(failure, "strerror", None) or failure
+        raise UserError(f"Expected an image in {name}; it cannot be read ({reason}). Correct it.") from failure
 
 
 def bare_timm(source: Source, labels: Labels) -> Pretrained:
@@ -114,7 +122,7 @@ def bare_timm(source: Source, labels: Labels) -> Pretrained:
         guess = suggest(name, timm.list_models()) or " Check --model; timm.list_models() has them all."
         raise UserError(f"timm has no architecture called {name!r}.{guess}")
     cfg = timm.get_pretrained_cfg(name)
-    config = transformers.TimmWrapperConfig(
+    config = transformers.TimmWrapperConfig(  # type: ignore[call-arg]  # its base takes more than it declares
         architecture=name, pretrained_cfg=cfg.to_dict() if cfg else {}, **label_settings(labels)
     )
     model = transformers.TimmWrapperForImageClassification(config)

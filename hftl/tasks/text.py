@@ -56,7 +56,9 @@ class TextClassification(Task):
         limit = min(max_length or LONGEST, processor.model_max_length)
         least = 1 + processor.num_special_tokens_to_add("text_pair" in rows.column_names)
         if limit < least:
-            raise UserError(f"--max_length {limit} leaves no room for text beside special tokens. Pass {least} or more.")
+            raise UserError(
+                f"--max_length {limit} leaves no room for text beside special tokens. Pass {least} or more."
+            )
 
         def tokenise(batch: dict[str, list]) -> dict[str, list]:
             pairs = batch.get("text_pair")
