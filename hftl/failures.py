@@ -153,7 +153,7 @@ def _library(error: BaseException) -> str:
         cure = "check --optim, --optim_args, --lr_scheduler_type and --lr_scheduler_kwargs"
         return f"The optimizer or schedule cannot be made ({_brief(error)}): {cure}."
     if isinstance(error, ValueError | ImportError) and _raised_in(error, "TrainingArguments"):
-        return f"These settings do not work together: {_brief(error)}."
+        return f"These settings do not work together: {_brief(error)}. Change one of them."
     if isinstance(error, OSError | ValueError) and _raised_in(error, "from_pretrained") and not _number(error):
         return f"{_brief(error)}: check --model."
     return ""

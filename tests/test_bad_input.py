@@ -284,7 +284,7 @@ SETTINGS = {
     "a method that PEFT lacks": Case("--strategy \"PEFT('LOAR')\"", ("Did you mean",)),
     "a method for generation": Case("--strategy \"PEFT('CPT')\"", ("made for generation",)),
     "random weights that stay frozen": Case("--strategy 'Scratch | LinearProbe'", ("would freeze random weights",)),
-    "random weights below an adapter": Case("--strategy 'LoRA | Scratch'", ("Scratch came for a model that has",)),
+    "random weights below an adapter": Case("--strategy 'LoRA | Scratch'", ("Scratch", "Drop one of the two")),
     "an adapter that stays frozen": Case(
         "--strategy 'LoRA | LinearProbe'", ("freezes all that LoRA trains", "Drop one")
     ),
@@ -459,7 +459,7 @@ CASES = {
     for name, case in cases.items()
 }
 CURE = re.compile(
-    r"--\w|\b(pass|add|correct|convert|rename|save|use|try|write|put|lower|free|check|install|keep|drop|arrange"
+    r"--\w|\b(pass|add|correct|convert|rename|save|use|try|write|put|lower|free|check|change|install|keep|drop|arrange"
     r"|did you mean|it reads|such as|as in|or the like|takes)\b",
     re.IGNORECASE,
 )
