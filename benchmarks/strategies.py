@@ -30,9 +30,9 @@ COMPARED = ["Full", "LayerDecay(0.9)", "LastLayers(2)", "LoRA(r=16)", "LinearPro
 
 JOBS: dict[str, tuple[str, list[str], list[str]]] = {
     "sst2": ("text_cls.py", [*TEXT, "--num_train_epochs", "1"], ["plain Trainer", *COMPARED]),
-    "trec": ("text_cls.py", [*TEXT, "--num_train_epochs", "3"], ["Full"]),
-    "mrpc": ("text_cls.py", [*TEXT, "--num_train_epochs", "3"], ["Full"]),
-    "stsb": ("text_cls.py", [*TEXT, "--num_train_epochs", "3"], ["Full"]),
+    "trec": ("text_cls.py", [*TEXT, "--num_train_epochs", "2"], ["Full"]),
+    "mrpc": ("text_cls.py", [*TEXT, "--num_train_epochs", "2"], ["Full"]),
+    "stsb": ("text_cls.py", [*TEXT, "--num_train_epochs", "2"], ["Full"]),
     "ants_bees": ("image_cls.py", PHOTO, ["LinearProbe", "LastLayers(4)", "LoRA(r=16)", "Full", "Scratch"]),
 }
 """Data set -> recipe, flags, strategies."""

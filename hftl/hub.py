@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import peft
+import torch
 import yaml
 from torch import nn
 
@@ -99,12 +100,24 @@ class OutputFolder:
             with contextlib.suppress(OSError):  # it holds something, or was never made
                 folder.rmdir()
 
-    def write(self, model: Any, processor: Any, report: Report, recipe: dict[str, Any]) -> None:
-        """Write everything beside the folder's old content first, then swap: a full disk loses nothing."""
+    def write(
+        self,
+        model: Any,
+        processor: Any,
+        report: Report,
+        recipe: dict[str, Any],
+        weights: dict[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Write everything beside the folder's old content first, then swap: a full disk loses nothing.
+
+        Args:
+            weights: the model's state, where the model itself holds only a part of it.
+        """
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
         with contextlib.ExitStack() as undo:
             undo.callback(shutil.rmtree, self.partial, ignore_errors=True)
+            model.save_pretrained(self.partial, state_dict=weights)
             self._fill(self.partial, model, processor, report, recipe)
             undo.pop_all()
         for old in [path for pattern in REPLACED for path in self.path.glob(pattern)]:
@@ -117,7 +130,6 @@ class OutputFolder:
         self.forget_checkpoints()
 
     def _fill(self, folder: Path, model: Any, processor: Any, report: Report, recipe: dict[str, Any]) -> None:
-        model.save_pretrained(folder)
         processor.save_pretrained(folder)
         if report.adapter:
             finish_adapter(folder, model, report)
@@ -140,6 +152,16 @@ def finish_adapter(folder: Path, model: Any, report: Report) -> None:
         settings["base_model_name_or_path"] = "base"
         copy.deepcopy(model).unload().save_pretrained(folder / "base")
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
+
+
+def whole_weights(trainer: Any) -> dict[str, torch.Tensor] | None:
+    """The weights of a model that is sharded over processes (FSDP, ZeRO-3), gathered; None where each has them all.
+
+    Every process has to call this.
+    """
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        return None
+    return trainer.accelerator.get_state_dict(trainer.model_wrapped)
 
 
 def unwrap(trainer: Any) -> Any:

@@ -39,6 +39,8 @@ class Predictor:
 
     def __init__(self, loaded: Loaded) -> None:
         self.model, self.processor = loaded.model, loaded.processor
+        if torch.accelerator.is_available():
+            self.model.to(torch.accelerator.current_accelerator())
         self.task, self.labels = loaded.task, loaded.labels
         self.roles = [role for role in self.task.roles if role != "label"]
 

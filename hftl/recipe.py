@@ -123,7 +123,7 @@ class Recipe:
         transformers.set_seed(self.seed)
         pretrained = task.build(run.source_of(self), splits.labels)
         with args.main_process_first(desc="encoding the data"):
-            rows = run.encode(task, splits, pretrained.processor, max_length=self.max_length, augment=self.augment)
+            rows = run.encode(task, splits, pretrained.processor, self)
         if args.process_index == 0:
             run.print_checks(splits, rows, pretrained.processor, self.max_length)
         scorer = run.Scorer(splits.labels, self.metrics)
@@ -149,8 +149,10 @@ class Recipe:
                 return None
             run.train()
             report = outcome.measure(run)
+            weights = hub.whole_weights(run.trainer)
             if run.first:
-                run.folder.write(hub.unwrap(run.trainer), run.pretrained.processor, report, self.reproducible())
+                model = hub.unwrap(run.trainer)
+                run.folder.write(model, run.pretrained.processor, report, self.reproducible(), weights)
                 print(report.table())
             run.trainer.accelerator.wait_for_everyone()
         finally:

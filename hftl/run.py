@@ -21,6 +21,7 @@ from hftl.data import Check, Splits, length_check, load, render
 from hftl.errors import UserError, suggest
 from hftl.outcome import Scorer
 from hftl.progress import Lines, Progress
+from hftl.settings import own_settings, training_settings
 from hftl.strategies import Chain, Strategy
 from hftl.tasks import Task
 from hftl.tasks.base import Pretrained, Source
@@ -30,6 +31,20 @@ if TYPE_CHECKING:
     from hftl.recipe import Recipe
 
 LOWER_IS_BETTER = ("loss", "log_loss", "mse", "mae", "ece")
+OURS = {
+    "push_to_hub": "uploading is not built yet; upload the finished folder with `hf upload you/name FOLDER`",
+    "hub_model_id": "uploading is not built yet; upload the finished folder with `hf upload you/name FOLDER`",
+    "resume_from_checkpoint": "pass --resume and the run's --output_dir",
+    "save_strategy": "a checkpoint is saved at each evaluation; set --eval_strategy and --eval_steps",
+    "save_steps": "a checkpoint is saved at each evaluation; set --eval_strategy and --eval_steps",
+    "load_best_model_at_end": "the best checkpoint is always loaded; set --metric_for_best_model",
+    "label_names": "the task names its labels",
+    "remove_unused_columns": "the task keeps the columns that the model reads",
+    "batch_eval_metrics": "metrics are always fed batch by batch",
+    "length_column_name": "the task counts the tokens",
+    "include_for_metrics": "metrics read outputs and labels",
+}
+"""TrainingArguments that a recipe sets itself -> what to do instead."""
 
 
 @dataclass
@@ -144,16 +159,18 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
     """
     if recipe.max_steps == 0:
         raise UserError("--max_steps expected a whole number of 1 or more, or -1 for no limit; 0 came.")
-    if recipe.training.get("resume_from_checkpoint"):
-        raise UserError("--resume_from_checkpoint is not read; pass --resume and the run's --output_dir.")
+    for name, cure in OURS.items():
+        if recipe.training.get(name) is not None and recipe.training[name] != training_settings()[name].default:
+            raise UserError(f"--{name} is not for the user of a recipe: {cure}.")
     chosen = {
         "per_device_eval_batch_size": 64,
         "eval_strategy": "epoch",
         "logging_steps": 0.02,
         "save_total_limit": 1,
         "report_to": "none",
-        "dataloader_pin_memory": torch.cuda.is_available(),
-    } | {k: v for k, v in recipe.training.items() if k not in ("push_to_hub", "hub_model_id", "hub_private_repo")}
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),  # else torchrun's processes would each think they are alone
+    } | recipe.training
     own = {
         name: getattr(recipe, name)
         for name in transformers.TrainingArguments.__dataclass_fields__
@@ -192,7 +209,8 @@ def selection(args: transformers.TrainingArguments, scorer: Scorer) -> transform
             f"{suggest(metric, scorer.names)}"
         )
     args.metric_for_best_model = f"eval_{metric}"
-    args.greater_is_better = metric not in LOWER_IS_BETTER
+    if args.greater_is_better is None or metric in scorer.metric.reported:
+        args.greater_is_better = metric not in LOWER_IS_BETTER
     args.load_best_model_at_end = True
     args.save_strategy, args.save_steps = args.eval_strategy, args.eval_steps or args.save_steps
     return args
@@ -205,8 +223,16 @@ def early_stopping(recipe: Recipe) -> list[transformers.TrainerCallback]:
     return [transformers.EarlyStoppingCallback(early_stopping_patience=recipe.early_stopping_patience)]
 
 
-def encode(task: Task, splits: Splits, processor: Any, **options: Any) -> dict[str, Any]:
-    """The three splits as model inputs; only train is augmented."""
+def encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> dict[str, Any]:
+    """The three splits as model inputs; only train is augmented.
+
+    Raises:
+        UserError: a setting was given that belongs to another task.
+    """
+    for name in sorted({name for other in Task.known().values() for name in other.options} - set(task.options)):
+        if getattr(recipe, name) != own_settings(type(recipe))[name].default:
+            raise UserError(f"--{name} means nothing to {task.name}. Leave it out.")
+    options = {name: getattr(recipe, name) for name in task.options}
     return {
         name: task.encode(getattr(splits, name), processor, train=name == "train", **options)
         for name in ("train", "valid", "test")

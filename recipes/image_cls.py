@@ -12,6 +12,9 @@ RECIPE = Recipe(
     task="image-classification",
     model="hftl:glyphs",
     data="hftl:digits",
+    learning_rate=1e-3,
+    num_train_epochs=20,
+    per_device_train_batch_size=32,
     output_dir="runs/image_cls",
 )
 

@@ -12,6 +12,7 @@ RECIPE = Recipe(
     task="text-classification",
     model="sentence-transformers/all-MiniLM-L6-v2",
     data="hftl:reviews",
+    num_train_epochs=5,
     output_dir="runs/text_cls",
 )
 

@@ -33,7 +33,7 @@ TABLE = {
     "hub": "tasks data",
     "predict": "hub tasks data",
     "outcome": "data metrics report spec trainer",
-    "run": "anatomy data hub outcome progress spec strategies tasks trainer",
+    "run": "anatomy data hub outcome progress settings spec strategies tasks trainer",
     "recipe": "anatomy hub outcome run settings spec values",
     "help": "settings spec strategies.base values",
     "cli": "failures help predict recipe_file settings spec strategies.base values",

@@ -30,7 +30,7 @@ def still_bert(tiny_bert, tmp_path) -> str:
 def start(processes: int, *flags: str) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     found = subprocess.run(
-        [*launcher, str(RECIPE), *flags, "--use_cpu", "--disable_tqdm"],
+        [*launcher, str(RECIPE), *flags, "--disable_tqdm"],
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -72,6 +72,8 @@ class Task:
     name: ClassVar[str]
     auto: ClassVar[str]
     roles: ClassVar[dict[str, Role]]
+    options: ClassVar[tuple[str, ...]] = ()
+    """Settings of a Recipe that `encode` takes."""
 
     @classmethod
     def known(cls) -> dict[str, type[Task]]:
@@ -85,7 +87,7 @@ class Task:
         """Load the tokenizer or image processor that belongs to a model."""
         raise NotImplementedError
 
-    def encode(self, rows: Any, processor: Any, train: bool = False, **options: Any) -> Any:
+    def encode(self, rows: Any, processor: Any, train: bool = False) -> Any:
         """Turn a data set of role columns into one of model inputs, lazily or cached on disk."""
         raise NotImplementedError
 

@@ -45,6 +45,7 @@ class ImageClassification(Task):
 
     name: ClassVar[str] = "image-classification"
     auto: ClassVar[str] = "AutoModelForImageClassification"
+    options: ClassVar[tuple[str, ...]] = ("augment",)
     roles: ClassVar[dict[str, Role]] = {
         "image": Role("image", ("image", "img", "images", "file_name", "path")),
         "label": Role("label", ("label", "labels", "fine_label", "target", "class", "category")),
@@ -60,7 +61,7 @@ class ImageClassification(Task):
         return load_processor("AutoImageProcessor", source)
 
     def encode(
-        self, rows: datasets.Dataset, processor: Any, train: bool = False, augment: str = "none", **_: Any
+        self, rows: datasets.Dataset, processor: Any, train: bool = False, augment: str = "none"
     ) -> datasets.Dataset:
         """Decode, augment (in training) and normalise when a row is read. Columns: `pixel_values`, `labels`.
 

@@ -24,6 +24,7 @@ class TextClassification(Task):
 
     name: ClassVar[str] = "text-classification"
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
+    options: ClassVar[tuple[str, ...]] = ("max_length",)
     roles: ClassVar[dict[str, Role]] = {
         "text": Role("text", ("text", "sentence", "sentence1", "premise", "question1", "question", "review")),
         "text_pair": Role("text", ("text_pair", "sentence2", "hypothesis", "question2"), required=False),
@@ -47,7 +48,7 @@ class TextClassification(Task):
         return tokenizer
 
     def encode(
-        self, rows: datasets.Dataset, processor: Any, train: bool = False, max_length: int | None = None, **_: Any
+        self, rows: datasets.Dataset, processor: Any, train: bool = False, max_length: int | None = None
     ) -> datasets.Dataset:
         """Tokenise in batches, on disk. Columns: `input_ids`, `attention_mask` ..., `length`, `labels` where known.
 
@@ -59,6 +60,9 @@ class TextClassification(Task):
             raise UserError(
                 f"--max_length {limit} leaves no room for text beside special tokens. Pass {least} or more."
             )
+
+        if train:
+            processor.model_max_length = limit  # goes into the folder, so that predictions are cut like training
 
         def tokenise(batch: dict[str, list]) -> dict[str, list]:
             pairs = batch.get("text_pair")
