@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from hftl.data import read
 from hftl.errors import UserError
 from hftl.hub import Loaded, load_folder
+from hftl.progress import quiet
 from hftl.tasks.base import softmax_or_sigmoid
 
 
@@ -28,7 +29,8 @@ def load(name: str | Path, revision: str | None = None, trust_remote_code: bool 
     Raises:
         UserError: no such folder or repository, or no model in it.
     """
-    return Predictor(load_folder(name, revision, trust_remote_code))
+    with quiet():
+        return Predictor(load_folder(name, revision, trust_remote_code))
 
 
 class Predictor:

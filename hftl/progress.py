@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
+import huggingface_hub
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
+from transformers.utils import logging
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """transformers says errors only, and shows no bars for files, which would tear ours. Downloads keep theirs."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()
+    with warnings.catch_warnings():
+        # peft 0.21 still reads the old name of activation checkpointing
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()
 
 
 def evaluated(headline: str, state: Any, logs: dict[str, Any]) -> str | None:

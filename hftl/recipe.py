@@ -139,24 +139,22 @@ class Recipe:
         Raises:
             UserError: as `prepare`, and a loss that is not finite.
         """
-        from hftl import anatomy, hub, outcome
+        from hftl import anatomy, hub, outcome, progress
 
         try:
-            run = self.prepare()
-            if self.show_rates:
-                if run.first:
-                    print(anatomy.render_rates(run.rates))
-                return None
-            run.train()
-            report = outcome.measure(run)
-            weights = hub.whole_weights(run.trainer)
-            if run.first:
-                model = hub.unwrap(run.trainer)
-                run.folder.write(model, run.pretrained.processor, report, self.reproducible(), weights)
-                print(report.table())
-            run.trainer.accelerator.wait_for_everyone()
+            with progress.quiet():
+                run = self.prepare()
+                if self.show_rates:
+                    if run.first:
+                        print(anatomy.render_rates(run.rates))
+                    return None
+                run.train()
+                report = outcome.measure(run)
+                run.write(report)
         finally:
             hub.OutputFolder(self.output_dir).tidy()
+        if run.first:
+            print(report.table())
         return report
 
     def reproducible(self) -> dict[str, Any]:

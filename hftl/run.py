@@ -29,6 +29,7 @@ from hftl.trainer import Trainer
 
 if TYPE_CHECKING:
     from hftl.recipe import Recipe
+    from hftl.report import Report
 
 LOWER_IS_BETTER = ("loss", "log_loss", "mse", "mae", "ece")
 OURS = {
@@ -82,6 +83,14 @@ class Run:
         self.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         self.trainer.remove_callback(transformers.EarlyStoppingCallback)  # what is evaluated from here on stops nothing
         self.trainer.model = self.trainer.strategy.finish(self.trainer.model)
+
+    def write(self, report: Report) -> None:
+        """Write the folder from the first process; the others wait."""
+        weights = hub.whole_weights(self.trainer)
+        if self.first:
+            model, settings = hub.unwrap(self.trainer), self.recipe.reproducible()
+            self.folder.write(model, self.pretrained.processor, report, settings, weights)
+        self.trainer.accelerator.wait_for_everyone()
 
 
 def read_data(recipe: Recipe, task: Task) -> Splits:
@@ -168,6 +177,7 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
         "logging_steps": 0.02,
         "save_total_limit": 1,
         "report_to": "none",
+        "disable_tqdm": False,
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "use_cpu": not torch.accelerator.is_available(),  # else torchrun's processes would each think they are alone
     } | recipe.training

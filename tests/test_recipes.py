@@ -226,6 +226,20 @@ def test_predict_takes_a_folder_of_images(image_run, colour_folder, tmp_path):
     assert rows[0]["image"].endswith(".png")
 
 
+def test_predict_takes_images_that_lie_in_one_folder_and_a_single_one(image_run, colour_folder, tmp_path):
+    import shutil
+
+    (tmp_path / "loose").mkdir()
+    for path in sorted(Path(colour_folder, "red").glob("*.png"))[:3]:
+        shutil.copy(path, tmp_path / "loose")
+    hftl(["predict", str(image_run), "--data", str(tmp_path / "loose"), "--output", str(tmp_path / "out.csv")])
+    rows = list(csv.DictReader((tmp_path / "out.csv").open(encoding="utf-8")))
+    assert [row["image"] for row in rows] == sorted(path.name for path in (tmp_path / "loose").iterdir())
+    one = str(tmp_path / "loose" / rows[0]["image"])
+    hftl(["predict", str(image_run), "--data", one, "--output", str(tmp_path / "one.csv")])
+    assert list(csv.DictReader((tmp_path / "one.csv").open(encoding="utf-8"))) == rows[:1]
+
+
 def test_predictions_do_not_depend_on_the_batch(text_run):
     texts = [text for text, _ in testing.sentences(30, seed=5)]
     one, many = load(text_run)(texts, batch_size=1), load(text_run)(texts, batch_size=30)

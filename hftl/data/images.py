@@ -47,6 +47,17 @@ def read_class_folders(folder: Path) -> datasets.Dataset:
     )
 
 
+def loose_images(source: object) -> datasets.Dataset | None:
+    """Images that stand for themselves, by name: one file, or those directly in a folder; None of any other source."""
+    path = Path(source).expanduser() if isinstance(source, str | Path) else Path()
+    files = sorted(path.iterdir()) if path.is_dir() and source else [path]
+    found = [file for file in files if file.suffix.lower() in ENDINGS and file.is_file() and file.name[0] != "."]
+    if not found or any(file.stem == "metadata" for file in files):
+        return None
+    rows = {"image": [{"bytes": None, "path": str(file)} for file in found]}
+    return datasets.Dataset.from_dict(rows, features=datasets.Features({"image": _IMAGE}))
+
+
 def _class_rows(root: str, listing: str, version: int) -> Iterator[dict[str, Any]]:
     for folder in class_folders(Path(root)):
         for path in _images_under(folder):

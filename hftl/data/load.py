@@ -12,6 +12,7 @@ import numpy as np
 
 from hftl.data.check import bad_rows, split_checks
 from hftl.data.columns import find_columns
+from hftl.data.images import loose_images
 from hftl.data.labels import Reading, check_problem_type, check_same, decide, reading_checks
 from hftl.data.part import Part, inputs, label_column, make_part
 from hftl.data.source import WORDS, Rows, Source, open_source
@@ -80,7 +81,8 @@ def read(
         UserError: as `load`; empty rows and unreadable images are left in.
     """
     with _quiet(True):
-        opened = open_source(source, revision)
+        loose = loose_images(source)
+        opened = open_source(source if loose is None else loose, revision)
         rows = next(iter(opened.parts.values())) if len(opened.parts) == 1 else opened.parts.get("test")
         if rows is None:
             raise UserError(

@@ -146,7 +146,6 @@ def load_pretrained(auto: str, source: Source, labels: Labels, **config_settings
     path = resolve(source.model)
     auto_class = getattr(transformers, auto)
     common = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
-    transformers.logging.set_verbosity_error()  # fresh weights are reported by the run, in one line
     try:
         config = transformers.AutoConfig.from_pretrained(path, **common, **label_settings(labels))
         if hasattr(config, "label_names"):  # a timm config keeps the old names beside id2label, and saves these
