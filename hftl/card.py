@@ -30,10 +30,6 @@ METRIC_TYPES = {
     "spearman": "spearmanr",
 }
 """Our names where the Hub has another one."""
-AUTO = {
-    "text-classification": "AutoModelForSequenceClassification",
-    "image-classification": "AutoModelForImageClassification",
-}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _FILE = re.compile(r"\.(csv|tsv|jsonl?|parquet|arrow|txt|zip|safetensors|bin)$", re.IGNORECASE)
 _SPECIAL = re.compile(r"[\\`*\[\]|~$<]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|^\s*([-#>+=]|\d+[.)](?=\s))")
@@ -49,17 +45,16 @@ def markdown(report: Report) -> str:
     made.filters |= {"block": block, "code": code, "literal": literal}
     made.filters["interval"] = lambda low, high: Markup(wording.interval(low, high))  # digits only; brackets stay
     head = yaml.safe_dump(metadata(report), sort_keys=False, allow_unicode=True, width=10_000)
-    image = report.task.startswith("image")
+    usage, pair = report.usage, "text_pair" in (report.data.get("columns") or {})
     body = made.get_template("card.md.j2").render(
         report=report,
         title=_title(report),
         verdict=verdict(report),
         limits=limits(report),
-        auto=AUTO.get(report.task, "AutoModel"),
-        # a pipeline does not cut long texts unless told, and fails on them
-        arguments=Markup(("" if image else ", truncation=True") + ARGUMENTS.get(report.problem_type, "")),
-        image=image,
-        pair="text_pair" in (report.data.get("columns") or {}),
+        auto=Markup(usage.get("auto", "AutoModel")),
+        example=Markup(usage.get("example_pair" if pair else "example", "an_input")),
+        processor=Markup(usage.get("processor", "processor")),
+        arguments=Markup(usage.get("arguments", "") + ARGUMENTS.get(report.problem_type, "")),
         folder=_shown_folder(report.folder),
         base=_base(report),
         settings=[(name, report.settings[name]) for name in MAIN if report.settings.get(name) not in (None, "", False)],

@@ -96,6 +96,7 @@ def described(run: Run) -> dict[str, Any]:
     parameters = {id(p): p for p in trainer.model.parameters()}.values()
     return {
         "task": run.task.name,
+        "usage": run.task.usage,
         "model": recipe.model,
         "revision": run.pretrained.revision,
         "strategy": spec.spell(trainer.strategy),
@@ -139,7 +140,7 @@ def effort(trainer: Trainer, rows: int) -> dict[str, Any]:
 def command() -> str:
     """The command line that started this run, without folders of this machine; empty for a run from Python."""
     script = Path(sys.argv[0])
-    if script.suffix != ".py":
+    if script.suffix != ".py" or script.stem == "__main__":
         return ""
     words = ["accelerate", "launch", script.name if script.is_absolute() else str(script), *sys.argv[1:]]
     return " ".join(map(shlex.quote, words))

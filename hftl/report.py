@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from hftl.data import Check
     from hftl.metrics import Score
 
-SCRIPTS = {"text-classification": "recipes/text_cls.py", "image-classification": "recipes/image_cls.py"}
 CHANGED = {"--strategy", "--output_dir", "--overwrite", "--resume"}
 
 
@@ -71,6 +70,8 @@ class Report:
     """On test, by bin: low, high, confidence, accuracy, count."""
     wrong: list[dict[str, Any]] = field(default_factory=list)
     """The most confidently wrong test examples: text or image (a data: URI), label, prediction, confidence."""
+    usage: dict[str, str] = field(default_factory=dict)
+    """The task's words for how the model is used: see `hftl.tasks.base.Task.usage`."""
     rates: list[dict[str, Any]] = field(default_factory=list)
     """By module: depth, module, parameters, and rates at equal steps of the run."""
     unsafe: list[str] = field(default_factory=list)
@@ -162,10 +163,10 @@ class Report:
 
     def next_commands(self) -> list[str]:
         """Two commands worth typing now: predict with this folder, and train the other way to compare."""
-        name = "images" if self.task.startswith("image") else "new.csv"
-        predict = f"hftl predict {shlex.quote(self.folder)} --data {name} --output predictions.csv"
+        new = self.usage.get("new", "new.csv")
+        predict = f"hftl predict {shlex.quote(self.folder)} --data {new} --output predictions.csv"
         strategy, output = ("LinearProbe", "runs/probe") if self.adapter else ("LoRA(r=16)", "runs/lora")
-        start = _relaunch(self.command, SCRIPTS.get(self.task, SCRIPTS["text-classification"]))
+        start = _relaunch(self.command, self.usage.get("script", "recipe.py"))
         return [predict, f'{start} --strategy "{strategy}" --output_dir {output}']
 
     def table(self, next_commands: Sequence[str] | None = None) -> str:

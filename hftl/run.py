@@ -21,7 +21,7 @@ from hftl.data import Check, Splits, length_check, load, render
 from hftl.errors import UserError, suggest
 from hftl.outcome import Scorer
 from hftl.progress import Lines, Progress
-from hftl.settings import own_settings, training_settings
+from hftl.settings import own_settings
 from hftl.strategies import Chain, Strategy
 from hftl.tasks import Task
 from hftl.tasks.base import Pretrained, Source
@@ -169,7 +169,7 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
     if recipe.max_steps == 0:
         raise UserError("--max_steps expected a whole number of 1 or more, or -1 for no limit; 0 came.")
     for name, cure in OURS.items():
-        if recipe.training.get(name) is not None and recipe.training[name] != training_settings()[name].default:
+        if recipe.training.get(name) not in (None, False):
             raise UserError(f"--{name} is not for the user of a recipe: {cure}.")
     chosen = {
         "per_device_eval_batch_size": 64,

@@ -8,6 +8,7 @@ from typing import Any
 
 from hftl.metrics import Score
 from hftl.report import Report
+from hftl.tasks.text import TextClassification
 
 TREC = ["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
@@ -68,6 +69,7 @@ def classification(labels: list[str] = TREC, text: str = "Who is the tallest man
     ]
     values: dict[str, Any] = {
         "task": "text-classification",
+        "usage": TextClassification.usage,
         "model": "sentence-transformers/all-MiniLM-L6-v2",
         "revision": "53aa5117" * 8,
         "strategy": "LoRA(r=8) | LayerDecay(0.85)",

@@ -20,6 +20,7 @@ from hftl.errors import UserError
 from hftl.metrics import Score
 from hftl.plain import HIDDEN, plain
 from hftl.report import Report
+from hftl.tasks.image import ImageClassification
 from hftl.verdict import limits, verdict
 
 TOKEN = "hf_" + "aB3dE6gH9" * 3
@@ -203,7 +204,10 @@ def test_the_next_commands_can_be_given_and_a_terminal_is_not_steered() -> None:
     table = classification().table(["one", "two"])
     assert table.endswith("try next     one\n             two")
     assert "\x1b" not in hostile().table()
-    assert "accelerate launch recipes/image_cls.py" in Report(task="image-classification", model="m").table()
+    assert (
+        "accelerate launch recipes/image_cls.py"
+        in Report(task="image-classification", model="m", usage=ImageClassification.usage).table()
+    )
 
 
 def test_a_report_takes_numpy_and_objects_from_a_run() -> None:

@@ -18,6 +18,7 @@ from reports import HOSTILE, classification, hostile, regression, scores
 from hftl.card import markdown, metadata
 from hftl.metrics import Score
 from hftl.report import Report
+from hftl.tasks.image import ImageClassification
 
 
 def card_of(report: Report) -> str:
@@ -160,6 +161,12 @@ def test_the_loading_code_of_an_adapter_runs_and_finds_the_labels(two_labels, ti
 def test_the_loading_code_of_an_image_model_runs(tiny_cnn, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.zeros((32, 32, 3), dtype="uint8")).save("image.png")
-    report = classification(task="image-classification", adapter=False, folder=tiny_cnn, test=scores(5, ["accuracy"]))
+    report = classification(
+        task="image-classification",
+        usage=ImageClassification.usage,
+        adapter=False,
+        folder=tiny_cnn,
+        test=scores(5, ["accuracy"]),
+    )
     found = run(loading_code(report).replace(f'"{Path(tiny_cnn).name}"', repr(tiny_cnn)))
     assert len(found) == 5

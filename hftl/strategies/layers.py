@@ -43,7 +43,7 @@ class LinearProbe(Strategy):
 
     @property
     def lr(self) -> float:
-        return 3e-2
+        return 1e-2
 
     def rate(self, place: Place, progress: float) -> float:
         return float(place.fresh)

@@ -72,6 +72,9 @@ class Task:
     name: ClassVar[str]
     auto: ClassVar[str]
     roles: ClassVar[dict[str, Role]]
+    usage: ClassVar[dict[str, str]]
+    """Words for a person who uses the model: `script` is the recipe, `new` what to predict, `example` an input in
+    Python (`example_pair` one with two texts), `processor` and `arguments` what a transformers pipeline needs."""
     options: ClassVar[tuple[str, ...]] = ()
     """Settings of a Recipe that `encode` takes."""
 

@@ -45,6 +45,13 @@ class ImageClassification(Task):
 
     name: ClassVar[str] = "image-classification"
     auto: ClassVar[str] = "AutoModelForImageClassification"
+    usage: ClassVar[dict[str, str]] = {
+        "auto": auto,
+        "script": "recipes/image_cls.py",
+        "new": "images",
+        "example": '"image.png"',
+        "processor": "image_processor",
+    }
     options: ClassVar[tuple[str, ...]] = ("augment",)
     roles: ClassVar[dict[str, Role]] = {
         "image": Role("image", ("image", "img", "images", "file_name", "path")),

@@ -24,6 +24,15 @@ class TextClassification(Task):
 
     name: ClassVar[str] = "text-classification"
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
+    usage: ClassVar[dict[str, str]] = {
+        "auto": auto,
+        "script": "recipes/text_cls.py",
+        "new": "new.csv",
+        "example": '"one text"',
+        "example_pair": '{"text": "one text", "text_pair": "another"}',
+        "processor": "tokenizer",
+        "arguments": ", truncation=True",  # a pipeline does not cut long texts unless told, and fails on them
+    }
     options: ClassVar[tuple[str, ...]] = ("max_length",)
     roles: ClassVar[dict[str, Role]] = {
         "text": Role("text", ("text", "sentence", "sentence1", "premise", "question1", "question", "review")),
