@@ -40,7 +40,7 @@ def start(processes: int, *flags: str) -> None:
     assert found.returncode == 0, found.stderr[-3000:]
 
 
-@pytest.mark.parametrize("strategy", ["Full", "LoRA(r=4)"])
+@pytest.mark.parametrize("strategy", ["Full", "LoRA(r=4)", "GradualUnfreeze"])
 def test_two_processes_make_the_update_of_one(strategy, still_bert, reviews_csv, tmp_path):
     common = ["--model", still_bert, "--data", reviews_csv, "--strategy", strategy, "--optim", "sgd"]
     common += ["--learning_rate", "0.5", "--max_steps", "1", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
