@@ -28,12 +28,14 @@ CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 
 WHO = """
 import sys
-from transformers import TrainingArguments
-args = TrainingArguments(sys.argv[1], use_cpu="--use_cpu" in sys.argv)
+from pathlib import Path
+from hftl import Recipe, Strategy
+from hftl.run import training_arguments
+args = training_arguments(Recipe(), Strategy(), Path(sys.argv[1]))
 line = f"process {args.process_index} of {args.world_size} on {args.device.type}\\n"
 sys.stdout.write(line)
 """
-"""Says what a recipe would find out by the same call."""
+"""Says what a recipe finds out."""
 
 
 def commands(config: Path) -> list[list[str]]:

@@ -277,7 +277,7 @@ def test_another_process_with_another_hash_seed_makes_the_same_splits_from_the_c
     )
     outputs, caches = [], []
     for seed in ("0", "1"):
-        environment = os.environ | {"PYTHONHASHSEED": seed, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {"PYTHONHASHSEED": seed, "HF_DATASETS_CACHE": str(tmp_path / "home")}
         environment["PYTHONPATH"] = str(Path(hftl.data.__file__).parents[2])
         command = [sys.executable, "-c", code, str(path), str(tmp_path / "pictures")]
         outputs.append(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)

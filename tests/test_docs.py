@@ -20,6 +20,7 @@ from hftl.card import markdown
 from hftl.metrics import Score
 from hftl.report import Report
 from hftl.strategies import Strategy
+from hftl.tasks.text import TextClassification
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -124,6 +125,7 @@ def test_the_readme_loads_an_adapter_with_the_code_of_the_model_card() -> None:
     score = {"accuracy": Score(0.9, 0.8, 1.0, 100)}
     report = Report(
         task="text-classification",
+        usage=TextClassification.usage,
         model="sentence-transformers/all-MiniLM-L6-v2",
         strategy="LoRA",
         adapter=True,
