@@ -204,10 +204,7 @@ def test_no_text_does_worse_than_a_sentence(text: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(name for name, kind in Strategy.known().items() if "hftl." in kind.__module__))
 def test_every_strategy_round_trips(name: str) -> None:
-    kind = Strategy.known()[name]
-    if any(part and "=" not in part for part in signature(kind).removeprefix(name).strip("()").split(", ")):
-        pytest.skip("has a required argument; its own test builds it")
-    made = build(name, Strategy.known())[0]
+    made = build("PEFT('VERA', r=4)" if name == "PEFT" else name, Strategy.known())[0]
     assert build(spell(made), Strategy.known()) == [made]
 
 
