@@ -86,6 +86,7 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> Report | None:
     Raises:
         SystemExit: 0 after `--help`; 2 for bad input; 130 for Ctrl-C; 143 for SIGTERM. One sentence is on stderr.
     """
+    take_the_cores()
     words = list(sys.argv[1:] if argv is None else argv)
     with say_errors():
         if _asks_help(words):
@@ -100,6 +101,16 @@ def _after_stop(folder: str) -> str:
     if any(Path(folder).expanduser().glob("checkpoints/checkpoint-*/trainer_state.json")):
         return f"Add --resume to go on from the last checkpoint in {folder}, or --overwrite to start again."
     return f"No checkpoint was written to {folder} yet: run it again without --resume."
+
+
+def take_the_cores() -> None:
+    """Undo the one thread that `accelerate launch` gives a lone process on a machine without GPUs; torch takes them all.
+
+    Works only before torch is loaded. Several processes keep what their launcher gave them.
+    """
+    lone = "ACCELERATE_USE_CPU" in os.environ and os.environ.get("WORLD_SIZE", "1") == "1"
+    if lone and os.environ.get("OMP_NUM_THREADS") == "1" and "torch" not in sys.modules:
+        del os.environ["OMP_NUM_THREADS"]
 
 
 def merge(recipe: Recipe, words: Sequence[str]) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -200,6 +201,20 @@ def test_a_bad_config_file_is_answered_with_one_sentence(
     sentence = refusal(capsys, "--config", str(file))
     assert "bad.yaml" in sentence
     assert all(fragment in sentence for fragment in fragments), sentence
+
+
+@pytest.mark.parametrize(
+    ("world", "loaded", "left"), [(None, False, None), ("1", False, None), ("2", False, "1"), (None, True, "1")]
+)
+def test_a_lone_process_of_accelerate_takes_every_core(world, loaded, left, monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setitem(sys.modules, "torch", sys) if loaded else monkeypatch.delitem(sys.modules, "torch", False)
+    cli.take_the_cores()
+    assert os.environ.get("OMP_NUM_THREADS") == left
 
 
 def test_a_bad_value_in_the_recipe_itself_is_found_before_the_run() -> None:
