@@ -104,7 +104,7 @@ def _after_stop(folder: str) -> str:
 
 
 def take_the_cores() -> None:
-    """Undo the one thread that `accelerate launch` gives a lone process on a machine without GPUs; torch takes them all.
+    """Undo the one thread that `accelerate launch` gives a lone process where there is no GPU; torch takes every core.
 
     Works only before torch is loaded. Several processes keep what their launcher gave them.
     """
