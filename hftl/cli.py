@@ -104,10 +104,7 @@ def _after_stop(folder: str) -> str:
 
 
 def take_the_cores() -> None:
-    """Undo the one thread that `accelerate launch` gives a lone process where there is no GPU; torch takes every core.
-
-    Works only before torch is loaded. Several processes keep what their launcher gave them.
-    """
+    """Undo the one thread that `accelerate launch` gives a lone process without a GPU; done before torch is loaded."""
     lone = "ACCELERATE_USE_CPU" in os.environ and os.environ.get("WORLD_SIZE", "1") == "1"
     if lone and os.environ.get("OMP_NUM_THREADS") == "1" and "torch" not in sys.modules:
         del os.environ["OMP_NUM_THREADS"]
