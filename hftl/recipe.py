@@ -125,7 +125,7 @@ class Recipe:
         with args.main_process_first(desc="encoding the data"):
             rows = run.encode(task, splits, pretrained.processor, self)
         if args.process_index == 0:
-            run.print_checks(splits, rows, pretrained.processor, self.max_length)
+            run.print_checks(splits, rows, pretrained.processor)
         scorer = run.Scorer(splits.labels, self.metrics)
         trainer = run.make_trainer(self, args, task, splits, pretrained, rows, scorer)
         return run.Run(self, folder, task, splits, pretrained, rows, scorer, trainer)

@@ -133,9 +133,9 @@ def make_trainer(
     )
 
 
-def print_checks(splits: Splits, rows: dict[str, Any], processor: Any, max_length: int | None) -> None:
+def print_checks(splits: Splits, rows: dict[str, Any], processor: Any) -> None:
     """Add what only the encoded rows tell, and print the check page."""
-    splits.checks += length_checks(rows["train"], processor, max_length)
+    splits.checks += length_checks(rows["train"], processor)
     print(render(splits.checks))
 
 
@@ -249,12 +249,11 @@ def encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> dict[s
     }
 
 
-def length_checks(rows: Any, processor: Any, max_length: int | None) -> list[Check]:
+def length_checks(rows: Any, processor: Any) -> list[Check]:
     """How many training rows are longer than the model reads; nothing where rows have no length."""
     if "length" not in rows.column_names:
         return []
-    limit = min(max_length or 512, processor.model_max_length)
-    return [length_check(rows["length"][:], limit)]
+    return [length_check(rows["length"][:], processor.model_max_length)]  # encoding train has set it
 
 
 def class_weighted(choice: str | None, splits: Splits) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
