@@ -51,10 +51,6 @@ class OutputFolder:
         numbered = {int(p.name.removeprefix("checkpoint-")): p for p in found if p.name[11:].isdigit()}
         return numbered[max(numbered)] if numbered else None
 
-    @property
-    def has_checkpoint(self) -> bool:
-        return self.checkpoint is not None
-
     def claim(self, *, resume: bool, overwrite: bool, dry: bool = False) -> None:
         """Make sure that nothing of an earlier run is lost unasked. Changes nothing: the run may yet fail on its data.
 
@@ -65,7 +61,7 @@ class OutputFolder:
             return
         if self.path.is_file():
             raise UserError(f"--output_dir {self.path} is a file. Pass a folder.")
-        finished, interrupted = (self.path / FINISHED).is_file(), self.has_checkpoint
+        finished, interrupted = (self.path / FINISHED).is_file(), self.checkpoint is not None
         if finished and not overwrite and not resume:
             raise UserError(
                 f"{self.path} holds a finished run. Pass --overwrite to replace it, or another --output_dir."

@@ -81,7 +81,7 @@ class Trainer(transformers.Trainer):
         self._eval_modules: list[nn.Module] = []
         self._stage: tuple[bool, ...] | None = None
         self._sampler: LengthGrouped | None = None
-        self._hook = model.register_forward_pre_hook(self._rest_frozen_modules)
+        model.register_forward_pre_hook(self._rest_frozen_modules)
         self.add_callback(_EpochOrder(self))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
