@@ -62,11 +62,21 @@ class Recipe:
     lr_scheduler_type: str = flag("linear", "shape of the schedule after warm-up", HOW)
     class_weights: str | None = flag(None, "balanced: weigh each class by the inverse of its share of train", HOW)
     augment: str = flag("none", "for images: none, shift, or flip (shift and mirror)", HOW)
+    max_tokens_per_batch: int | None = flag(
+        None, "fill each batch with texts up to this many tokens, padding counted, in place of a number of rows", HOW
+    )
     early_stopping_patience: int = flag(3, "evaluations without a better valid metric before stopping; 0 never", HOW)
 
     seed: int = flag(42, "fixes splits, initial weights, order and dropout", RUN)
-    bf16: bool = flag(False, "train in bfloat16 autocast", RUN)
+    bf16: bool | None = flag(None, "bfloat16 autocast; by default where the hardware is faster with it", RUN)
     fp16: bool = flag(False, "train in float16 autocast", RUN)
+    fit_batch: bool = flag(
+        False, "find the largest micro-batch that fits into memory, and accumulate up to the batch asked for", RUN
+    )
+    packing: bool = flag(False, "pack texts end to end in place of padding them", RUN)
+    cache_gb: float = flag(20.0, "room on disk to keep what frozen layers and image decoding gave; 0: none", RUN)
+    cache_dtype: str = flag("auto", "how frozen activations are kept: float32, bfloat16, or auto as computed", RUN)
+    cache_views: int = flag(0, "with --augment: keep this many augmented views of each image; 0: none", RUN)
     max_steps: int = flag(-1, "stop after this many updates, whatever the epochs", RUN)
     resume: bool = flag(False, "go on with the interrupted run in --output_dir", RUN)
 
@@ -111,13 +121,13 @@ class Recipe:
         """
         import transformers
 
-        from hftl import hub, run
+        from hftl import arguments, hub, run
 
         folder = hub.OutputFolder(self.output_dir)
         folder.claim(resume=self.resume, overwrite=self.overwrite, dry=self.show_rates)
         task = run.task_of(self.task)
         scratch = Path(tempfile.gettempdir()) if self.show_rates else folder.checkpoints  # Trainer makes the folder
-        args = run.training_arguments(self, run.strategy_of(self.strategy), scratch)
+        args = arguments.training_arguments(self, run.strategy_of(self.strategy), scratch)
         with args.main_process_first(desc="reading the data"):
             splits = run.read_data(self, task)
         transformers.set_seed(self.seed)

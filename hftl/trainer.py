@@ -28,6 +28,7 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from hftl.anatomy import Anatomy
 from hftl.anatomy import anatomy as anatomy_of
 from hftl.errors import UserError
+from hftl.frozen import frozen_modules
 from hftl.rates import RateGroup, optimizer_groups, rate_groups, scheduled
 from hftl.sampling import LengthGrouped
 from hftl.strategies.base import Strategy
@@ -255,22 +256,6 @@ def _fitting(checkpoint: str | None) -> Iterator[None]:
             f"The run cannot go on from {checkpoint}: {reason}. Pass the --model, --data and --strategy that it was "
             "started with, or --overwrite to start again."
         ) from failure
-
-
-def frozen_modules(model: nn.Module, active: set[int]) -> list[nn.Module]:
-    """Modules that rest: those with parameters none of which trains, and everything inside such a module."""
-    frozen: list[nn.Module] = []
-
-    def visit(module: nn.Module) -> None:
-        parameters = list(module.parameters())
-        if parameters and not any(id(parameter) in active for parameter in parameters):
-            frozen.extend(module.modules())
-            return
-        for child in module.children():
-            visit(child)
-
-    visit(model)
-    return frozen
 
 
 def _plain(name: str) -> str:

@@ -44,6 +44,9 @@ RANGES = {
     "dataloader_num_workers": "[0, inf)",
     "dataloader_prefetch_factor": "[1, inf)",
     "batch_size": "[1, inf)",
+    "max_tokens_per_batch": "[1, inf)",
+    "cache_gb": "[0, inf)",
+    "cache_views": "[0, inf)",
 }
 """Intervals in the notation of mathematics: a round bracket leaves its end out."""
 
@@ -52,6 +55,7 @@ CHOICES = {
     "problem_type": ("single_label_classification", "multi_label_classification", "regression"),
     "class_weights": ("balanced",),
     "augment": ("none", "shift", "flip"),
+    "cache_dtype": ("auto", "float32", "bfloat16"),
 }
 
 

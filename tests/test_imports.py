@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "hftl").rglob("*.py"))
 
 TABLE = {
-    "errors bootstrap failures layout progress sampling wording": "",
+    "errors bootstrap failures frozen layout progress sampling store packing wording": "",
     "settings spec recipe_file": "",
     "values": "settings spec",
     "anatomy": "layout",
@@ -25,7 +25,9 @@ TABLE = {
     "tasks tasks.base tasks.text tasks.image": "metrics data tasks.base",
     "data": "data",
     "rates": "anatomy strategies.base",
-    "trainer": "anatomy rates sampling strategies.base",
+    "replay": "frozen",
+    "cache": "replay store",
+    "trainer": "anatomy cache frozen packing rates replay sampling strategies.base",
     "plots plain verdict": "wording",
     "page": "plots verdict wording",
     "card": "page verdict wording",
@@ -33,8 +35,11 @@ TABLE = {
     "hub": "tasks data",
     "predict": "hub progress tasks data",
     "outcome": "data metrics report spec trainer",
-    "run": "anatomy data hub outcome progress settings spec strategies tasks trainer",
-    "recipe": "anatomy hub outcome progress run settings spec values",
+    "arguments": "outcome strategies",
+    "memory": "",
+    "run": "anatomy arguments cache memory data hub outcome progress settings spec strategies tasks trainer",
+    "features": "anatomy cache data hub metrics outcome progress recipe replay report run settings spec tasks",
+    "recipe": "anatomy arguments hub outcome progress run settings spec values",
     "help": "settings spec strategies.base values",
     "cli": "failures help predict recipe_file settings spec strategies.base values",
     "testing": "hub outcome recipe report run spec strategies",

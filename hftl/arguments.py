@@ -1,0 +1,105 @@
+"""TrainingArguments fit for fine-tuning, made from a recipe. Knows transformers' settings; no model and no data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+
+from hftl.errors import UserError, suggest
+from hftl.outcome import Scorer
+from hftl.strategies import Strategy
+
+if TYPE_CHECKING:
+    from hftl.recipe import Recipe
+
+LOWER_IS_BETTER = ("loss", "log_loss", "mse", "mae", "ece")
+OURS = {
+    "push_to_hub": "uploading is not built yet; upload the finished folder with `hf upload you/name FOLDER`",
+    "hub_model_id": "uploading is not built yet; upload the finished folder with `hf upload you/name FOLDER`",
+    "resume_from_checkpoint": "pass --resume and the run's --output_dir",
+    "save_strategy": "a checkpoint is saved at each evaluation; set --eval_strategy and --eval_steps",
+    "save_steps": "a checkpoint is saved at each evaluation; set --eval_strategy and --eval_steps",
+    "load_best_model_at_end": "the best checkpoint is always loaded; set --metric_for_best_model",
+    "label_names": "the task names its labels",
+    "remove_unused_columns": "the task keeps the columns that the model reads",
+    "batch_eval_metrics": "metrics are always fed batch by batch",
+    "length_column_name": "the task counts the tokens",
+    "include_for_metrics": "metrics read outputs and labels",
+}
+"""TrainingArguments that a recipe sets itself -> what to do instead."""
+
+
+def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) -> transformers.TrainingArguments:
+    """TrainingArguments with defaults fit for fine-tuning; making them starts the processes.
+
+    Raises:
+        UserError: TrainingArguments refuse a value.
+    """
+    if recipe.max_steps == 0:
+        raise UserError("--max_steps expected a whole number of 1 or more, or -1 for no limit; 0 came.")
+    for name, cure in OURS.items():
+        if recipe.training.get(name) not in (None, False):
+            raise UserError(f"--{name} is not for the user of a recipe: {cure}.")
+    chosen = {
+        "per_device_eval_batch_size": 64,
+        "eval_strategy": "epoch",
+        "logging_steps": 0.02,
+        "save_total_limit": 1,
+        "report_to": "none",
+        "disable_tqdm": False,
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),  # else torchrun's processes would each think they are alone
+    } | recipe.training
+    own = {
+        name: getattr(recipe, name)
+        for name in transformers.TrainingArguments.__dataclass_fields__
+        if hasattr(recipe, name) and name not in ("output_dir", "learning_rate", "task")
+    }
+    rate = recipe.learning_rate if recipe.learning_rate is not None else strategy.lr
+    try:
+        return transformers.TrainingArguments(
+            **own
+            | {"learning_rate": 5e-5 if rate is None else rate}
+            | chosen
+            | {
+                "output_dir": str(checkpoints),
+                "remove_unused_columns": False,
+                "label_names": ["labels"],
+                "batch_eval_metrics": True,
+                "length_column_name": "length",
+                "restore_callback_states_from_checkpoint": True,
+                "save_strategy": "no",
+                "include_for_metrics": [],
+            }
+        )
+    except (ValueError, TypeError, FileNotFoundError) as failure:
+        reason = " ".join(str(failure).split()).replace(" use_cpu", " --use_cpu")
+        raise UserError(f"transformers refuses these settings: {reason}") from failure
+
+
+def selection(args: transformers.TrainingArguments, scorer: Scorer) -> transformers.TrainingArguments:
+    """Keep the checkpoint that is best on valid by the task's headline metric, and say so to the base Trainer."""
+    if args.eval_strategy == "no":
+        return args
+    metric = (args.metric_for_best_model or scorer.headline).removeprefix("eval_")
+    if metric not in [*scorer.names, "loss"] and not scorer.extra:
+        raise UserError(
+            f"--metric_for_best_model {metric} is not measured here; there is loss, {', '.join(scorer.names)}."
+            f"{suggest(metric, scorer.names)}"
+        )
+    args.metric_for_best_model = f"eval_{metric}"
+    if args.greater_is_better is None or metric in scorer.metric.reported:
+        args.greater_is_better = metric not in LOWER_IS_BETTER
+    args.load_best_model_at_end = True
+    args.save_strategy, args.save_steps = args.eval_strategy, args.eval_steps or args.save_steps
+    return args
+
+
+def early_stopping(recipe: Recipe) -> list[transformers.TrainerCallback]:
+    """Early stopping, unless the patience is 0 or nothing is evaluated."""
+    if recipe.early_stopping_patience <= 0 or recipe.training.get("eval_strategy") == "no":
+        return []
+    return [transformers.EarlyStoppingCallback(early_stopping_patience=recipe.early_stopping_patience)]
