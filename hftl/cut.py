@@ -68,14 +68,14 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     wrapped = model.__dict__.get("forward")
     if original := getattr(model, "_original_forward", None):
-        model.forward = original  # accelerate's autocast would hide small differences
+        model.forward = original  # type: ignore[method-assign]  # accelerate's autocast would hide small differences
     devices = [next(model.parameters()).device] if torch.cuda.is_available() else []
     try:
         with torch.random.fork_rng([d for d in devices if d.type == "cuda"]), torch.no_grad():
             yield
     finally:
         if original:
-            model.forward = wrapped
+            model.__dict__["forward"] = wrapped
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
         for name, module in model.named_modules():

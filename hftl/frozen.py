@@ -18,7 +18,8 @@ def frozen_modules(model: nn.Module, active: set[int]) -> list[nn.Module]:
         if trains and not any(trains):
             frozen.extend(module.modules())
             return
-        calm, waiting = False, []  # nothing has trained so far; what has no parameters since then
+        waiting: list[nn.Module] = []
+        calm = False  # whether what came last is frozen as a whole
         for child in module.children():
             inner = [id(parameter) in active for parameter in child.parameters()]
             if not inner:

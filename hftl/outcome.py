@@ -84,9 +84,11 @@ def measured(run: Run, split: str) -> dict[str, Score]:
 
 def mistakes(run: Run, most: int = 12) -> list[dict[str, Any]]:
     """The test rows on which the model was surest and wrong."""
+    order = run.trainer.eval_order
     return [
-        run.task.show(run.splits.test[index]) | {"label": label, "prediction": prediction, "confidence": confidence}
-        for index, label, prediction, confidence in run.scorer.metric.mistakes(most)
+        run.task.show(run.splits.test[position if order is None else int(order[position])])
+        | {"label": label, "prediction": prediction, "confidence": confidence}
+        for position, label, prediction, confidence in run.scorer.metric.mistakes(most)
     ]
 
 

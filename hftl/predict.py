@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -16,7 +17,11 @@ from hftl.data import read
 from hftl.errors import UserError
 from hftl.hub import Loaded, load_folder
 from hftl.progress import quiet
+from hftl.sampling import LongestFirst, in_order, lengths_of
 from hftl.tasks.base import softmax_or_sigmoid
+
+WINDOW = 64
+"""Batches whose rows are in memory at once, to be sorted by length."""
 
 
 def load(name: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> Predictor:
@@ -57,21 +62,40 @@ class Predictor:
         found = list(self.stream(rows, batch_size))
         return found[0] if single else found
 
-    def stream(self, rows: Sequence[dict[str, Any]], batch_size: int = 32) -> Iterator[dict[str, Any]]:
-        """Predict dicts of role columns batch by batch, in order."""
+    def stream(
+        self, rows: Sequence[dict[str, Any]], batch_size: int = 32, tell: Callable[[int], Any] = lambda done: None
+    ) -> Iterator[dict[str, Any]]:
+        """Predict dicts of role columns, in order; texts are computed longest first within a window of 64 batches.
+
+        Args:
+            tell: is called after each batch with its number of rows, as predictions come out window by window.
+        """
+        sized = len(rows) > batch_size and lengths_of(self._encoded(rows, 0, 1), "length") is not None
+        window = batch_size * (WINDOW if sized else 1)
+        for start in range(0, len(rows), window):
+            encoded = self._encoded(rows, start, min(start + window, len(rows)))
+            lengths = lengths_of(encoded, "length")
+            order = np.arange(len(encoded)) if lengths is None else LongestFirst(lengths).order
+            found = []
+            for numbers in np.split(order, range(batch_size, len(order), batch_size)):
+                found.append(self._logits(encoded.__getitems__(numbers.tolist())))
+                tell(len(numbers))
+            yield from self.read(in_order(np.concatenate(found), order))
+
+    def _encoded(self, rows: Sequence[dict[str, Any]], start: int, stop: int) -> Any:
+        """Some of the rows as model inputs."""
+        part = [rows[i] for i in range(start, stop)]
+        for i, row in enumerate(part, start=start + 1):
+            if empty := [role for role in self.roles if row.get(role, "") is None]:
+                raise UserError(f"Expected a {empty[0]} in row {i} of the data; there is none. Correct it.")
+        columns = {role: [row[role] for row in part] for role in self.roles if role in part[0]}
+        return self.task.encode(datasets.Dataset.from_dict(columns), self.processor)
+
+    def _logits(self, encoded: list[dict[str, Any]]) -> np.ndarray:
+        batch = self.task.collate(self.processor)(encoded)
         device = next(self.model.parameters()).device
-        collate = self.task.collate(self.processor)
-        for start in range(0, len(rows), batch_size):
-            part = [rows[i] for i in range(start, min(start + batch_size, len(rows)))]
-            for i, row in enumerate(part, start=start + 1):
-                if empty := [role for role in self.roles if row.get(role, "") is None]:
-                    raise UserError(f"Expected a {empty[0]} in row {i} of the data; there is none. Correct it.")
-            columns = {role: [row[role] for row in part] for role in self.roles if role in part[0]}
-            encoded = self.task.encode(datasets.Dataset.from_dict(columns), self.processor)
-            batch = collate([encoded[i] for i in range(len(part))])
-            with torch.inference_mode():
-                logits = self.model(**{name: value.to(device) for name, value in batch.items()}).logits
-            yield from self.read(logits.float().cpu().numpy())
+        with torch.inference_mode():
+            return self.model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu().numpy()
 
     def read(self, logits: Any) -> list[dict[str, Any]]:
         """Turn logits of shape (n, classes) into predictions."""
@@ -125,12 +149,11 @@ def predict_file(
         rows = read(data, {role: predictor.task.roles[role] for role in predictor.roles}, columns=columns)
     if not len(rows):
         raise UserError(f"{'stdin' if data == '-' else data} holds no rows to predict. Pass --data with some.")
-    predictions = predictor.stream(rows, batch_size)
-    scratch = Path(f"{output}.partial")
+    scratch, bar = Path(f"{output}.partial"), tqdm(total=len(rows), desc="predicting", unit="row")
     try:
-        with scratch.open("w", newline="", encoding="utf-8") as file:
+        with bar, scratch.open("w", newline="", encoding="utf-8") as file:
             writer: csv.DictWriter | None = None
-            for i, prediction in enumerate(tqdm(predictions, total=len(rows), desc="predicting", unit="row")):
+            for i, prediction in enumerate(predictor.stream(rows, batch_size, bar.update)):
                 line = flat(predictor, rows[i], prediction)
                 if writer is None:
                     writer = csv.DictWriter(file, line)

@@ -80,6 +80,18 @@ def _refuse_clash(strategy: Strategy, anatomy: Anatomy, trained: list[str], mode
             raise UserError(f"{others} freezes all that {name} trains. Drop one of the two from --strategy.")
 
 
+def stage_share(groups: list[RateGroup], stage: tuple[bool, ...], progress: float) -> float:
+    """How much of the run, in [0, 1], has the same groups in training as `stage`, from before to after `progress`."""
+    stages = [tuple(rate > 0 for rate in rates) for rates in zip(*(g.signature for g in groups), strict=True)]
+    here = min(range(len(POINTS)), key=lambda i: (stages[i] != stage, abs(POINTS[i] - progress)))
+    first = last = here
+    while first > 0 and stages[first - 1] == stage:
+        first -= 1
+    while last + 1 < len(stages) and stages[last + 1] == stage:
+        last += 1
+    return (last - first + 1) / len(POINTS)
+
+
 def optimizer_groups(groups: Iterable[RateGroup], lr: float, weight_decay: float, decayed: set[str]) -> list[dict]:
     """Parameter groups for a torch optimizer. Biases, norms and other vectors take no weight decay.
 

@@ -5,6 +5,7 @@ Knows no modality and no file format; what is measured after training is in `hft
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from hftl import hub, spec
 from hftl.anatomy import anatomy, rate_table
 from hftl.arguments import early_stopping, selection
+from hftl.cache import Cache
 from hftl.data import Check, Splits, length_check, load, render
 from hftl.errors import UserError, suggest
 from hftl.outcome import Scorer
 from hftl.progress import Lines, Progress
+from hftl.rows import Rows
 from hftl.settings import own_settings
 from hftl.strategies import Chain, Strategy
 from hftl.tasks import Task
@@ -102,19 +105,30 @@ def make_trainer(
     scorer: Scorer,
 ) -> Trainer:
     """The Trainer of a recipe, its strategy applied to the model."""
+    collate = task.collate(pretrained.processor)
     return Trainer(
         pretrained.model,
         selection(args, scorer),
         strategy=strategy_of(recipe.strategy),
         anatomy=anatomy(pretrained.model, pretrained.fresh),
         item_losses=class_weighted(recipe.class_weights, splits),
+        cache=kept(recipe, rows, collate, args),
+        max_tokens=recipe.max_tokens_per_batch,
+        longest=getattr(pretrained.processor, "model_max_length", None),  # encoding train has set it
+        packing=recipe.packing,
         train_dataset=rows["train"],
         eval_dataset=rows["valid"],
-        data_collator=task.collate(pretrained.processor),
+        data_collator=collate,
         compute_metrics=scorer,
         preprocess_logits_for_metrics=logits_alone,
         callbacks=early_stopping(recipe),
     )
+
+
+def kept(recipe: Recipe, rows: dict[str, Any], collate: Any, args: transformers.TrainingArguments) -> Cache:
+    """The cache of what frozen layers and image decoding give for the rows that are read again and again."""
+    batch, bar = args.per_device_eval_batch_size, not args.disable_tqdm and args.process_index == 0
+    return Cache([rows["train"], rows["valid"]], collate, recipe.cache_gb, recipe.cache_dtype, batch, bar)
 
 
 def print_checks(splits: Splits, rows: dict[str, Any], processor: Any) -> None:
@@ -144,7 +158,7 @@ def source_of(recipe: Recipe) -> Source:
     return Source(recipe.model, recipe.weights, recipe.revision, recipe.allow_pickle, recipe.trust_remote_code)
 
 
-def encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> dict[str, Any]:
+def encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> dict[str, Rows]:
     """The three splits as model inputs; only train is augmented.
 
     Raises:
@@ -154,17 +168,22 @@ def encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> dict[s
         if getattr(recipe, name) != own_settings(type(recipe))[name].default:
             raise UserError(f"--{name} means nothing to {task.name}. Leave it out.")
     options = {name: getattr(recipe, name) for name in task.options}
-    return {
-        name: task.encode(getattr(splits, name), processor, train=name == "train", **options)
-        for name in ("train", "valid", "test")
-    }
+
+    def made(name: str) -> Rows:
+        split = getattr(splits, name)
+        encoded = task.encode(split, processor, train=name == "train", **options)
+        changed = task.changed(options) if name == "train" else ""
+        identify = functools.partial(task.identify, encoded, processor)
+        return Rows(encoded, split["label"][:], identify, changed, recipe.cache_views, task.decoded)
+
+    return {name: made(name) for name in ("train", "valid", "test")}
 
 
-def length_checks(rows: Any, processor: Any) -> list[Check]:
+def length_checks(rows: Rows, processor: Any) -> list[Check]:
     """How many training rows are longer than the model reads; nothing where rows have no length."""
-    if "length" not in rows.column_names:
+    if rows.lengths is None:
         return []
-    return [length_check(rows["length"][:], processor.model_max_length)]  # encoding train has set it
+    return [length_check(rows.lengths, processor.model_max_length)]  # encoding train has set it
 
 
 def class_weighted(choice: str | None, splits: Splits) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:

@@ -57,7 +57,7 @@ def train_tiny(strategy: Strategy | str, settings: dict[str, Any], folder: Path)
     run.trainer.add_callback(last)
     run.train()
     report = outcome.measure(run)
-    rows = [run.rows["test"][i] for i in range(4)]
+    rows = run.rows["test"].plain([0, 1, 2, 3])
     probe = run.task.collate(run.pretrained.processor)(rows)
     probe.pop("labels")
     with torch.inference_mode():

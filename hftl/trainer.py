@@ -4,6 +4,7 @@ It adds what the base class gets wrong or lacks, and knows no task and no data s
   - the loss of an update is the mean over all its items, however they are spread over micro-batches and processes;
   - each parameter trains at the rate that the strategy gives it, which may change during the run;
   - what is frozen is in eval mode: no dropout, no moving BatchNorm statistics;
+  - what frozen layers give is computed once, where it is needed more than once;
   - rows of like length share a batch, in an order that is the same on every process and after a resume.
 """
 
@@ -13,7 +14,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Any
@@ -27,10 +28,13 @@ from transformers.trainer_optimizer import is_optimizer_factory
 
 from hftl.anatomy import Anatomy
 from hftl.anatomy import anatomy as anatomy_of
+from hftl.cache import Cache
 from hftl.errors import UserError
 from hftl.frozen import frozen_modules
-from hftl.rates import RateGroup, optimizer_groups, rate_groups, scheduled
-from hftl.sampling import LengthGrouped
+from hftl.packing import Packing
+from hftl.rates import RateGroup, optimizer_groups, rate_groups, scheduled, stage_share
+from hftl.rows import Numbered, Rows
+from hftl.sampling import LongestFirst, in_order, lengths_of, metric_in_order, order_of, training_order
 from hftl.strategies.base import Strategy
 
 
@@ -52,7 +56,14 @@ class Trainer(transformers.Trainer):
         strategy: how the weights meet the task; `strategy.prepare` is applied to the model here.
         anatomy: where each parameter sits, computed from the model as it was loaded.
         item_losses: `(logits, labels) -> losses` of shape (items,) to train on in place of the model's own loss.
+        cache: keeps what frozen layers give; its parts are the train and eval dataset.
+        packing: run padded texts end to end, which spares the work on padding; off while the cache is replayed.
+        max_tokens: of a micro-batch, padding counted, in place of a number of rows; the rows need lengths.
+        longest: the number of tokens that longer rows have been cut at.
         The rest is the base class's.
+
+    Attributes:
+        eval_order: (rows,) which row each position was that `compute_metrics` was last fed; None for their own order.
     """
 
     model: Any  # never None here, unlike in the base class
@@ -67,21 +78,36 @@ class Trainer(transformers.Trainer):
         strategy: Strategy | None = None,
         anatomy: Anatomy | None = None,
         item_losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        cache: Cache | None = None,
+        packing: bool = False,
+        max_tokens: int | None = None,
+        longest: int | None = None,
         **others: Any,
     ) -> None:
+        self.cache = cache
         self.strategy = strategy or Strategy()
         self.anatomy = anatomy or anatomy_of(model)
         self.item_losses = item_losses
+        self.max_tokens, self.longest = max_tokens, longest
         model = self.strategy.prepare(model, self.anatomy)
         self.groups: list[RateGroup] = rate_groups(model, self.anatomy, self.strategy)
+        if cache is not None:
+            others["data_collator"] = Numbered(others["data_collator"])
         args.logging_nan_inf_filter = False  # the base class would log the last finite loss, and `log` here see nothing
+        if packing and args.torch_compile:
+            raise UserError("--packing and --torch_compile do not go together. Leave out one of them.")
+        self.packing = Packing(model, self.anatomy) if packing else None
+        self._pack()
         super().__init__(model=model, args=args, **others)
         self.model_accepts_loss_kwargs = True  # so that the base class counts the items of each update,
         self.loss_is_scaled_for_ga = True  # and leaves the scaling to compute_loss
         self._idle: list[nn.Parameter] = []
         self._eval_modules: list[nn.Module] = []
         self._stage: tuple[bool, ...] | None = None
-        self._sampler: LengthGrouped | None = None
+        self._shares: dict[tuple[bool, ...], float] = {}  # of a forward pass, what the cache spares in each stage
+        self._read: Any = None  # the dataset of the evaluation in progress
+        self._sampler: Any = None
+        self.eval_order: Any = None
         model.register_forward_pre_hook(self._rest_frozen_modules)
         self.add_callback(_EpochOrder(self))
 
@@ -102,6 +128,10 @@ class Trainer(transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
+        if self.cache is not None and self.cache.replay is not None and self.args.torch_compile:
+            model = self.model  # what was compiled is the whole forward pass
+        if self.packing is not None:
+            self.packing.check(inputs)
         outputs = model(**inputs)
         labels = inputs["labels"]
         if self.item_losses is not None:
@@ -117,16 +147,50 @@ class Trainer(transformers.Trainer):
         return (loss, outputs) if return_outputs else loss
 
     @property
+    def _rows(self) -> Any:
+        return self.train_dataset
+
+    @property
     def progress(self) -> float:
         """How much of the run is done, in [0, 1]."""
         return self.state.global_step / self.state.max_steps if self.state.max_steps > 0 else 0.0
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         self._enter_stage()
+        inputs = self._whole(inputs, self.train_dataset)
         loss = super().training_step(model, inputs, num_items_in_batch)
         for parameter in self._idle:
             parameter.grad = None  # under DDP an idle parameter still gets a gradient
         return loss
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._stage = None
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            if self.cache is not None:
+                self.cache.leave()  # what comes after sees the whole model
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return super().prediction_step(model, self._whole(inputs, self._read), *args, **kwargs)
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        self._read, order, metric = dataloader.dataset, order_of(dataloader), self.compute_metrics
+        self.eval_order = order
+        if order is not None and metric is not None and not self.args.batch_eval_metrics:
+            self.compute_metrics, self.eval_order = metric_in_order(metric, order), None
+        try:
+            with self.cache.reading(self._read) if self.cache is not None else nullcontext():
+                found = super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
+            self.compute_metrics = metric
+        if order is None:
+            return found
+        ordered = {name: in_order(getattr(found, name), order) for name in ("predictions", "label_ids")}
+        return found._replace(**ordered)
+
+    def _whole(self, inputs: dict[str, Any], rows: Any) -> dict[str, Any]:
+        return inputs if self.cache is None else self.cache.complete(inputs, rows, self.args.device)
 
     # --- what trains, and how fast ---------------------------------------------------------------------------------
 
@@ -179,6 +243,25 @@ class Trainer(transformers.Trainer):
                 if self.accelerator.num_processes == 1:  # DDP has hooked every gradient by now
                     parameter.requires_grad_(on)
         self._eval_modules = frozen_modules(self.model, active)
+        if self.cache is not None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            if self.packing is not None:
+                self.packing.stop()
+            self.cache.enter(self.model, active, self._passes_of(stage), self.accelerator)
+            self._shares[stage] = self.cache.share
+            self._pack()
+
+    def _pack(self) -> None:
+        """Pack, unless what frozen layers gave is replayed: that was kept from padded batches."""
+        if self.packing is not None and (self.cache is None or self.cache.replay is None):
+            self.packing.start()
+
+    def _passes_of(self, stage: tuple[bool, ...]) -> float:
+        """Passes over the training rows from the start to the end of the stage that is entered now."""
+        epochs = self.args.num_train_epochs
+        if self.args.max_steps > 0:
+            rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            epochs = self.args.max_steps * rows / max(len(self._rows), 1)
+        return stage_share(self.groups, stage, self.progress) * epochs
 
     def _rest_frozen_modules(self, model: nn.Module, args: Any) -> None:
         # In a forward hook because the base class calls model.train() at the start of every step.
@@ -199,8 +282,12 @@ class Trainer(transformers.Trainer):
         if not steps:
             return 0.0
         stages = Counter(self._stage_at(step / self.state.max_steps) for step in range(steps))
-        cost = sum(count * (1 + 2 * self._backward_share(stage)) for stage, count in stages.items()) / steps
-        return cost * (self.state.epoch or 0.0)
+        cost = sum(
+            count * (1 - self._shares.get(stage, 0.0) + 2 * self._backward_share(stage))
+            for stage, count in stages.items()
+        )
+        kept = self.cache.computed / len(self._rows) if self.cache is not None else 0.0
+        return cost / steps * (self.state.epoch or 0.0) + kept
 
     def _backward_share(self, stage: tuple[bool, ...]) -> float:
         names = [name for group, on in zip(self.groups, stage, strict=True) if on for name in group.parameters]
@@ -215,12 +302,14 @@ class Trainer(transformers.Trainer):
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         if not hasattr(dataset, "__len__"):
             return super()._get_train_sampler(train_dataset)
-        column = self.args.length_column_name
-        lengths = dataset[column][:] if column in (getattr(dataset, "column_names", None) or []) else None
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        self._sampler = LengthGrouped(len(dataset), batch, lengths, seed)
+        self._sampler = training_order(dataset, self.args, self.max_tokens, self.longest)
         return self._sampler
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        lengths = lengths_of(eval_dataset, self.args.length_column_name)
+        if lengths is None or not self.args.eval_do_concat_batches:  # what comes batch by batch cannot be put back
+            return super()._get_eval_sampler(eval_dataset)
+        return LongestFirst(lengths)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         loss = logs.get("loss", 0.0)
@@ -241,6 +330,8 @@ class _EpochOrder(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.trainer._sampler is not None:
             self.trainer._sampler.set_epoch(int(state.epoch or 0))
+        if isinstance(self.trainer.train_dataset, Rows):
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import tempfile
 
 CACHE = tempfile.mkdtemp(prefix="hftl-tests-")  # the suite leaves nothing in the user's own cache
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-os.environ["HF_DATASETS_CACHE"] = CACHE
+os.environ["HF_DATASETS_CACHE"] = os.environ["HFTL_CACHE"] = CACHE
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="")
 
 import datasets

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "hftl").rglob("*.py"))
 
 TABLE = {
-    "errors bootstrap failures frozen layout progress sampling store packing wording": "",
+    "errors bootstrap failures frozen layout progress packed sampling store wording": "",
     "settings spec recipe_file": "",
     "values": "settings spec",
     "anatomy": "layout",
@@ -25,6 +25,7 @@ TABLE = {
     "tasks tasks.base tasks.text tasks.image": "metrics data tasks.base",
     "data": "data",
     "rates": "anatomy strategies.base",
+    "packing": "packed",
     "replay": "frozen",
     "cache": "replay store",
     "trainer": "anatomy cache frozen packing rates replay sampling strategies.base",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -58,3 +59,22 @@ def test_two_processes_make_the_update_of_one(strategy, still_bert, reviews_csv,
         assert reports[0][split]["accuracy"] == reports[1][split]["accuracy"]
     losses = [next(e["loss"] for e in report["history"] if "loss" in e) for report in reports]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_two_processes_with_a_token_budget_end_as_one_that_accumulates(still_bert, reviews_csv, tmp_path):
+    """Both see the same batches in the same updates, and the report names the right rows of a sorted evaluation."""
+    common = ["--model", still_bert, "--data", reviews_csv, "--optim", "sgd", "--learning_rate", "0.1"]
+    common += ["--max_tokens_per_batch", "150", "--num_train_epochs", "2"]
+    start(1, *common, "--gradient_accumulation_steps", "2", "--output_dir", str(tmp_path / "one"))
+    start(2, *common, "--output_dir", str(tmp_path / "two"))
+    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
+    steps = [max(entry["step"] for entry in report["history"]) for report in (one, two)]
+    assert steps[0] == steps[1] > 4
+    for split in ("valid", "test"):
+        assert two[split]["accuracy"] == one[split]["accuracy"]
+        assert two[split]["log_loss"]["value"] == pytest.approx(one[split]["log_loss"]["value"], abs=1e-4)
+    with open(reviews_csv, newline="", encoding="utf-8") as file:
+        truth = {row["text"]: row["label"] for row in csv.DictReader(file)}
+    for report in (one, two):
+        assert report["wrong"], "with no mistake nothing is shown here: train less"
+        assert all(truth[mistake["text"]] == mistake["label"] for mistake in report["wrong"])

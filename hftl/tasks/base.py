@@ -77,6 +77,8 @@ class Task:
     Python (`example_pair` one with two texts), `processor` and `arguments` what a transformers pipeline needs."""
     options: ClassVar[tuple[str, ...]] = ()
     """Settings of a Recipe that `encode` takes."""
+    decoded: ClassVar[bool] = False
+    """Whether reading an encoded row does work that is worth keeping, such as decoding an image."""
 
     @classmethod
     def known(cls) -> dict[str, type[Task]]:
@@ -97,6 +99,20 @@ class Task:
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         """Return a function that makes one batch of encoded rows."""
         raise NotImplementedError
+
+    def changed(self, options: dict[str, Any]) -> str:
+        """How training rows are changed at random when they are read, in words; "" where they are not."""
+        return ""
+
+    def identify(self, rows: Any, processor: Any) -> list[bytes]:
+        """A 16-byte key of the content of each encoded row: rows of equal keys are equal inputs to any model."""
+        names = [name for name in rows.column_names if name not in ("labels", "length")]
+        columns = rows.select_columns(names).with_format(None)
+        return [
+            hashlib.blake2b(repr(row).encode(), digest_size=16).digest()
+            for batch in columns.iter(1000)
+            for row in zip(*batch.values(), strict=True)
+        ]
 
     def show(self, row: dict[str, Any]) -> dict[str, str]:
         """What a person sees of one row in the report: `{"text": ...}` or `{"image": data URI}`."""

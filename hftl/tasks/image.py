@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -53,6 +55,7 @@ class ImageClassification(Task):
         "processor": "image_processor",
     }
     options: ClassVar[tuple[str, ...]] = ("augment",)
+    decoded: ClassVar[bool] = True
     roles: ClassVar[dict[str, Role]] = {
         "image": Role("image", ("image", "img", "images", "file_name", "path")),
         "label": Role("label", ("label", "labels", "fine_label", "target", "class", "category")),
@@ -89,6 +92,14 @@ class ImageClassification(Task):
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         return stack
 
+    def changed(self, options: dict[str, Any]) -> str:
+        return "" if options["augment"] == "none" else options["augment"]
+
+    def identify(self, rows: Any, processor: Any) -> list[bytes]:
+        told = json.dumps(processor.to_dict(), sort_keys=True, default=str).encode()
+        images = rows.with_format(None)["image"]
+        return [hashlib.blake2b(told + content(image), digest_size=16).digest() for image in images]
+
     def show(self, row: dict[str, Any]) -> dict[str, str]:
         image = open_image(row["image"])
         image.thumbnail((96, 96))
@@ -103,6 +114,15 @@ def stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     if "labels" in rows[0]:
         made["labels"] = torch.as_tensor([row["labels"] for row in rows])
     return made
+
+
+def content(value: Any) -> bytes:
+    """The bytes of an image: of its file, or its pixels where it has none."""
+    if isinstance(value, Image.Image):
+        return repr((value.mode, value.size)).encode() + value.tobytes()
+    if isinstance(value, dict):
+        return value["bytes"] if value.get("bytes") is not None else Path(value["path"]).read_bytes()
+    return Path(value).read_bytes()
 
 
 def open_image(value: Any) -> Image.Image:

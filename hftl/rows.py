@@ -1,0 +1,98 @@
+"""Rows as the Trainer reads them: whole, or light where the rest is replayed. Knows no model and no file format."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+Batch = dict[str, Any]
+
+
+class Rows(Dataset):
+    """Encoded rows that know their number, and can be had without their inputs.
+
+    Args:
+        encoded: what a task's `encode` made; a list of numbers gives a list of rows.
+        labels: the label of each row, or None.
+        identify: gives the 16-byte content key of each row: equal keys, equal inputs.
+        changed: how rows are changed at random each time they are read, in words; "" where they are not.
+        views: of such rows, keep this many versions, one for each epoch in turn; 0 keeps none.
+        decoded: whether reading a row costs work that is worth keeping, such as decoding an image.
+
+    Attributes:
+        light: give number and label alone.
+        view: which version is read now.
+    """
+
+    def __init__(
+        self,
+        encoded: Any,
+        labels: Sequence[Any] | None,
+        identify: Callable[[], list[bytes]],
+        changed: str = "",
+        views: int = 0,
+        decoded: bool = False,
+    ) -> None:
+        self.encoded, self.labels, self.changed, self.decoded = encoded, labels, changed, decoded
+        self.views = max(views, 1) if changed else 1
+        self.steady = not changed or views > 0
+        self.light, self.view = False, 0
+        self.kept: Callable[[list[int]], dict[str, torch.Tensor]] | None = None
+        self._identify = identify
+        columns = getattr(encoded, "column_names", None) or []
+        self.lengths = np.asarray(encoded["length"][:]) if "length" in columns else None
+
+    @functools.cached_property
+    def keys(self) -> list[bytes]:
+        """A key for each row of each view."""
+        found = self._identify()
+        if not self.changed:
+            return found
+        told = [f"{self.changed} {view}".encode() for view in range(self.views)]
+        return [hashlib.blake2b(key + word, digest_size=16).digest() for word in told for key in found]
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, number: int) -> Batch:
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: list[int]) -> list[Batch]:
+        numbered = [{"row": n + self.view * len(self)} for n in numbers]
+        if self.light or self.kept is not None:
+            labelled = [{"labels": self.labels[n]} if self.labels is not None else {} for n in numbers]
+            if not self.light and self.kept is not None:
+                stored = self.kept([row["row"] for row in numbered])
+                labelled = [{k: v[i] for k, v in stored.items()} | row for i, row in enumerate(labelled)]
+            return [a | b for a, b in zip(labelled, numbered, strict=True)]
+        return [a | b for a, b in zip(self.plain(numbers), numbered, strict=True)]
+
+    def plain(self, numbers: list[int]) -> list[Batch]:
+        """Rows as the task encodes them, read anew."""
+        return self.encoded.__getitems__(numbers)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turn to the view of this epoch."""
+        self.view = epoch % self.views
+
+
+class Numbered:
+    """A collator that also gives the numbers of the rows, and takes rows that are light."""
+
+    def __init__(self, collate: Callable[[list[Batch]], Batch]) -> None:
+        self.collate = collate
+
+    def __call__(self, rows: list[Batch]) -> Batch:
+        if not rows or "row" not in rows[0]:
+            return self.collate(rows)
+        numbers = torch.tensor([row["row"] for row in rows])
+        whole = [{k: v for k, v in row.items() if k != "row"} for row in rows]
+        if whole[0].keys() <= {"labels"}:
+            return {"labels": torch.as_tensor([row["labels"] for row in whole]), "row": numbers}
+        return self.collate(whole) | {"row": numbers}

@@ -1,0 +1,110 @@
+"""Predictions: computed longest first within a window, and given out in the order in which the rows came."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hftl import predict, testing
+from hftl.data import Labels
+from hftl.errors import UserError
+from hftl.hub import Loaded
+from hftl.predict import Predictor
+from hftl.tasks import Task
+from hftl.tasks.base import Source
+
+
+def predictor(task: str, model: str) -> Predictor:
+    """A predictor with a random head, its widths of batches noted in `widths`."""
+    labels = Labels("single_label_classification", ["a", "b"])
+    made = Task.known()[task]()
+    torch.manual_seed(1)
+    built = made.build(Source(model), labels)
+    found = Predictor(Loaded(built.model.eval(), built.processor, made, labels))
+    found.widths = []
+    found.model.register_forward_pre_hook(
+        lambda module, args, inputs: found.widths.append(next(iter(inputs.values())).shape), with_kwargs=True
+    )
+    return found
+
+
+class Counted(Sequence):
+    """Rows that say how far they have been read."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows, self.read = rows, 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        self.read = max(self.read, i + 1)
+        return self.rows[i]
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    return [text for text, _ in testing.sentences(60)]
+
+
+def test_a_list_is_predicted_longest_first_and_comes_back_in_order(tiny_bert, texts, monkeypatch):
+    monkeypatch.setattr(predict, "WINDOW", 3)
+    classify = predictor("text-classification", tiny_bert)
+    together = classify(texts, batch_size=4)
+    widths = [shape[1] for shape in classify.widths]
+    assert len(widths) == 15
+    assert all(widths[i : i + 3] == sorted(widths[i : i + 3], reverse=True) for i in range(0, 15, 3))
+    assert widths != sorted(widths, reverse=True), "the windows are smaller than the list"
+    alone = [classify(text) for text in texts]
+    assert len({one["score"] for one in alone}) > 30
+    np.testing.assert_allclose([one["score"] for one in together], [one["score"] for one in alone], atol=1e-5)
+    assert [one["label"] for one in together] == [one["label"] for one in alone]
+
+
+def test_no_more_than_a_window_of_rows_is_read_ahead(tiny_bert, texts, monkeypatch):
+    monkeypatch.setattr(predict, "WINDOW", 3)
+    rows, told = Counted([{"text": text} for text in texts]), []
+    stream = predictor("text-classification", tiny_bert).stream(rows, 4, told.append)
+    next(stream)
+    assert rows.read == 12
+    assert told == [4, 4, 4]
+    assert len(list(stream)) == 59
+    assert sum(told) == rows.read == 60
+
+
+def test_images_are_read_batch_by_batch(tiny_cnn, colour_folder):
+    folder = predict.read(colour_folder, {"image": Task.known()["image-classification"].roles["image"]})
+    rows = Counted([folder[i] for i in range(10)])
+    found = predictor("image-classification", tiny_cnn)
+    stream = found.stream(rows, 4)
+    next(stream)
+    assert rows.read == 4
+    assert len(list(stream)) == 9
+    assert [shape[0] for shape in found.widths] == [4, 4, 2]
+
+
+def test_a_row_without_a_text_is_named_by_its_number(tiny_bert, texts):
+    rows = [{"text": text} for text in texts]
+    rows[41]["text"] = None
+    with pytest.raises(UserError, match="Expected a text in row 42 of the data"):
+        list(predictor("text-classification", tiny_bert).stream(rows, 4))
+    assert predictor("text-classification", tiny_bert)([]) == []
+
+
+def test_a_file_of_predictions_keeps_the_order_of_its_rows(tiny_bert, texts, monkeypatch, tmp_path):
+    classify = predictor("text-classification", tiny_bert)
+    monkeypatch.setattr(predict, "load", lambda folder: classify)
+    (tmp_path / "in.txt").write_text("\n".join(texts))
+    with (tmp_path / "in.txt").open() as lines:
+        monkeypatch.setattr("sys.stdin", lines)
+        predict.predict_file("any", "-", str(tmp_path / "out.csv"), batch_size=7)
+    with (tmp_path / "out.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [row["text"] for row in written] == texts
+    scores = [classify(text)["scores"]["a"] for text in texts]
+    np.testing.assert_allclose([float(row["score_a"]) for row in written], scores, atol=2e-6)
