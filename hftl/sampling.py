@@ -7,6 +7,7 @@ disturbs). Evaluation goes from the longest row to the shortest, and what it gat
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -208,10 +209,13 @@ def _longest_first(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _halve(batches: list[np.ndarray], count: int) -> None:
-    """Halve the batches with the most rows until there are `count`; single rows cannot be, and are repeated."""
-    while (missing := count - len(batches)) > 0:
-        largest = np.argsort([-len(batch) for batch in batches], kind="stable")[:missing]
-        for i in largest:
-            half = len(batches[i]) // 2
-            batches.append(batches[i][:half] if half else batches[i])
-            batches[i] = batches[i][half:]
+    """Halve the batch with the most rows until there are `count`; single rows cannot be, and are repeated."""
+    largest = [(-len(batch), i) for i, batch in enumerate(batches)]
+    heapq.heapify(largest)
+    while len(batches) < count:
+        _, i = largest[0]
+        half = len(batches[i]) // 2
+        batches.append(batches[i][:half] if half else batches[i])
+        batches[i] = batches[i][half:]
+        heapq.heapreplace(largest, (-len(batches[i]), i))
+        heapq.heappush(largest, (-len(batches[-1]), len(batches) - 1))

@@ -14,7 +14,7 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pickle import UnpicklingError
 from typing import Any
@@ -23,7 +23,6 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import TrainerCallback
 from transformers.trainer_optimizer import is_optimizer_factory
 
 from hftl.anatomy import Anatomy
@@ -33,8 +32,7 @@ from hftl.errors import UserError
 from hftl.frozen import frozen_modules
 from hftl.packing import Packing
 from hftl.rates import RateGroup, optimizer_groups, rate_groups, scheduled, stage_share
-from hftl.rows import Numbered, Rows
-from hftl.sampling import LongestFirst, in_order, lengths_of, metric_in_order, order_of, training_order
+from hftl.reading import RowReader
 from hftl.strategies.base import Strategy
 
 
@@ -49,21 +47,16 @@ class Step:
     progress: float
 
 
-class Trainer(transformers.Trainer):
+class Trainer(RowReader):
     """`transformers.Trainer` with a `strategy`.
 
     Args:
         strategy: how the weights meet the task; `strategy.prepare` is applied to the model here.
         anatomy: where each parameter sits, computed from the model as it was loaded.
         item_losses: `(logits, labels) -> losses` of shape (items,) to train on in place of the model's own loss.
-        cache: keeps what frozen layers give; its parts are the train and eval dataset.
+        cache, max_tokens, longest: as `RowReader` takes them.
         packing: run padded texts end to end, which spares the work on padding; off while the cache is replayed.
-        max_tokens: of a micro-batch, padding counted, in place of a number of rows; the rows need lengths.
-        longest: the number of tokens that longer rows have been cut at.
         The rest is the base class's.
-
-    Attributes:
-        eval_order: (rows,) which row each position was that `compute_metrics` was last fed; None for their own order.
     """
 
     model: Any  # never None here, unlike in the base class
@@ -84,32 +77,24 @@ class Trainer(transformers.Trainer):
         longest: int | None = None,
         **others: Any,
     ) -> None:
-        self.cache = cache
         self.strategy = strategy or Strategy()
         self.anatomy = anatomy or anatomy_of(model)
         self.item_losses = item_losses
-        self.max_tokens, self.longest = max_tokens, longest
         model = self.strategy.prepare(model, self.anatomy)
         self.groups: list[RateGroup] = rate_groups(model, self.anatomy, self.strategy)
-        if cache is not None:
-            others["data_collator"] = Numbered(others["data_collator"])
         args.logging_nan_inf_filter = False  # the base class would log the last finite loss, and `log` here see nothing
         if packing and args.torch_compile:
             raise UserError("--packing and --torch_compile do not go together. Leave out one of them.")
         self.packing = Packing(model, self.anatomy) if packing else None
         self._pack()
-        super().__init__(model=model, args=args, **others)
+        super().__init__(cache, max_tokens, longest, model=model, args=args, **others)
         self.model_accepts_loss_kwargs = True  # so that the base class counts the items of each update,
         self.loss_is_scaled_for_ga = True  # and leaves the scaling to compute_loss
         self._idle: list[nn.Parameter] = []
         self._eval_modules: list[nn.Module] = []
         self._stage: tuple[bool, ...] | None = None
         self._shares: dict[tuple[bool, ...], float] = {}  # of a forward pass, what the cache spares in each stage
-        self._read: Any = None  # the dataset of the evaluation in progress
-        self._sampler: Any = None
-        self.eval_order: Any = None
         model.register_forward_pre_hook(self._rest_frozen_modules)
-        self.add_callback(_EpochOrder(self))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with _fitting(resume_from_checkpoint):
@@ -147,21 +132,22 @@ class Trainer(transformers.Trainer):
         return (loss, outputs) if return_outputs else loss
 
     @property
-    def _rows(self) -> Any:
-        return self.train_dataset
-
-    @property
     def progress(self) -> float:
         """How much of the run is done, in [0, 1]."""
         return self.state.global_step / self.state.max_steps if self.state.max_steps > 0 else 0.0
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         self._enter_stage()
-        inputs = self._whole(inputs, self.train_dataset)
         loss = super().training_step(model, inputs, num_items_in_batch)
         for parameter in self._idle:
             parameter.grad = None  # under DDP an idle parameter still gets a gradient
         return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self.args.world_size > 1:
+            return super()._clip_grad_norm(model)
+        trained = [parameter for group in self.groups for parameter in group.parameters.values()]
+        return self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)  # walking a frozen model takes long
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._stage = None
@@ -170,27 +156,6 @@ class Trainer(transformers.Trainer):
         finally:
             if self.cache is not None:
                 self.cache.leave()  # what comes after sees the whole model
-
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        return super().prediction_step(model, self._whole(inputs, self._read), *args, **kwargs)
-
-    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        self._read, order, metric = dataloader.dataset, order_of(dataloader), self.compute_metrics
-        self.eval_order = order
-        if order is not None and metric is not None and not self.args.batch_eval_metrics:
-            self.compute_metrics, self.eval_order = metric_in_order(metric, order), None
-        try:
-            with self.cache.reading(self._read) if self.cache is not None else nullcontext():
-                found = super().evaluation_loop(dataloader, *args, **kwargs)
-        finally:
-            self.compute_metrics = metric
-        if order is None:
-            return found
-        ordered = {name: in_order(getattr(found, name), order) for name in ("predictions", "label_ids")}
-        return found._replace(**ordered)
-
-    def _whole(self, inputs: dict[str, Any], rows: Any) -> dict[str, Any]:
-        return inputs if self.cache is None else self.cache.complete(inputs, rows, self.args.device)
 
     # --- what trains, and how fast ---------------------------------------------------------------------------------
 
@@ -259,8 +224,9 @@ class Trainer(transformers.Trainer):
         """Passes over the training rows from the start to the end of the stage that is entered now."""
         epochs = self.args.num_train_epochs
         if self.args.max_steps > 0:
-            rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-            epochs = self.args.max_steps * rows / max(len(self._rows), 1)
+            batches: Any = self.callback_handler.train_dataloader
+            updates = len(batches) / self.args.gradient_accumulation_steps
+            epochs = self.args.max_steps / max(updates, 1)
         return stage_share(self.groups, stage, self.progress) * epochs
 
     def _rest_frozen_modules(self, model: nn.Module, args: Any) -> None:
@@ -286,7 +252,7 @@ class Trainer(transformers.Trainer):
             count * (1 - self._shares.get(stage, 0.0) + 2 * self._backward_share(stage))
             for stage, count in stages.items()
         )
-        kept = self.cache.computed / len(self._rows) if self.cache is not None else 0.0
+        kept = self.cache.computed / self._size if self.cache is not None else 0.0
         return cost / steps * (self.state.epoch or 0.0) + kept
 
     def _backward_share(self, stage: tuple[bool, ...]) -> float:
@@ -296,21 +262,6 @@ class Trainer(transformers.Trainer):
         places = [self.anatomy.place(name) for name in names]
         return max((place.top - place.depth) / place.top for place in places)
 
-    # --- the order of rows -----------------------------------------------------------------------------------------
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if not hasattr(dataset, "__len__"):
-            return super()._get_train_sampler(train_dataset)
-        self._sampler = training_order(dataset, self.args, self.max_tokens, self.longest)
-        return self._sampler
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        lengths = lengths_of(eval_dataset, self.args.length_column_name)
-        if lengths is None or not self.args.eval_do_concat_batches:  # what comes batch by batch cannot be put back
-            return super()._get_eval_sampler(eval_dataset)
-        return LongestFirst(lengths)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         loss = logs.get("loss", 0.0)
         if not math.isfinite(loss):
@@ -319,19 +270,6 @@ class Trainer(transformers.Trainer):
                 f"(it is {self.args.learning_rate:g}), or look for infinite values in the data."
             )
         super().log(logs, *args, **kwargs)
-
-
-class _EpochOrder(TrainerCallback):
-    """Tells the sampler which epoch it is; accelerate's own call does not reach it after a resume."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.trainer._sampler is not None:
-            self.trainer._sampler.set_epoch(int(state.epoch or 0))
-        if isinstance(self.trainer.train_dataset, Rows):
-            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
 
 
 @contextmanager

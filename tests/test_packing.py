@@ -316,3 +316,27 @@ def test_compiling_a_packed_model_is_refused(tmp_path):
     args = transformers.TrainingArguments(str(tmp_path), torch_compile=True, use_cpu=True, report_to="none")
     with pytest.raises(UserError, match="--packing and --torch_compile do not go together"):
         Trainer(build("bert"), args, packing=True)
+
+
+def test_packing_rests_while_what_frozen_layers_gave_is_replayed(tiny_bert, reviews_csv, tmp_path):
+    run = Recipe(
+        model=tiny_bert,
+        data=reviews_csv,
+        strategy="LastLayers(1)",
+        packing=True,
+        per_device_train_batch_size=8,
+        max_train_samples=32,
+        num_train_epochs=2,
+        disable_tqdm=True,
+        output_dir=str(tmp_path / "o"),
+    ).prepare()
+    trainer, seen = run.trainer, []
+
+    class Watch(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            seen.append((trainer.cache.replay is not None, trainer.packing.on))
+
+    trainer.add_callback(Watch())
+    run.train()
+    assert set(seen) == {(True, False)}
+    assert not trainer.packing.on

@@ -28,13 +28,13 @@ def still_bert(tiny_bert, tmp_path) -> str:
     return str(folder)
 
 
-def start(processes: int, *flags: str) -> None:
+def start(processes: int, *flags: str, **env: str) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     found = subprocess.run(
         [*launcher, str(RECIPE), *flags, "--disable_tqdm"],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
         timeout=300,
         check=False,
     )
@@ -78,3 +78,15 @@ def test_two_processes_with_a_token_budget_end_as_one_that_accumulates(still_ber
     for report in (one, two):
         assert report["wrong"], "with no mistake nothing is shown here: train less"
         assert all(truth[mistake["text"]] == mistake["label"] for mistake in report["wrong"])
+
+
+def test_two_processes_fill_one_cache_and_end_as_one(still_bert, reviews_csv, tmp_path):
+    common = ["--model", still_bert, "--data", reviews_csv, "--strategy", "LastLayers(1)", "--optim", "sgd"]
+    common += ["--learning_rate", "0.1", "--num_train_epochs", "3"]
+    size = ["--per_device_train_batch_size"]
+    start(1, *common, *size, "16", "--output_dir", str(tmp_path / "one"), "--cache_gb", "0")
+    start(2, *common, *size, "8", "--output_dir", str(tmp_path / "two"), HFTL_CACHE=str(tmp_path / "kept"))
+    assert len(list((tmp_path / "kept").rglob("index.npz"))) == 4  # each process wrote its share of train and of valid
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=0)

@@ -1,0 +1,42 @@
+"""What this machine computes fast: the precision and the memory layout. Knows hardware and torch; of a model only how
+many parameters it has and whether it convolves images."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+ENOUGH = 1_000_000
+"""Parameters from which a model gains: below, casts between precisions and layouts cost more than they save."""
+
+
+def bf16_pays(model: nn.Module, device: torch.device) -> bool:
+    """Whether bfloat16 autocast is faster than float32 for this model on this device.
+
+    It is where the hardware multiplies bfloat16 itself: CPUs with AVX512_BF16 or AMX, and NVIDIA and AMD GPUs that do
+    not emulate it. Other hardware has not been measured, and computes in float32 unless told otherwise.
+    """
+    return parameters_of(model) >= ENOUGH and native_bf16(device)
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies matrices of bfloat16 without emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    can = torch.cpu.get_capabilities()
+    return device.type == "cpu" and bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+def channels_last_pays(model: nn.Module, device: torch.device, precision: str) -> bool:
+    """Whether 2-D convolutions are faster with the channels of a pixel side by side in memory (NHWC).
+
+    On a CPU they are in every precision, on a GPU in 16 bits, where tensor cores take that layout alone.
+    """
+    convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+    fitting = device.type == "cpu" or (device.type == "cuda" and precision in ("bf16", "fp16"))
+    return convolves and fitting and parameters_of(model) >= ENOUGH
+
+
+def parameters_of(model: nn.Module) -> int:
+    """The number of elements of all parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
