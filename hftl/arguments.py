@@ -1,4 +1,5 @@
-"""TrainingArguments fit for fine-tuning, made from a recipe. Knows transformers' settings; no model and no data."""
+"""TrainingArguments fit for fine-tuning, made from a recipe. Knows transformers' settings; no data, and of a model only
+what `hftl.kernels` asks of it."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 import transformers
+from torch import nn
 
+from hftl import kernels
 from hftl.errors import UserError, suggest
 from hftl.outcome import Scorer
 from hftl.strategies import Strategy
@@ -78,6 +81,26 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
     except (ValueError, TypeError, FileNotFoundError) as failure:
         reason = " ".join(str(failure).split()).replace(" use_cpu", " --use_cpu")
         raise UserError(f"transformers refuses these settings: {reason}") from failure
+
+
+def suit_machine(recipe: Recipe, args: transformers.TrainingArguments, model: nn.Module) -> None:
+    """Choose the precision that nobody chose, and lay the model's weights out as this machine computes fastest.
+
+    Must come before the Trainer is made, which reads the precision once. `--bf16`, `--fp16` and accelerate's own
+    `mixed_precision` go first; DeepSpeed has its own settings and is left alone.
+
+    Raises:
+        UserError: float16 was asked of a CPU.
+    """
+    if recipe.bf16 is False and not args.fp16:
+        args.mixed_precision = "no"  # over what `accelerate launch` has put into the environment
+    elif recipe.bf16 is None and args.mixed_precision == "no" and args.deepspeed_plugin is None:
+        args.mixed_precision = "bf16" if kernels.bf16_pays(model, args.device) else "no"
+    if args.mixed_precision == "fp16" and args.device.type == "cpu":
+        raise UserError("Expected a GPU for float16; a CPU would go on in float32. Leave --fp16 out, or pass --bf16.")
+    args.bf16, args.fp16 = args.mixed_precision == "bf16", args.mixed_precision == "fp16"
+    if kernels.channels_last_pays(model, args.device, args.mixed_precision):
+        model.to(memory_format=torch.channels_last)
 
 
 def selection(args: transformers.TrainingArguments, scorer: Scorer) -> transformers.TrainingArguments:

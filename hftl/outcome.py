@@ -117,7 +117,7 @@ def described(run: Run) -> dict[str, Any]:
         "seed": recipe.seed,
         "versions": versions(),
         "command": command(),
-        "settings": recipe.reproducible() | {"learning_rate": trainer.args.learning_rate},
+        "settings": run.settings | {"learning_rate": trainer.args.learning_rate},
         "rates": run.rates,
         "unsafe": unsafe(recipe),
         "folder": recipe.output_dir,

@@ -136,6 +136,7 @@ class Recipe:
             rows = run.encode(task, splits, pretrained.processor, self)
         if args.process_index == 0:
             run.print_checks(splits, rows, pretrained.processor)
+        arguments.suit_machine(self, args, pretrained.model)
         scorer = run.Scorer(splits.labels, self.metrics)
         trainer = run.make_trainer(self, args, task, splits, pretrained, rows, scorer)
         return run.Run(self, folder, task, splits, pretrained, rows, scorer, trainer)

@@ -55,6 +55,12 @@ class Run:
         return rate_table(self.trainer.anatomy, self.trainer.model, self.trainer.strategy.rate)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide the numbers, with what was left to the machine as it was decided."""
+        args = self.trainer.args
+        return self.recipe.reproducible() | {"bf16": args.bf16, "fp16": args.fp16}
+
+    @property
     def first(self) -> bool:
         """Whether this is the process that prints and writes."""
         return self.trainer.args.process_index == 0
@@ -75,8 +81,8 @@ class Run:
         """Write the folder from the first process; the others wait."""
         weights = hub.whole_weights(self.trainer)
         if self.first:
-            model, settings = hub.unwrap(self.trainer), self.recipe.reproducible()
-            self.folder.write(model, self.pretrained.processor, report, settings, weights)
+            model = hub.unwrap(self.trainer)
+            self.folder.write(model, self.pretrained.processor, report, self.settings, weights)
         self.trainer.accelerator.wait_for_everyone()
 
 

@@ -62,7 +62,7 @@ def train_tiny(strategy: Strategy | str, settings: dict[str, Any], folder: Path)
     probe.pop("labels")
     with torch.inference_mode():
         probe["logits"] = run.trainer.model.eval()(**probe).logits.clone()
-    run.folder.write(hub.unwrap(run.trainer), run.pretrained.processor, report, recipe.reproducible())
+    run.folder.write(hub.unwrap(run.trainer), run.pretrained.processor, report, run.settings)
     torch.save(probe, folder.parent / f"{folder.name}.probe.pt")
     return Outcome(run, report, before, last.state, probe)
 

@@ -66,7 +66,7 @@ def test_a_replayed_forward_pass_gives_the_same_logits_and_gradients(name, block
     cut = find_cut(model, active, small, large)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())  # BatchNorm's too
     if blocks and name == "deberta-v2":
-        assert cut is None  # its relative positions are registered after the blocks, so they train, and feed every block
+        assert cut is None  # its positions lie after the blocks, so they train, and feed every block
         return
     assert cut is not None, "no place was found to start from"
     assert cut.share > 0.2
