@@ -63,6 +63,8 @@ class Cache:
         self.limit, self.bar = int(gb * GB), bar
         self.computed = 0.0
         """Rows times the share of a forward pass, computed to be kept."""
+        self.notes: list[str] = []
+        """What was kept or could not be, in sentences."""
         self.replay: Replay | None = None
         self._readers: dict[int, Reader] = {}
         self._template: Inputs = {}
@@ -92,11 +94,19 @@ class Cache:
                 self._template = small
                 self.replay = Replay(model, cut)
                 self._resume()
+                self._note(
+                    f"Up to {cut.name} ({cut.share:.0%} of a forward pass) was computed once for each row and kept."
+                )
             elif any(rows.decoded and rows.kept is None for rows in parts):
                 self._keep_inputs(parts, small, accelerator)
         except NoRoom as full:
+            self._note(f"Frozen layers and images are computed anew in each epoch: {full} See --cache_gb.")
             if accelerator.is_main_process:
-                print(f"Work on frozen layers and images is done anew in each epoch: {full} See --cache_gb.")
+                print(self.notes[-1])
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
 
     def leave(self) -> None:
         """Let the whole model run again."""

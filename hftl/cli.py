@@ -19,6 +19,7 @@ from hftl.errors import UserError, suggest
 from hftl.failures import say_errors
 from hftl.settings import Setting, own_settings, training_settings
 from hftl.spec import build, heads
+from hftl.startup import imports
 from hftl.strategies.base import Strategy
 from hftl.values import asked, checked, checked_all, from_words
 
@@ -281,8 +282,8 @@ def _predict(words: list[str]) -> None:
         raise UserError(f"--output {output} {what}. Pass the path of a csv file to write.")
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists; pass --overwrite to replace it, or another --output.")
-    from hftl.predict import predict_file
-
+    with imports():
+        from hftl.predict import predict_file
     predict_file(words[0], chosen.pop("data"), str(output), **chosen)
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
-import peft
 import torch
 import yaml
 from torch import nn
@@ -202,7 +201,9 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
     settings = json.loads(adapter.read_text("utf-8"))
     base_name = settings["base_model_name_or_path"]
     base = Source(str(folder / "base") if base_name == "base" else base_name, revision=settings.get("revision"))
-    model = peft.PeftModel.from_pretrained(task.build(base, labels).model, str(folder))
+    from peft import PeftModel  # half a second, which predicting with a full model is spared
+
+    model = PeftModel.from_pretrained(task.build(base, labels).model, str(folder))
     return Loaded(model.eval(), task.processor(where, model), task, labels)
 
 

@@ -70,6 +70,7 @@ def measure(run: Run) -> Report:
         calibration=metric.calibration(),
         wrong=mistakes(run),
         peak_memory=peak_memory(),
+        startup=run.clock.seconds,
     )
 
 
@@ -109,7 +110,7 @@ def described(run: Run) -> dict[str, Any]:
             "rows": {name: len(getattr(splits, name)) for name in ("train", "valid", "test")},
             "fingerprints": splits.fingerprints,
             "columns": splits.columns,
-            "notes": splits.notes,
+            "notes": [*splits.notes, *(trainer.cache.notes if trainer.cache is not None else [])],
         },
         "checks": splits.checks,
         "trainable": sum(p.numel() for group in trainer.groups for p in group.parameters.values()),

@@ -35,6 +35,21 @@ MAIN = [
 """Settings shown at once; the others wait behind a click."""
 _IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=]+")
 
+FILTERS = (
+    "count",
+    "cut",
+    "duration",
+    "interval",
+    "metric_name",
+    "number",
+    "share",
+    "short",
+    "size",
+    "stages",
+    "visible",
+)
+"""Functions of `hftl.wording` that templates may use."""
+
 
 def environment(**options: Any) -> jinja2.Environment:
     """Templates of this package, with the project's number formats as filters; an unknown name is an error."""
@@ -45,7 +60,7 @@ def environment(**options: Any) -> jinja2.Environment:
         lstrip_blocks=True,
         **options,
     )
-    for name in ("count", "cut", "duration", "interval", "metric_name", "number", "share", "short", "size", "visible"):
+    for name in FILTERS:
         made.filters[name] = getattr(wording, name)
     return made
 

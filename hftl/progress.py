@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: one bar with the loss, and one line for each evaluation."""
+"""What a person sees while a run trains: one bar with the loss, and one line for each evaluation. Times its start."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import huggingface_hub
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
+
+from hftl.startup import Clock
 
 
 @contextlib.contextmanager
@@ -37,6 +39,21 @@ def evaluated(headline: str, state: Any, logs: dict[str, Any]) -> str | None:
         return None
     score, loss = float(logs[f"eval_{headline}"]), float(logs["eval_loss"])
     return f"epoch {state.epoch:<6.3g} valid {headline} {score:.3f}   loss {loss:.3f}"
+
+
+class FirstStep(TrainerCallback):
+    """Marks the last stages of a start: the first batch is there, and the first update is about to be made."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if "first batch" not in self.clock.seconds:
+            self.clock.mark("first batch")
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if "first step" not in self.clock.seconds:
+            self.clock.mark("first step")
 
 
 class Lines(TrainerCallback):

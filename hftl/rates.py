@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +27,9 @@ class RateGroup:
     place: Place
     signature: tuple[float, ...]
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RateGroup:
+        return self  # accelerate copies an optimizer's groups when it wraps it; the parameters in here would double
 
     @property
     def constant(self) -> bool:

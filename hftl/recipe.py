@@ -5,6 +5,7 @@ Knows the order of the hops and nothing of what happens inside them. Heavy packa
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hftl.errors import UserError, suggest
 from hftl.settings import Setting, flag, own_settings, training_settings
+from hftl.startup import Clock, imports
 from hftl.values import checked_all
 
 if TYPE_CHECKING:
@@ -113,16 +115,21 @@ class Recipe:
         """All settings as one flat dict, as they stand in `recipe.yaml`."""
         return {name: getattr(self, name) for name in own_settings(type(self))} | self.training
 
-    def prepare(self) -> Run:
+    def prepare(self, clock: Clock | None = None) -> Run:
         """Read the data, load the model and apply the strategy: everything up to training.
+
+        Args:
+            clock: to be marked at each stage, where the start began before this call.
 
         Raises:
             UserError: anything about the settings, the data or the model that a person has to change.
         """
-        import transformers
+        clock = clock or Clock()
+        with imports():
+            import transformers
 
-        from hftl import arguments, hub, run
-
+            from hftl import arguments, hub, run
+        clock.mark("imports")
         folder = hub.OutputFolder(self.output_dir)
         folder.claim(resume=self.resume, overwrite=self.overwrite, dry=self.show_rates)
         task = run.task_of(self.task)
@@ -130,16 +137,20 @@ class Recipe:
         args = arguments.training_arguments(self, run.strategy_of(self.strategy), scratch)
         with args.main_process_first(desc="reading the data"):
             splits = run.read_data(self, task)
+        clock.mark("data")
         transformers.set_seed(self.seed)
         pretrained = task.build(run.source_of(self), splits.labels)
+        clock.mark("model")
         with args.main_process_first(desc="encoding the data"):
             rows = run.encode(task, splits, pretrained.processor, self)
+        clock.mark("data")
         if args.process_index == 0:
             run.print_checks(splits, rows, pretrained.processor)
         arguments.suit_machine(self, args, pretrained.model)
         scorer = run.Scorer(splits.labels, self.metrics)
         trainer = run.make_trainer(self, args, task, splits, pretrained, rows, scorer)
-        return run.Run(self, folder, task, splits, pretrained, rows, scorer, trainer)
+        clock.mark("trainer")
+        return run.Run(self, folder, task, splits, pretrained, rows, scorer, trainer, clock)
 
     def run(self) -> Report | None:
         """Train, select on valid, read test once, and write the folder.
@@ -150,11 +161,12 @@ class Recipe:
         Raises:
             UserError: as `prepare`, and a loss that is not finite.
         """
-        from hftl import anatomy, hub, outcome, progress
-
+        clock = Clock()
+        with imports():
+            from hftl import anatomy, hub, outcome, progress
         try:
             with progress.quiet():
-                run = self.prepare()
+                run = self.prepare(clock)
                 if self.show_rates:
                     if run.first:
                         print(anatomy.render_rates(run.rates))
@@ -164,6 +176,7 @@ class Recipe:
                 run.write(report)
         finally:
             hub.OutputFolder(self.output_dir).tidy()
+            gc.unfreeze()
         if run.first:
             print(report.table())
         return report

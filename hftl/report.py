@@ -43,6 +43,8 @@ class Report:
     valid: dict[str, Score] = field(default_factory=dict)
     seconds: float = 0.0
     """Wall time of training, evaluation on valid included."""
+    startup: dict[str, float] = field(default_factory=dict)
+    """Wall time in seconds of each stage of the start, in order: imports, data, model, ..., first step."""
     examples_per_second: float = 0.0
     forward_passes: float = 0.0
     """Work, in forward passes over the training set; a backward pass counts 2."""
@@ -146,6 +148,7 @@ class Report:
         kept = {name: value for name, value in values.items() if name in known}
         for name in {"seconds", "examples_per_second", "forward_passes"} & kept.keys():
             kept[name] = _number(kept[name])
+        kept["startup"] = {stage: _number(took) for stage, took in kept.get("startup", {}).items()}
         for split in ("valid", "test"):
             kept[split] = {name: _score(score) for name, score in kept.get(split, {}).items()}
         kept["checks"] = [SimpleNamespace(**check) for check in kept.get("checks", [])]
@@ -188,6 +191,9 @@ class Report:
             f"parameters of which {trained} trained ({wording.share(self.trainable, self.total)}), "
             f"peak memory {wording.size(self.peak_memory)}"
         )
+        if self.startup:
+            whole = wording.duration(sum(self.startup.values()))
+            lines.append(f"started in {whole}: {wording.visible(wording.stages(self.startup))}")
         lines += [f"unsafe       {wording.visible(sentence)}" for sentence in self.unsafe]
         lines.append(f"folder       {wording.visible(self.folder)}   (report.html, model card, recipe.yaml)")
         commands = self.next_commands() if next_commands is None else next_commands

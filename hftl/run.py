@@ -22,9 +22,10 @@ from hftl.cache import Cache
 from hftl.data import Check, Splits, length_check, load, render
 from hftl.errors import UserError, suggest
 from hftl.outcome import Scorer
-from hftl.progress import Lines, Progress
+from hftl.progress import FirstStep, Lines, Progress
 from hftl.rows import Rows
 from hftl.settings import own_settings
+from hftl.startup import Clock
 from hftl.strategies import Chain, Strategy
 from hftl.tasks import Task
 from hftl.tasks.base import Pretrained, Source
@@ -48,6 +49,7 @@ class Run:
     """The splits as model inputs, by name."""
     scorer: Scorer
     trainer: Trainer
+    clock: Clock
 
     @property
     def rates(self) -> list[dict[str, Any]]:
@@ -70,6 +72,7 @@ class Run:
         shown = self.trainer.pop_callback(PrinterCallback if self.trainer.args.disable_tqdm else ProgressCallback)
         if shown is not None:
             self.trainer.add_callback((Lines if self.trainer.args.disable_tqdm else Progress)(self.scorer.headline))
+        self.trainer.add_callback(FirstStep(self.clock))
         checkpoint = self.folder.checkpoint if self.recipe.resume else None
         if checkpoint is None and self.trainer.args.should_save:
             self.folder.forget_checkpoints()

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 INDEX = "index.npz"
+KINDS = {
+    "float32": "<f4",
+    "float16": "<f2",
+    "bfloat16": "<u2",
+    "int64": "<i8",
+    "int32": "<i4",
+    "uint8": "|u1",
+    "bool": "|u1",
+}
+"""Types of torch -> how numpy reads their bytes."""
 Row = tuple[torch.Tensor, ...]
 
 
@@ -24,38 +35,23 @@ class Shard:
                 _Leaf(path / f"leaf{i}.bin", str(index[f"kind{i}"]), index[f"shapes{i}"]) for i in range(count)
             ]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Shard, (self.path,)  # another process maps the files anew; pickled, a map would be all their bytes
+
 
 class _Leaf:
     """One tensor of each row of a shard."""
 
     def __init__(self, path: Path, kind: str, shapes: np.ndarray) -> None:
-        self.dtype = getattr(torch, kind)
-        self.shapes = shapes
-        sizes = shapes.astype(np.int64).prod(axis=1)
-        self.offsets = np.concatenate([[0], sizes.cumsum()])
-        plain = {torch.bfloat16: np.int16, torch.bool: np.uint8}.get(self.dtype) or torch.empty(
-            0, dtype=self.dtype
-        ).numpy().dtype
-        if path.stat().st_size != self.offsets[-1] * np.dtype(plain).itemsize:
+        self.dtype, self.shapes = getattr(torch, kind), shapes
+        self.offsets = np.concatenate([[0], shapes.astype(np.int64).prod(axis=1).cumsum()])
+        plain = np.dtype(KINDS[kind])
+        if path.stat().st_size != self.offsets[-1] * plain.itemsize:
             raise ValueError(f"{path.name} has {path.stat().st_size} bytes")
-        self.values = np.memmap(path, plain, "r") if self.offsets[-1] else np.empty(0, plain)
+        # a plain view: each slice of a memmap itself costs microseconds
+        self.values = np.asarray(np.memmap(path, plain, "r")) if self.offsets[-1] else np.empty(0, plain)
         self.even = bool((shapes == shapes[0]).all())
-
-    def some(self, numbers: np.ndarray) -> torch.Tensor | None:
-        """Rows of one size, stacked; None where the sizes differ."""
-        shapes = self.shapes[numbers]
-        if not self.even and not (shapes == shapes[0]).all():
-            return None
-        size = int(self.offsets[numbers[0] + 1] - self.offsets[numbers[0]])
-        if self.even:
-            stacked = self.values.reshape(len(self.shapes), size)[numbers]
-        else:
-            stacked = np.stack([self.values[start : start + size] for start in self.offsets[numbers].tolist()])
-        return torch.from_numpy(np.asarray(stacked)).view(self.dtype).reshape(len(numbers), *shapes[0].tolist())
-
-    def one(self, number: int) -> torch.Tensor:
-        values = np.array(self.values[self.offsets[number] : self.offsets[number + 1]])
-        return torch.from_numpy(values).view(self.dtype).reshape(self.shapes[number].tolist())
+        self.table = self.values.reshape(shapes.shape[0], -1) if self.even and self.offsets[-1] else None
 
 
 class Reader:
@@ -73,29 +69,58 @@ class Reader:
         Args:
             left: pad at the start of the first dimension in which rows differ, not at the end.
         """
+        if not self._shards:
+            return ()
         places = self._places[np.asarray(numbers, dtype=np.int64)]
-        shards = np.unique(places[:, 0])
-        if len(shards) == 1:
-            leaves = self._shards[shards[0]].leaves
-            stacked = [leaf.some(places[:, 1]) for leaf in leaves]
-        else:
-            leaves = self._shards[shards[0]].leaves
-            stacked = [None] * len(leaves)
+        owner, rows = places[:, 0], places[:, 1]
+        present = np.unique(owner).tolist() or [0]
+        spots = [np.flatnonzero(owner == shard) for shard in present]
         return tuple(
-            _padded([self._shards[shard].leaves[i].one(n) for shard, n in places.tolist()], left)
-            if whole is None
-            else whole
-            for i, whole in enumerate(stacked)
+            _stacked([(self._shards[s].leaves[i], at, rows[at]) for s, at in zip(present, spots, strict=True)], left)
+            for i in range(len(self._shards[present[0]].leaves))
         )
 
 
-def _padded(rows: list[torch.Tensor], left: bool) -> torch.Tensor:
-    sizes = [max(row.shape[d] for row in rows) for d in range(rows[0].ndim)]
-    ragged = next((d for d in range(rows[0].ndim) if any(row.shape[d] != sizes[d] for row in rows)), None)
-    batch = rows[0].new_zeros(len(rows), *sizes)
-    for target, row in zip(batch, rows, strict=True):
-        spans = [slice(0, size) for size in row.shape]
-        if left and ragged is not None:
-            spans[ragged] = slice(sizes[ragged] - row.shape[ragged], None)
-        target[tuple(spans)] = row
-    return batch
+Part = tuple[_Leaf, np.ndarray, np.ndarray]
+"""A leaf, positions in the batch, and the rows of the leaf that belong there."""
+
+
+def _stacked(parts: list[Part], left: bool) -> torch.Tensor:
+    leaf, count = parts[0][0], sum(len(at) for _, at, _ in parts)
+    shapes = np.empty((count, leaf.shapes.shape[1]), dtype=np.int64)
+    for one, at, rows in parts:
+        shapes[at] = one.shapes[rows]
+    sizes = shapes.max(axis=0) if count else leaf.shapes[0] * leaf.even
+    if all(one.table is not None for one, _, _ in parts) and (shapes == sizes).all():
+        found = _even(parts, count)
+    else:
+        found = _uneven(parts, shapes, sizes, left)
+    return torch.from_numpy(found).view(leaf.dtype).reshape(count, *sizes.tolist())
+
+
+def _even(parts: list[Part], count: int) -> np.ndarray:
+    """Rows of one size: each shard gives its own at once."""
+    first = parts[0][0].table
+    assert first is not None
+    if len(parts) == 1:
+        return first.take(parts[0][2], axis=0)
+    found = np.empty((count, first.shape[1]), first.dtype)
+    for leaf, at, rows in parts:
+        assert leaf.table is not None
+        found[at] = leaf.table.take(rows, axis=0)
+    return found
+
+
+def _uneven(parts: list[Part], shapes: np.ndarray, sizes: np.ndarray, left: bool) -> np.ndarray:
+    """Rows of several sizes, each in its corner of zeros."""
+    found = np.zeros((len(shapes), *sizes.tolist()), parts[0][0].values.dtype)
+    ragged = np.flatnonzero((shapes != sizes).any(axis=0))
+    for leaf, at, rows in parts:
+        starts, ends = leaf.offsets[rows].tolist(), leaf.offsets[rows + 1].tolist()
+        for i, start, end, shape in zip(at.tolist(), starts, ends, shapes[at].tolist(), strict=True):
+            spans: list[Any] = [slice(size) for size in shape]
+            if left and len(ragged):
+                first = ragged[0]
+                spans[first] = slice(int(sizes[first]) - shape[first], None)
+            found[(i, *spans)] = leaf.values[start:end].reshape(shape)
+    return found

@@ -10,27 +10,22 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import filelock
 import numpy as np
-import torch
 
-from hftl.errors import UserError
-from hftl.shards import INDEX, Reader, Row, Shard
+from hftl.shards import INDEX, Reader, Shard
+from hftl.writer import NoRoom, Writer, writing
 
 PARTIAL, LOCK = ".partial", ".lock"
 FULLEST = 0.95
 """Of the disk, what may be in use once a shard is written."""
-
-
-class NoRoom(Exception):  # noqa: N818  # an answer, not an error: whoever asks computes anew
-    """The limit or the disk does not hold what was to be kept; the message says which."""
 
 
 def folder() -> Path:
@@ -53,32 +48,36 @@ class Store:
         self.root = root or folder()
         self.path, self.limit = self.root / space, limit
         self._shards: dict[str, Shard] = {}
+        self._where: dict[bytes, tuple[str, int]] = {}
+        self._used: set[str] = set()
+        self._since = time.time()
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
         """Positions in `keys` of the rows that are not there yet; of several equal keys the first alone."""
         self._look()
-        seen = {key for shard in self._shards.values() for key in shard.numbers}
-        found = []
+        self._use({self._where[key][0] for key in keys if key in self._where})
+        first: dict[bytes, int] = {}
         for position, key in enumerate(keys):
-            if key not in seen:
-                seen.add(key)
-                found.append(position)
-        return found
+            if key not in self._where:
+                first.setdefault(key, position)
+        return list(first.values())
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Let one process at a time write to this space; clears away what a killed one has left."""
-        with _writable(self.path):
+        """Let one process at a time write to this space; clears away what a killed one has left.
+
+        Where nothing can be written there is nothing to wait for: rows can still be read, and `writer` refuses.
+        """
+        lock = filelock.FileLock(self.path / LOCK)
+        with contextlib.suppress(OSError, NotImplementedError):
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.path / LOCK)
             try:
                 lock.acquire(timeout=0)
             except filelock.Timeout:
-                print("Another run is computing the same rows; waiting for it.")
+                print("Another run is computing the same rows; waiting for it.", flush=True)
                 lock.acquire()
         try:
-            for left in self.path.glob(f"*{PARTIAL}"):
-                shutil.rmtree(left, ignore_errors=True)
+            self._clear()
             yield
         finally:
             lock.release()
@@ -91,19 +90,25 @@ class Store:
             NoRoom: as `Writer.add`.
         """
         name = uuid.uuid4().hex[:16]
-        scratch = self.path / (name + PARTIAL)
-        writer = Writer(scratch, self)
+        scratch, guard = self.path / (name + PARTIAL), filelock.FileLock(self.path / (name + LOCK))
+        writer = Writer(scratch, self.make_room)
         try:
-            with _writable(self.path):
-                scratch.mkdir(parents=True)
+            with writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                guard.acquire(timeout=0)  # tells a scratch folder in use from one that a killed writer left
+                scratch.mkdir()
             yield writer
-            if writer.keys:
-                with _writable(self.path):
+            if writer.keys and writer.whole:
+                with writing(self.path):
                     writer.close()
                     scratch.rename(self.path / name)
+                self._used.add(name)
         finally:
             writer.abandon()
             shutil.rmtree(scratch, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.unlink(guard.lock_file)
+            guard.release()
 
     def reader(self, keys: Sequence[bytes]) -> Reader:
         """All these rows, to be had by their position in `keys`.
@@ -112,111 +117,80 @@ class Store:
             KeyError: one of them is not there.
         """
         self._look()
-        shards = list(self._shards.values())
-        where = {key: (i, n) for i, shard in enumerate(shards) for key, n in shard.numbers.items()}
-        places = np.array([where[key] for key in keys], dtype=np.int64).reshape(-1, 2)
-        for i in set(places[:, 0].tolist()):
-            with contextlib.suppress(OSError):
-                os.utime(shards[i].path)  # what is read is not the first to go
-        return Reader(shards, places)
+        names, rows = zip(*(self._where[key] for key in keys), strict=True) if keys else ((), ())
+        self._use(set(names))
+        order = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        places = np.array([[order[name] for name in names], rows], dtype=np.int64).T.reshape(-1, 2)
+        return Reader([self._shards[name] for name in order], places)
 
-    def make_room(self, needed: int) -> None:
-        """Delete what other spaces have not used for longest until `needed` more bytes fit.
+    def make_room(self, needed: int) -> int:
+        """Delete what has not been used for longest until `needed` more bytes fit; return the bytes that then do.
 
         Raises:
-            NoRoom: they do not.
+            NoRoom: they do not, whatever is deleted; then nothing is.
         """
-        shards = {path.parent: _bytes(path.parent) for path in self.root.glob(f"*/*/{INDEX}")}
-        pending = sum(_bytes(path) for path in self.path.glob(f"*{PARTIAL}"))
-        others = sorted((s for s in shards if s.parent != self.path), key=lambda s: s.stat().st_mtime)
+        self._clear()
+        held = {path.parent: _bytes(path.parent) for path in self.root.glob(f"*/*/{INDEX}")}
+        held |= {path: _bytes(path) for path in self.root.glob(f"*/*{PARTIAL}")}
+        taken = sum(held.values())
         disk = shutil.disk_usage(self.path)
-        over = max(sum(shards.values()) + pending + needed - self.limit, disk.used + needed - int(FULLEST * disk.total))
-        while over > 0 and others:
-            old = others.pop(0)
-            over -= shards[old]
-            shutil.rmtree(old, ignore_errors=True)
-        if over > 0:
+        free = min(self.limit - taken, disk.free - int((1 - FULLEST) * disk.total))
+        spare = sorted((when, path) for path in held if (when := self._last_use(path)) is not None)
+        if free + sum(held[path] for _, path in spare) >= needed:
+            while free < needed and spare:
+                _, path = spare.pop(0)
+                free += held[path] if _drop(path) else 0
+        if free < needed:
             raise NoRoom(
-                f"{(needed + pending) / 1e9:.2f} GB more do not fit into the {self.limit / 1e9:.2f} GB allowed."
+                f"{_size(needed)} more do not fit: {_size(taken)} of the {_size(self.limit)} allowed are taken, "
+                f"and the disk has {_size(disk.free)} free."
             )
+        return free
+
+    def _last_use(self, path: Path) -> float | None:
+        """When a shard was last used; None for one that must stay: being written, or in use here."""
+        when = 0.0
+        with contextlib.suppress(OSError):  # deleted meanwhile
+            when = path.stat().st_mtime
+        own = path.parent == self.path and (path.name in self._used or when >= self._since)
+        return None if own or path.name.endswith(PARTIAL) else when
+
+    def _use(self, names: set[str]) -> None:
+        """Keep these shards from being the first to go."""
+        self._used |= names
+        for name in names:
+            with contextlib.suppress(OSError):
+                os.utime(self.path / name)
+
+    def _clear(self) -> None:
+        """Delete what killed writers have left, of all spaces."""
+        for left in self.root.glob(f"*/*{PARTIAL}"):
+            guard = filelock.FileLock(left.with_suffix(LOCK))
+            with contextlib.suppress(OSError, NotImplementedError):
+                guard.acquire(timeout=0)
+                shutil.rmtree(left, ignore_errors=True)
+                os.unlink(guard.lock_file)
+            guard.release()
 
     def _look(self) -> None:
-        """Read the indexes of the shards that have appeared, and drop damaged ones."""
-        current = {path.parent.name: path.parent for path in self.path.glob(f"*/{INDEX}") if PARTIAL not in str(path)}
-        self._shards = {name: shard for name, shard in self._shards.items() if name in current}
-        for name in current.keys() - self._shards.keys():
-            try:
-                self._shards[name] = Shard(current[name])
-            except (OSError, ValueError, KeyError, EOFError, BadZipFile) as failure:
-                warnings.warn(f"{current[name]} is damaged ({failure}); it is computed again.", stacklevel=2)
-                shutil.rmtree(current[name], ignore_errors=True)
+        """Read the indexes of the shards that have appeared, and drop damaged ones.
 
-
-class Writer:
-    """Rows of a shard to be; made by `Store.writer`."""
-
-    check_every = 64_000_000
-    """Bytes between two looks at the room that is left."""
-
-    def __init__(self, scratch: Path, store: Store) -> None:
-        self.keys: list[bytes] = []
-        self._scratch, self._store = scratch, store
-        self._files: list = []
-        self._kinds: list[str] = []
-        self._shapes: list[list[tuple[int, ...]]] = []
-        self._unchecked = self.check_every
-
-    def add(self, keys: Sequence[bytes], rows: Sequence[Row]) -> None:
-        """Write rows: tuples of tensors without a batch dimension, as many and of the same types in each row.
-
-        Raises:
-            NoRoom: the limit is reached, or the disk is full.
+        A shard in use that another process has deleted is still mapped, and serves on.
         """
-        if not rows:
-            return
-        if not self._files:
-            self._files = [(self._scratch / f"leaf{i}.bin").open("wb") for i in range(len(rows[0]))]
-            self._kinds = [str(leaf.dtype).removeprefix("torch.") for leaf in rows[0]]
-            self._shapes = [[] for _ in rows[0]]
-        size = sum(leaf.nbytes for row in rows for leaf in row)
-        self._unchecked += size
-        if self._unchecked >= self.check_every:
-            self._store.make_room(size)
-            self._unchecked = 0
-        with _writable(self._store.path):
-            for key, row in zip(keys, rows, strict=True):
-                self.keys.append(bytes(key))
-                for leaf, file, shapes in zip(row, self._files, self._shapes, strict=True):
-                    shapes.append(tuple(leaf.shape))
-                    file.write(_raw(leaf))
-
-    def close(self) -> None:
-        """Bring everything to the disk, the index last."""
-        for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        self._store.make_room(0)
-        index: dict[str, Any] = {"keys": np.frombuffer(b"".join(self.keys), dtype=np.uint8).reshape(len(self.keys), -1)}
-        for i, (kind, shapes) in enumerate(zip(self._kinds, self._shapes, strict=True)):
-            index |= {
-                f"kind{i}": np.array(kind),
-                f"shapes{i}": np.array(shapes, dtype=np.int32).reshape(len(shapes), -1),
-            }
-        with (self._scratch / INDEX).open("wb") as file:
-            np.savez(file, **index)
-            file.flush()
-            os.fsync(file.fileno())
-
-    def abandon(self) -> None:
-        """Let go of the files."""
-        for file in self._files:
-            with contextlib.suppress(OSError):
-                file.close()
-
-
-def _raw(leaf: torch.Tensor) -> memoryview:
-    return leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        there = {p.parent.name for p in self.path.glob(f"*/{INDEX}") if not p.parent.name.endswith(PARTIAL)}
+        before = len(self._shards)
+        self._shards = {name: shard for name, shard in self._shards.items() if name in there | self._used}
+        gone, new = before - len(self._shards), there - self._shards.keys()
+        for name in new:
+            try:
+                self._shards[name] = Shard(self.path / name)
+            except (OSError, ValueError, KeyError, EOFError, BadZipFile) as failure:
+                if not (self.path / name).exists():
+                    continue  # another process needed the room
+                warnings.warn(f"{self.path / name} is damaged ({failure}); it is computed again.", stacklevel=3)
+                _drop(self.path / name)
+        if gone or new:
+            self._where = {key: (name, n) for name, shard in self._shards.items() for key, n in shard.numbers.items()}
 
 
 def _bytes(path: Path) -> int:
@@ -227,15 +201,16 @@ def _bytes(path: Path) -> int:
     return total
 
 
-@contextlib.contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    """Say of a full disk that there is no room, and of a folder that cannot be written how to name another."""
+def _drop(path: Path) -> bool:
+    """Delete a shard so that no process sees half of it; whether it is gone."""
+    away = path.with_name(path.name + PARTIAL)
     try:
-        yield
-    except OSError as failure:
-        if failure.errno == 28:  # ENOSPC
-            raise NoRoom("the disk is full.") from failure
-        raise UserError(
-            f"What is computed once cannot be kept in {path.parent}: {failure.strerror or failure}. Set HFTL_CACHE to "
-            "a folder that can be written to, or pass --cache_gb 0."
-        ) from failure
+        path.rename(away)
+    except OSError:
+        return not path.exists()
+    shutil.rmtree(away, ignore_errors=True)
+    return True
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if abs(count) >= 1e7 else f"{count / 1e6:.3f} MB"

@@ -86,8 +86,8 @@ class Trainer(RowReader):
         if packing and args.torch_compile:
             raise UserError("--packing and --torch_compile do not go together. Leave out one of them.")
         self.packing = Packing(model, self.anatomy) if packing else None
-        self._pack()
         super().__init__(cache, max_tokens, longest, model=model, args=args, **others)
+        self._pack()
         self.model_accepts_loss_kwargs = True  # so that the base class counts the items of each update,
         self.loss_is_scaled_for_ga = True  # and leaves the scaling to compute_loss
         self._idle: list[nn.Parameter] = []

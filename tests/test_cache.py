@@ -63,8 +63,8 @@ def rows_through(monkeypatch, part: str) -> list[int]:
     seen: list[int] = []
     prepare = Recipe.prepare
 
-    def counted(recipe: Recipe):
-        run = prepare(recipe)
+    def counted(recipe: Recipe, *args):
+        run = prepare(recipe, *args)
         module = run.trainer.model.get_submodule(part)
         module.register_forward_hook(lambda module, args, output: seen.append(len(output)))
         return run

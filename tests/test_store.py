@@ -193,3 +193,80 @@ def test_nothing_added_is_nothing_published(tmp_path):
         writer.add([], [])
     assert not list(tmp_path.rglob("index.npz"))
     assert store.missing([]) == []
+
+
+def test_a_writer_at_work_keeps_its_files_when_another_clears_up(tmp_path):
+    store = Store("space", GB, tmp_path)
+    with store.writer() as writer:
+        writer.add([key(1)], [(torch.ones(3),)])
+        filled(tmp_path, [2], "space")  # takes the lock, which clears away what killed writers have left
+        writer.add([key(3)], [(torch.ones(3),)])
+    assert store.missing([key(n) for n in (1, 2, 3)]) == []
+
+
+def test_a_mistake_of_the_caller_is_not_taken_for_one_of_the_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"cat\.png"), Store("space", GB, tmp_path).writer():
+        raise FileNotFoundError("cat.png")
+
+
+def test_nothing_is_published_after_a_row_was_written_by_half(tmp_path, monkeypatch):
+    def full(leaf):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = Store("space", GB, tmp_path)
+    with store.lock(), store.writer() as writer:
+        writer.add([key(1)], [(torch.ones(3),)])
+        monkeypatch.setattr("hftl.writer._raw", full)
+        with pytest.raises(NoRoom, match="disk is full"):
+            writer.add([key(2)], [(torch.ones(3),)])
+    assert store.missing([key(1), key(2)]) == [0, 1]
+    assert not list(tmp_path.rglob("*.bin"))
+
+
+def test_rows_of_the_own_space_that_nobody_asks_for_make_room_too(tmp_path):
+    (shard,) = [path.parent for path in filled(tmp_path, range(100), width=250).path.rglob("index.npz")]
+    os.utime(shard, (1, 1))
+    store = filled(tmp_path, range(100, 200), width=250, limit=150_000)
+    assert store.missing([key(5), key(105)]) == [0]
+
+
+def test_rows_in_use_stay_readable_and_are_never_evicted_for_ones_own(tmp_path):
+    filled(tmp_path, range(100), width=250)
+    store = Store("space", 150_000, tmp_path)
+    assert store.missing([key(5)]) == []
+    with pytest.raises(NoRoom), store.lock(), store.writer() as writer:
+        writer.add([key(n) for n in range(100, 200)], [(torch.zeros(250),)] * 100)
+    (shard,) = [path.parent for path in tmp_path.rglob("index.npz")]
+    os.utime(shard, (1, 1))
+    filled(tmp_path, range(100), "other", width=250, limit=150_000)  # another run needs the room
+    assert not shard.exists()
+    assert store.reader([key(5)]).batch([0])[0][0, 0] == 5
+
+
+def test_nothing_is_evicted_where_that_would_not_suffice(tmp_path):
+    filled(tmp_path, range(10), "old")
+    with pytest.raises(NoRoom):
+        filled(tmp_path, range(100), "new", width=250, limit=50_000)
+    assert Store("old", GB, tmp_path).missing([key(n) for n in range(10)]) == []
+
+
+def test_what_is_kept_can_be_read_where_nothing_can_be_written(tmp_path, monkeypatch):
+    filled(tmp_path, range(3))
+
+    def refuse(self):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("filelock.FileLock._acquire", refuse)
+    store = Store("space", GB, tmp_path)
+    with store.lock():
+        assert store.reader([key(2)]).batch([0])[0][0, 0] == 2
+    with pytest.raises(UserError, match="HFTL_CACHE"), store.writer():
+        pass
+
+
+@pytest.mark.parametrize("bad", ["short key", "other type", "fewer rows"])
+def test_rows_that_do_not_belong_together_are_refused(bad, tmp_path):
+    keys = [b"short", key(2)] if bad == "short key" else [key(1), key(2)]
+    rows = [(torch.zeros(2),), (torch.zeros(2, dtype=torch.int64 if bad == "other type" else None),)]
+    with pytest.raises(ValueError, match="Expected"), Store("space", GB, tmp_path).writer() as writer:
+        writer.add(keys, rows[:1] if bad == "fewer rows" else rows)
