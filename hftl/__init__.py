@@ -12,6 +12,7 @@ from hftl.errors import suggest
 
 if TYPE_CHECKING:
     from hftl.cli import main as main
+    from hftl.features import FeatureRecipe as FeatureRecipe
     from hftl.predict import load as load
     from hftl.recipe import Recipe as Recipe
     from hftl.report import Report as Report
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from hftl.trainer import Trainer as Trainer
 
 _HOMES = {
+    "FeatureRecipe": "hftl.features",
     "Recipe": "hftl.recipe",
     "Report": "hftl.report",
     "Strategy": "hftl.strategies.base",

@@ -31,6 +31,7 @@ OURS = {
     "batch_eval_metrics": "metrics are always fed batch by batch",
     "length_column_name": "the task counts the tokens",
     "include_for_metrics": "metrics read outputs and labels",
+    "auto_find_batch_size": "pass --fit_batch, which keeps the rows of an update",
 }
 """TrainingArguments that a recipe sets itself -> what to do instead."""
 
@@ -43,6 +44,8 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
     """
     if recipe.max_steps == 0:
         raise UserError("--max_steps expected a whole number of 1 or more, or -1 for no limit; 0 came.")
+    if recipe.fit_batch and recipe.max_tokens_per_batch is not None:
+        raise UserError("--fit_batch counts rows and --max_tokens_per_batch counts tokens. Leave out one of them.")
     for name, cure in OURS.items():
         if recipe.training.get(name) not in (None, False):
             raise UserError(f"--{name} is not for the user of a recipe: {cure}.")

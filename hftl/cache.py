@@ -90,7 +90,7 @@ class Cache:
         try:
             if cut is not None:
                 work = self._at_cut(model, cut, str(accelerator.mixed_precision))
-                self._readers = self._kept(work, parts, accelerator)
+                self._readers = self.keep(work, parts, accelerator)
                 self._template = small
                 self.replay = Replay(model, cut)
                 self._resume()
@@ -173,12 +173,12 @@ class Cache:
             return list(zip(*(inputs[name] for name in names), strict=True))
 
         size = sum(example[name][0].numel() * example[name].element_size() for name in names)
-        readers = self._kept(_Work("inputs", "Decoding images", compute, lambda length: size), parts, accelerator)
+        readers = self.keep(Work("inputs", "Decoding images", compute, lambda length: size), parts, accelerator)
         for rows in parts:
             reader = readers[id(rows)]
             rows.kept = lambda numbers, reader=reader: dict(zip(names, reader.batch(numbers), strict=True))
 
-    def _at_cut(self, model: nn.Module, cut: Cut, precision: str) -> _Work:
+    def _at_cut(self, model: nn.Module, cut: Cut, precision: str) -> Work:
         """The work of the frozen part of a model."""
         shapes = cut.output.shapes
 
@@ -198,11 +198,15 @@ class Cache:
             ]
 
         size = lambda length: sum(s.per_row(length) * s.dtype.itemsize for s in shapes)  # noqa: E731
-        return _Work(
-            _digest(model, cut, f"{precision} {self.dtype}"), f"Frozen up to {cut.name}, once", compute, size, cut.share
+        return Work(
+            digest(model, [cut.name, *cut.output.shapes, precision, self.dtype], cut.weights),
+            f"Frozen up to {cut.name}, once",
+            compute,
+            size,
+            cut.share,
         )
 
-    def _kept(self, work: _Work, parts: list[Rows], accelerator: Any) -> dict[int, Reader]:
+    def keep(self, work: Work, parts: list[Rows], accelerator: Any) -> dict[int, Reader]:
         """Readers by the id of the rows; what is not yet on disk is computed now, each process its share.
 
         Raises:
@@ -226,7 +230,7 @@ class Cache:
                 raise NoRoom(failure or "another process found no room on disk.")
         return {id(rows): store.reader(rows.keys) for rows in parts}
 
-    def _hold_against_limit(self, work: _Work, parts: list[Rows], missing: list[np.ndarray]) -> None:
+    def _hold_against_limit(self, work: Work, parts: list[Rows], missing: list[np.ndarray]) -> None:
         needed = 0
         for rows, numbers in zip(parts, missing, strict=True):
             lengths = np.zeros(1) if rows.lengths is None else rows.lengths[numbers % len(rows)]
@@ -234,7 +238,7 @@ class Cache:
         if needed > self.limit:
             raise NoRoom(f"it would take about {needed / GB:.1f} GB, and {self.limit / GB:.1f} GB are allowed.")
 
-    def _fill(self, store: Store, work: _Work, rows: Rows, numbers: np.ndarray) -> None:
+    def _fill(self, store: Store, work: Work, rows: Rows, numbers: np.ndarray) -> None:
         """Compute and publish the rows of these numbers, the longest first."""
         if not len(numbers):
             return
@@ -259,7 +263,7 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """What is to be kept: where, under which words, how to compute it for a batch, and its bytes for a length."""
 
     space: str
@@ -293,16 +297,15 @@ def _spans(inputs: Inputs) -> list[slice]:
     ]
 
 
-def _digest(model: nn.Module, cut: Cut, precision: str) -> str:
-    """Names what the cut gives for a row: the weights it depends on by content, their use by the model's settings."""
+def digest(model: nn.Module, about: Iterable[Any], weights: Iterable[str]) -> str:
+    """Names what a model computes for a row: the weights it depends on by content, and the model's settings."""
     config: Any = model.config
     told = {k: v for k, v in config.to_dict().items() if k not in ABOUT_LABELS}
-    name = cut.name.removeprefix("base_model.model.").replace(".base_layer", "")
-    about = json.dumps(
-        [told, name, [str(s) for s in cut.output.shapes], precision, torch.__version__], sort_keys=True, default=str
+    words = [str(word).removeprefix("base_model.model.").replace(".base_layer", "") for word in about]
+    named = hashlib.blake2b(
+        json.dumps([told, words, torch.__version__], sort_keys=True, default=str).encode(), digest_size=16
     )
-    digest = hashlib.blake2b(about.encode(), digest_size=16)
     state = dict(model.named_parameters()) | dict(model.named_buffers())
-    for weight in cut.weights:
-        digest.update(state[weight].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    for weight in weights:
+        named.update(state[weight].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return named.hexdigest()

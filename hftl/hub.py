@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
+import peft
 import torch
 import yaml
 from torch import nn
 
 from hftl.data import Labels
 from hftl.errors import UserError
+from hftl.feature_model import restored
 from hftl.tasks.base import Source, Task
 
 if TYPE_CHECKING:
@@ -193,7 +195,7 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
     where = Source(str(folder), trust_remote_code=trust_remote_code)
     if not adapter.is_file():
         built = task.build(where, labels)
-        return Loaded(built.model.eval(), built.processor, task, labels)
+        return Loaded(restored(built.model, folder).eval(), built.processor, task, labels)
     if not any(folder.glob("adapter_model*.safetensors")):
         raise UserError(
             f"{name} holds an adapter, but no adapter_model.safetensors. Convert its weights to safetensors."
@@ -201,9 +203,7 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
     settings = json.loads(adapter.read_text("utf-8"))
     base_name = settings["base_model_name_or_path"]
     base = Source(str(folder / "base") if base_name == "base" else base_name, revision=settings.get("revision"))
-    from peft import PeftModel  # half a second, which predicting with a full model is spared
-
-    model = PeftModel.from_pretrained(task.build(base, labels).model, str(folder))
+    model = peft.PeftModel.from_pretrained(task.build(base, labels).model, str(folder))
     return Loaded(model.eval(), task.processor(where, model), task, labels)
 
 

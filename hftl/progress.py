@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
 
-from hftl.startup import Clock
+if TYPE_CHECKING:
+    from hftl.startup import Clock
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ class Shape:
 
     def per_row(self, length: int) -> int:
         """Numbers that are kept of one row of this length."""
-        return math.prod(self.at(1, length)) // (self.at(1, length)[1] if self.first else 1)
+        return math.prod(self.at(1, length)[2 if self.first else 1 :])
 
     def kept(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor[:, :1] if self.first else tensor

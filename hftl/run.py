@@ -15,7 +15,7 @@ import torch
 import transformers
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hftl import hub, spec
+from hftl import hub, memory, spec
 from hftl.anatomy import anatomy, rate_table
 from hftl.arguments import early_stopping, selection
 from hftl.cache import Cache
@@ -59,8 +59,8 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that decide the numbers, with what was left to the machine as it was decided."""
-        args = self.trainer.args
-        return self.recipe.reproducible() | {"bf16": args.bf16, "fp16": args.fp16}
+        decided = ("bf16", "fp16", "per_device_train_batch_size", "gradient_accumulation_steps")
+        return self.recipe.reproducible() | {name: getattr(self.trainer.args, name) for name in decided}
 
     @property
     def first(self) -> bool:
@@ -115,7 +115,7 @@ def make_trainer(
 ) -> Trainer:
     """The Trainer of a recipe, its strategy applied to the model."""
     collate = task.collate(pretrained.processor)
-    return Trainer(
+    trainer = Trainer(
         pretrained.model,
         selection(args, scorer),
         strategy=strategy_of(recipe.strategy),
@@ -132,6 +132,9 @@ def make_trainer(
         preprocess_logits_for_metrics=logits_alone,
         callbacks=early_stopping(recipe),
     )
+    if recipe.fit_batch and not recipe.show_rates:
+        memory.fit_batch(trainer)
+    return trainer
 
 
 def kept(recipe: Recipe, rows: dict[str, Any], collate: Any, args: transformers.TrainingArguments) -> Cache:
@@ -183,7 +186,8 @@ def encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> dict[s
         encoded = task.encode(split, processor, train=name == "train", **options)
         changed = task.changed(options) if name == "train" else ""
         identify = functools.partial(task.identify, encoded, processor)
-        return Rows(encoded, split["label"][:], identify, changed, recipe.cache_views, task.decoded)
+        labels = (encoded["labels"] if "labels" in encoded.column_names else split["label"])[:]
+        return Rows(encoded, labels, identify, changed, recipe.cache_views, task.decoded)
 
     return {name: made(name) for name in ("train", "valid", "test")}
 

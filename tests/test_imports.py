@@ -36,17 +36,19 @@ TABLE = {
     "page": "plots verdict wording",
     "card": "page verdict wording",
     "report": "card metrics page plain wording",
-    "hub": "tasks data",
+    "hub": "feature_model tasks data",
     "predict": "hub progress sampling tasks data",
     "outcome": "data metrics report spec trainer",
     "arguments": "kernels outcome strategies",
     "memory": "",
-    "run": "anatomy arguments cache data hub kernels memory outcome progress rows settings spec startup strategies tasks "
-    "trainer",
-    "features": "anatomy cache data hub metrics outcome progress recipe replay report run settings spec tasks",
+    "run": "anatomy arguments cache data hub kernels memory outcome progress rows settings spec startup strategies "
+    "tasks trainer",
+    "feature_model": "",
+    "classical": "feature_model",
+    "features": "arguments cache classical feature_model hub outcome progress recipe report run settings store",
     "recipe": "anatomy arguments hub kernels memory outcome progress run settings spec startup values",
     "help": "settings spec strategies.base values",
-    "cli": "failures help predict recipe_file settings spec strategies.base values",
+    "cli": "failures help predict recipe_file settings spec startup strategies.base values",
     "testing": "hub outcome recipe report run spec strategies",
 }
 """Modules of hftl -> modules of hftl that they may import; a package stands for all its modules. errors is free."""

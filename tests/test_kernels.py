@@ -111,7 +111,8 @@ def test_where_bfloat16_is_slow_the_recipe_says_float32(text, tmp_path):
 def test_a_precision_that_was_asked_for_is_kept(fast, text, monkeypatch, launcher):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
     trainer = Recipe(**text, bf16=False).prepare().trainer
-    assert trainer.accelerator.mixed_precision == "no" and not trainer.args.bf16
+    assert trainer.accelerator.mixed_precision == "no"
+    assert not trainer.args.bf16
 
 
 def test_bfloat16_that_was_asked_for_is_kept_where_it_is_slow(text, monkeypatch):
@@ -122,7 +123,8 @@ def test_bfloat16_that_was_asked_for_is_kept_where_it_is_slow(text, monkeypatch)
 def test_the_precision_of_the_launcher_is_kept_and_written_down(text, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     run = Recipe(**text).prepare()
-    assert run.trainer.accelerator.mixed_precision == "bf16" and run.settings["bf16"] is True
+    assert run.trainer.accelerator.mixed_precision == "bf16"
+    assert run.settings["bf16"] is True
 
 
 def test_float16_is_refused_on_a_cpu_where_it_would_mean_float32(text):
@@ -136,7 +138,8 @@ def test_float16_is_refused_on_a_cpu_where_it_would_mean_float32(text):
 def test_convolutions_are_laid_out_by_channels_where_it_is_faster():
     cnn = nn.Sequential(nn.Conv2d(3, 1000, 20, device="meta"))
     cuda = torch.device("cuda", 0)
-    assert kernels.channels_last_pays(cnn, CPU, "no") and kernels.channels_last_pays(cnn, cuda, "bf16")
+    assert kernels.channels_last_pays(cnn, CPU, "no")
+    assert kernels.channels_last_pays(cnn, cuda, "bf16")
     assert not kernels.channels_last_pays(cnn, cuda, "no")
     assert not kernels.channels_last_pays(nn.Conv2d(3, 8, 3), CPU, "no"), "a small model gains nothing"
     assert not kernels.channels_last_pays(nn.Linear(1000, 1000, device="meta"), CPU, "no")
@@ -190,7 +193,8 @@ def test_a_compiled_model_learns_and_saves_what_the_plain_one_does(request, tmp_
 def test_the_compiler_of_torch_compiles_a_recipe(image):
     torch._dynamo.reset()
     report = Recipe(**image | {"max_steps": 1, "eval_strategy": "no"}, torch_compile=True).run()
-    assert report.settings["torch_compile"] is True and report.test["accuracy"].n > 0
+    assert report.settings["torch_compile"] is True
+    assert report.test["accuracy"].n > 0
 
 
 # --- the optimizer ---
@@ -200,7 +204,8 @@ def test_the_optimizer_is_the_fused_adamw(text):
     run = Recipe(**text).prepare()
     run.train()
     inner = run.trainer.optimizer.optimizer
-    assert type(inner) is torch.optim.AdamW and all(group["fused"] for group in inner.param_groups)
+    assert type(inner) is torch.optim.AdamW
+    assert all(group["fused"] for group in inner.param_groups)
 
 
 @pytest.mark.parametrize("strategy", ["LastLayers(1)", "LinearProbe", "LoRA(r=4)", "BitFit"])

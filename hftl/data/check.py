@@ -136,11 +136,8 @@ def bad_rows(dropped: dict[str, dict[int, str]], total: int) -> Check:
 
 def length_check(lengths: Iterable[int], limit: int) -> Check:
     """How many texts are cut: `lengths` are in tokens, before the cut at `limit`."""
-    total = longer = longest = 0
-    for length in lengths:
-        total += 1
-        longer += length > limit
-        longest = max(longest, length)
+    found = np.fromiter(lengths, np.int64)
+    total, longer, longest = len(found), int((found > limit).sum()), int(found.max(initial=0))
     if not longer:
         return Check("lengths", "ok", f"no text is cut: the longest has {longest:,} tokens, the limit is {limit:,}")
     share = longer / total

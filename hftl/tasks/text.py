@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import datasets
@@ -101,6 +102,20 @@ class TextClassification(Task):
 
         return batch
 
+    def identify(self, rows: datasets.Dataset, processor: Any) -> list[bytes]:
+        """As any task, in a tenth of the time: the tokens of a row are hashed as they lie in memory."""
+        names = [name for name in rows.column_names if name not in ("labels", "length")]
+        start = hashlib.blake2b(repr([(name, rows.features[name]) for name in names]).encode(), digest_size=16)
+        found = []
+        for table in rows.select_columns(names).with_format("arrow").iter(10_000):
+            cells = [_bytes_of(table[name].combine_chunks()) for name in names]
+            for row in zip(*cells, strict=True):
+                key = start.copy()
+                key.update(repr([len(cell) for cell in row]).encode())  # where one column ends and the next begins
+                key.update(b"".join(row))
+                found.append(key.digest())
+        return found
+
     def show(self, row: dict[str, Any]) -> dict[str, str]:
         return {"text": " / ".join(row[role] for role in ("text", "text_pair") if row.get(role) is not None)}
 
@@ -116,6 +131,14 @@ def longest(tokenizer: Any, model: nn.Module) -> int:
         reserved = max((t.padding_idx + 1 for t in tables if t.padding_idx is not None), default=0)  # RoBERTa's family
         limits.append(positions - reserved)
     return min(limit for limit in [*limits, 1_000_000] if limit > 0)
+
+
+def _bytes_of(lists: Any) -> Iterator[bytes]:
+    """The numbers of each list of an Arrow array, as bytes."""
+    values = lists.flatten().to_numpy(zero_copy_only=False)
+    ends = ((lists.offsets.to_numpy() - lists.offsets[0].as_py()) * values.itemsize).tolist()
+    whole = values.tobytes()
+    return (whole[a:b] for a, b in pairwise(ends))
 
 
 def _fingerprint(rows: datasets.Dataset, tokenizer: Any, limit: int) -> str:
