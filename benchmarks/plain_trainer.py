@@ -3,7 +3,8 @@
     python benchmarks/plain_trainer.py FOLDER MODEL --output_dir runs/plain --seed 1
 
 FOLDER holds train.csv, validation.csv and test.csv with columns text and label, or an image folder with train,
-validation and test. Prints one line of JSON: valid and test accuracy, seconds of training, peak memory in bytes.
+validation and test. Prints one line of JSON: accuracy on valid and test, seconds of training with its evaluations,
+weights trained, peak memory in bytes.
 """
 
 from __future__ import annotations
@@ -53,24 +54,26 @@ def images(folder: str, model_name: str) -> tuple[Any, Any, dict[str, Any]]:
     return rows.with_transform(read), model, {"data_collator": collate, "processing_class": processor}
 
 
-def freeze(model: Any, trained: int) -> None:
-    """Leave the head and the last blocks to train (BERT's encoder.layer, timm's blocks)."""
-    head = model.classifier if hasattr(model, "classifier") else model.timm_model.get_classifier()
-    layers = model.bert.encoder.layer if hasattr(model, "bert") else model.timm_model.blocks
+def freeze(model: Any, which: str) -> None:
+    """Leave the head to train (`all` else is frozen), or BERT's last K layers, pooler and head (`last:K`)."""
     model.requires_grad_(False)
-    open_parts = [head, *(list(layers)[-trained:] if trained else [])]
-    if trained and hasattr(model, "bert"):
-        open_parts.append(model.bert.pooler)
-    for part in open_parts:
+    is_bert = hasattr(model, "bert")
+    parts = [model.classifier if is_bert else model.timm_model.get_classifier()]
+    if which != "all":
+        if not is_bert:
+            raise SystemExit("Expected BERT for --freeze last:K; another model came. Pass --freeze all.")
+        parts += [model.bert.pooler, *model.bert.encoder.layer[-int(which.removeprefix("last:")) :]]
+    for part in parts:
         part.requires_grad_(True)
 
 
-def with_lora(model: Any) -> Any:
-    """PEFT's LoRA on all linear layers of the blocks, r 16, alpha 16."""
+def with_lora(model: Any, r: int) -> Any:
+    """PEFT's LoRA on all linear layers of BERT's blocks, alpha 16, the head trained and saved beside it."""
     from peft import LoraConfig, get_peft_model
 
     targets = r".*encoder\.layer\..*\.(query|key|value|dense)"
-    return get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=16, lora_alpha=16, target_modules=targets))
+    config = LoraConfig(task_type="SEQ_CLS", r=r, lora_alpha=16, target_modules=targets, modules_to_save=["classifier"])
+    return get_peft_model(model, config)
 
 
 def main() -> None:
@@ -84,17 +87,19 @@ def main() -> None:
     parser.add_argument("--per_device_train_batch_size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pad_to", type=int, help="pad all texts to this length, as older example scripts do")
-    parser.add_argument("--freeze", type=int, metavar="K", help="train the head and the last K blocks alone")
-    parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--freeze", metavar="all|last:K", help="all but the head, or all below BERT's last K layers")
+    parser.add_argument("--lora", type=int, metavar="R", help="train a LoRA of this rank")
     given = vars(parser.parse_args())
     torch.set_num_threads(given.pop("threads"))
     folder, model_name = given.pop("folder"), resolve(given.pop("model"))
-    pad_to, trained, lora = given.pop("pad_to"), given.pop("freeze"), given.pop("lora")
+    pad_to, frozen, lora = given.pop("pad_to"), given.pop("freeze"), given.pop("lora")
     transformers.set_seed(given["seed"])
     is_text = Path(folder, "train.csv").is_file()
     rows, model, others = texts(folder, model_name, pad_to) if is_text else images(folder, model_name)
-    if trained is not None:
-        freeze(model, trained)
+    if frozen:
+        freeze(model, frozen)
+    if lora:
+        model = with_lora(model, lora)
     args = transformers.TrainingArguments(
         **given,
         per_device_eval_batch_size=64,
@@ -110,7 +115,7 @@ def main() -> None:
         label_names=["labels"],
     )
     trainer = transformers.Trainer(
-        with_lora(model) if lora else model,
+        model,
         args,
         train_dataset=rows["train"],
         eval_dataset=rows["validation"],
@@ -120,8 +125,9 @@ def main() -> None:
     seconds = trainer.train().metrics["train_runtime"]
     scores = {n: trainer.evaluate(rows[n], metric_key_prefix=n)[f"{n}_accuracy"] for n in ("validation", "test")}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {"valid": scores["validation"], "test": scores["test"], "seconds": seconds, "peak_memory": memory}
-    print(json.dumps(found))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    found = {"valid": scores["validation"], "test": scores["test"], "seconds": seconds, "trained": trained}
+    print(json.dumps(found | {"peak_memory": memory}))
 
 
 if __name__ == "__main__":

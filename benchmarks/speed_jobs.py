@@ -119,7 +119,8 @@ def tuning_alone(call: Call) -> list[str]:
 
 
 def other_strategy(call: Call) -> list[str]:
-    return hftl(replace(call, job=replace(call.job, strategy="ProbeThenTune(0.5)")), "--max_steps", "4")
+    """A strategy that is frozen up to the same place for a while."""
+    return hftl(replace(call, job=replace(call.job, strategy="ProbeThenTune(0.5)", epochs=4)))
 
 
 def beside(script: str, call: Call, *flags: str) -> list[str]:

@@ -86,11 +86,14 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
         raise UserError(f"transformers refuses these settings: {reason}") from failure
 
 
-def suit_machine(recipe: Recipe, args: transformers.TrainingArguments, model: nn.Module) -> None:
+def suit_machine(recipe: Recipe, args: transformers.TrainingArguments, model: nn.Module, decoded: bool = False) -> None:
     """Choose the precision that nobody chose, and lay the model's weights out as this machine computes fastest.
 
     Must come before the Trainer is made, which reads the precision once. `--bf16`, `--fp16` and accelerate's own
     `mixed_precision` go first; DeepSpeed has its own settings and is left alone.
+
+    Args:
+        decoded: whether rows are decoded when they are read; processes that do so are chosen, too.
 
     Raises:
         UserError: float16 was asked of a CPU.
@@ -102,6 +105,8 @@ def suit_machine(recipe: Recipe, args: transformers.TrainingArguments, model: nn
     if args.mixed_precision == "fp16" and args.device.type == "cpu":
         raise UserError("Expected a GPU for float16; a CPU would go on in float32. Leave --fp16 out, or pass --bf16.")
     args.bf16, args.fp16 = args.mixed_precision == "bf16", args.mixed_precision == "fp16"
+    if decoded and "dataloader_num_workers" not in recipe.training:
+        args.dataloader_num_workers = kernels.readers(args.device)
     if kernels.channels_last_pays(model, args.device, args.mixed_precision):
         model.to(memory_format=torch.channels_last)
 

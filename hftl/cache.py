@@ -5,7 +5,6 @@ Knows models, rows and the disk; no task, no strategy and no training loop.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import hashlib
 import json
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 
 from hftl.cut import find_cut
 from hftl.replay import Cut, Inputs, Replay, capture, stand_in
-from hftl.rows import Rows
+from hftl.rows import Rows, ahead, spans_of
 from hftl.store import NoRoom, Reader, Store
 
 GB = 1_000_000_000
@@ -186,7 +185,7 @@ class Cache:
             model.eval()
             on = self._on(model, inputs)
             tensors = [t.to(self.dtype) if self.dtype and t.is_floating_point() else t for t in capture(model, cut, on)]
-            spans = _spans(inputs)
+            spans = spans_of(inputs)
             return [
                 tuple(
                     tensor[i][
@@ -252,7 +251,7 @@ class Cache:
 
         bar = tqdm(total=len(numbers), desc=work.what, unit="row", disable=not self.bar)
         with torch.random.fork_rng(), store.writer() as writer, bar, torch.no_grad():
-            for batch, inputs in zip(batches, _ahead(read, batches), strict=True):
+            for batch, inputs in zip(batches, ahead(read, batches), strict=True):
                 writer.add([rows.keys[n] for n in batch], work.compute(inputs))
                 bar.update(len(batch))
         self.computed += work.share * len(numbers)
@@ -271,30 +270,6 @@ class Work:
     compute: Callable[[Inputs], list[tuple[torch.Tensor, ...]]]
     size: Callable[[int], int]
     share: float = 0.0
-
-
-def _ahead(read: Callable[[Any], Any], things: Iterable[Any]) -> Iterator[Any]:
-    """Read the next thing in a thread while this one is used: decoding an image leaves the interpreter free."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for thing in things:
-            coming = pool.submit(read, thing)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = coming
-        if waiting is not None:
-            yield waiting.result()
-
-
-def _spans(inputs: Inputs) -> list[slice]:
-    """Where the real tokens of each row lie."""
-    mask = inputs.get("attention_mask")
-    if mask is None:
-        return [slice(None)] * len(next(iter(inputs.values())))
-    width, lengths = mask.shape[1], mask.sum(1).tolist()
-    return [
-        slice(width - n, None) if row[0] == 0 else slice(0, n) for n, row in zip(lengths, mask.tolist(), strict=True)
-    ]
 
 
 def digest(model: nn.Module, about: Iterable[Any], weights: Iterable[str]) -> str:

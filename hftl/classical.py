@@ -20,7 +20,7 @@ GRIDS: dict[str, tuple[float, ...]] = {
 """What is tried on valid: C, the inverse of the regularisation's strength, or k, the number of neighbours."""
 
 FLATTEST = 1e-3
-"""The least deviation of a feature, as a share of the largest, that is divided by: noise is not blown up to a signal."""
+"""The least deviation of a feature, as a share of the largest, that is divided by, lest noise grow to a signal."""
 
 NEVER = -1e4
 """The logit of a class that train lacks."""

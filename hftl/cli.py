@@ -227,10 +227,10 @@ def _recipe_help(recipe: Recipe, words: Sequence[str]) -> str:
     if topic in Strategy.known():
         return pages.strategies_page(topic)
     if topic and topic != "all" and not topic.startswith("-"):
-        known = ("all", "strategies", *Strategy.known())
-        raise UserError(f"--help takes all, strategies or a strategy's name; {topic!r} came.{suggest(topic, known)}")
-    own, values = own_settings(type(recipe)), recipe.settings()
-    shown = _known(recipe) if topic == "all" else own
+        there = ("all", "strategies", *Strategy.known())
+        raise UserError(f"--help takes all, strategies or a strategy's name; {topic!r} came.{suggest(topic, there)}")
+    known, values = _known(recipe) if topic == "all" else own_settings(type(recipe)), recipe.settings()
+    shown = {name: setting for name, setting in known.items() if name not in recipe.hidden}
     settings = [replace(setting, default=values.get(name, setting.default)) for name, setting in shown.items()]
     script = sys.modules["__main__"]
     return pages.recipe_page(settings, script.__doc__ or "", sys.argv[0])

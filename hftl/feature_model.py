@@ -7,6 +7,7 @@ in `features.safetensors` and `features.json`, never in a pickle.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,16 @@ class Decision(nn.Module):
 
 
 class FeatureModel(nn.Module):
-    """A frozen model whose features a `Decision` reads; `names` are the features, in the order they are joined."""
+    """A frozen model whose features a `Decision` reads.
 
-    def __init__(self, base: nn.Module, names: list[str], decision: Decision) -> None:
+    Args:
+        names: the features, in the order they are joined.
+        fresh: parameters of the model's own head, which nothing trained: they are not saved.
+    """
+
+    def __init__(self, base: nn.Module, names: list[str], decision: Decision, fresh: Iterable[str] = ()) -> None:
         super().__init__()
-        self.base, self.names, self.decision = base, names, decision
+        self.base, self.names, self.decision, self.fresh = base, names, decision, set(fresh)
         self.config = base.config
 
     def forward(self, labels: Any = None, **inputs: Any) -> SequenceClassifierOutput:
@@ -146,8 +152,9 @@ class FeatureModel(nn.Module):
         return SequenceClassifierOutput(logits=logits)
 
     def save_pretrained(self, folder: str | Path, **others: Any) -> None:
-        """Write the frozen model as it is, and the classifier beside it."""
-        self.base.save_pretrained(folder)  # type: ignore[operator,union-attr]
+        """Write the frozen model, and the classifier beside it; whoever loads the model alone is told of its head."""
+        kept = {name: value for name, value in self.base.state_dict().items() if name not in self.fresh}
+        self.base.save_pretrained(folder, state_dict=kept)  # type: ignore[operator,union-attr]
         told = {"kind": self.decision.kind, "features": self.names}
         (Path(folder) / SETTINGS).write_text(json.dumps(told, indent=1), "utf-8")
         save_file({k: v.contiguous() for k, v in self.decision.state_dict().items()}, Path(folder) / TENSORS)

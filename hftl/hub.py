@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FINISHED, CHECKPOINTS, PARTIAL = "report.json", "checkpoints", ".partial"
 REPLACED = (
-    *(FINISHED, "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json"),
+    *(FINISHED, "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "features.json"),
     *("generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"),
 )
 """What of an earlier run would be read with a new one, were it left; a person's own files in the folder stay."""

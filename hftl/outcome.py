@@ -8,6 +8,7 @@ import platform
 import resource
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,11 +56,16 @@ class Scorer:
         return self.metric.values() | own
 
 
-def measure(run: Run) -> Report:
-    """Measure the chosen model on valid, then on test, once, and write everything down."""
+def measure(run: Run, score: Callable[[Run, str], dict[str, Score]] | None = None) -> Report:
+    """Measure the chosen model on valid, then on test, once, and write everything down.
+
+    Args:
+        score: every metric of one split; else the Trainer evaluates it.
+    """
+    score = score or measured
     about = described(run) | effort(run.trainer, len(run.splits.train))
-    valid = measured(run, "valid")
-    test = measured(run, "test")
+    valid = score(run, "valid")
+    test = score(run, "test")
     metric = run.scorer.metric  # holds test now
     return Report(
         **about,
@@ -69,7 +75,8 @@ def measure(run: Run) -> Report:
         confusion=metric.confusion(),
         calibration=metric.calibration(),
         wrong=mistakes(run),
-        peak_memory=peak_memory(),
+        peak_memory=peak_memory(run.trainer),
+        processes=run.trainer.args.world_size,
         startup=run.clock.seconds,
     )
 
@@ -77,9 +84,14 @@ def measure(run: Run) -> Report:
 def measured(run: Run, split: str) -> dict[str, Score]:
     """Every metric of one split with its interval; metrics of the user's own have none."""
     found = run.trainer.evaluate(run.rows[split], metric_key_prefix=split)
-    scores = run.scorer.metric.compute()
-    n = scores[run.scorer.headline].n
-    own = {name: found[f"{split}_{name}"] for name in run.scorer.own_names}
+    return scored(run.scorer, {name: found[f"{split}_{name}"] for name in run.scorer.own_names})
+
+
+def scored(scorer: Scorer, found: dict[str, float]) -> dict[str, Score]:
+    """What the scorer holds, with intervals; `found` has the metrics of the user's own."""
+    scores = scorer.metric.compute()
+    n = scores[scorer.headline].n
+    own = {name: found[name] for name in scorer.own_names}
     return scores | {name: Score(value, math.nan, math.nan, n) for name, value in own.items()}
 
 
@@ -149,12 +161,23 @@ def command() -> str:
     return " ".join(map(shlex.quote, words))
 
 
-def peak_memory() -> int:
-    """Bytes: the GPU's peak where one is used, else the resident memory of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def peak_memory(trainer: Trainer) -> int:
+    """Bytes: the most that one process held so far, of its GPU where it trains on one, else resident."""
+    device = trainer.args.device
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
+    if trainer.args.world_size == 1:
+        return peak
+    return int(trainer.accelerator.gather(torch.tensor([peak], device=device)).max())
+
+
+def resident_peak() -> int:
+    """Bytes of this process's memory at its peak; `getrusage` alone would count what its parent held, too (Linux)."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ import gc
 import tempfile
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.errors import UserError, suggest
 from hftl.settings import Setting, flag, own_settings, training_settings
@@ -90,6 +90,9 @@ class Recipe:
     allow_pickle: bool = flag(False, "read weights from a pickle file, which may run code when opened", SAFE)
     trust_remote_code: bool = flag(False, "run code that comes with a Hub model", SAFE)
 
+    hidden: ClassVar[tuple[str, ...]] = ()
+    """Settings that mean nothing to a subclass: `--help` leaves them out."""
+
     training: dict[str, Any] = field(default_factory=dict)
     """Other TrainingArguments, by name."""
 
@@ -146,7 +149,7 @@ class Recipe:
         clock.mark("data")
         if args.process_index == 0:
             run.print_checks(splits, rows, pretrained.processor)
-        arguments.suit_machine(self, args, pretrained.model)
+        arguments.suit_machine(self, args, pretrained.model, task.decoded)
         scorer = run.Scorer(splits.labels, self.metrics)
         trainer = run.make_trainer(self, args, task, splits, pretrained, rows, scorer)
         clock.mark("trainer")

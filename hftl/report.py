@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hftl.data import Check
     from hftl.metrics import Score
 
-CHANGED = {"--strategy", "--output_dir", "--overwrite", "--resume"}
+CHANGED = {"--strategy", "--output_dir", "--overwrite", "--resume", "--classifier", "--layers", "--pool"}
 
 
 @dataclass
@@ -52,7 +52,8 @@ class Report:
     total: int = 0
     """Parameters."""
     peak_memory: int = 0
-    """Bytes."""
+    """Bytes, of the process that held the most."""
+    processes: int = 1
     seed: int = 42
     revision: str = ""
     """Commit of the base model, or sha256 of its weights."""
@@ -82,6 +83,8 @@ class Report:
     """Licence of the result, as a Hub identifier. Left out of the card where it is not given."""
     adapter: bool = False
     """Whether the folder holds an adapter and not full weights."""
+    beside: bool = False
+    """Whether a classifier lies beside the model, which hftl reads and plain transformers does not."""
     folder: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -189,7 +192,7 @@ class Report:
         lines.append(
             f"trained in {wording.duration(self.seconds)}, {speed} examples/s, {total} "
             f"parameters of which {trained} trained ({wording.share(self.trainable, self.total)}), "
-            f"peak memory {wording.size(self.peak_memory)}"
+            f"peak memory {wording.size(self.peak_memory)}{' a process' if self.processes > 1 else ''}"
         )
         if self.startup:
             whole = wording.duration(sum(self.startup.values()))
@@ -226,6 +229,7 @@ def _relaunch(command: str, script: str) -> str:
         words = shlex.split(command)
     except ValueError:
         words = []
+    words = [script if word.endswith("features.py") else word for word in words]  # by steps, to compare
     if words[:1] == [script.split("/")[-1]]:
         words[:1] = ["accelerate", "launch", script]
     if words[:1] not in (["accelerate"], ["torchrun"], ["python"], ["hftl"]):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,3 +97,27 @@ class Numbered:
         if whole[0].keys() <= {"labels"}:
             return {"labels": torch.as_tensor([row["labels"] for row in whole]), "row": numbers}
         return self.collate(whole) | {"row": numbers}
+
+
+def ahead(read: Callable[[Any], Any], things: Iterable[Any]) -> Iterator[Any]:
+    """Read the next thing in a thread while this one is used: decoding an image leaves the interpreter free."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for thing in things:
+            coming = pool.submit(read, thing)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = coming
+        if waiting is not None:
+            yield waiting.result()
+
+
+def spans_of(inputs: Batch) -> list[slice]:
+    """Where the real tokens of each row lie."""
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return [slice(None)] * len(next(iter(inputs.values())))
+    width, lengths = mask.shape[1], mask.sum(1).tolist()
+    return [
+        slice(width - n, None) if row[0] == 0 else slice(0, n) for n, row in zip(lengths, mask.tolist(), strict=True)
+    ]

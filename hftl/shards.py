@@ -63,11 +63,12 @@ class Reader:
     def __len__(self) -> int:
         return len(self._places)
 
-    def batch(self, numbers: Sequence[int], left: bool = False) -> Row:
+    def batch(self, numbers: Sequence[int], left: bool = False, leaves: Sequence[int] | None = None) -> Row:
         """Rows stacked: tensors of shape (rows, ...), padded with zeros to the longest of the batch.
 
         Args:
             left: pad at the start of the first dimension in which rows differ, not at the end.
+            leaves: of each row these tensors alone.
         """
         if not self._shards:
             return ()
@@ -77,7 +78,7 @@ class Reader:
         spots = [np.flatnonzero(owner == shard) for shard in present]
         return tuple(
             _stacked([(self._shards[s].leaves[i], at, rows[at]) for s, at in zip(present, spots, strict=True)], left)
-            for i in range(len(self._shards[present[0]].leaves))
+            for i in (range(len(self._shards[present[0]].leaves)) if leaves is None else leaves)
         )
 
 

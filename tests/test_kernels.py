@@ -171,6 +171,39 @@ def test_both_layouts_learn_the_same(image, monkeypatch):
     assert losses(True) == pytest.approx(losses(False), abs=1e-5)
 
 
+# --- reading ahead ---
+
+
+def test_images_are_decoded_ahead_for_a_gpu_and_by_a_cpu_itself(monkeypatch):
+    monkeypatch.setattr(kernels.os, "sched_getaffinity", lambda process: range(6))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    cuda = torch.device("cuda", 0)
+    assert (kernels.readers(CPU), kernels.readers(cuda)) == (0, 5)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert kernels.readers(cuda) == 1, "the processes of a run share the cores"
+    monkeypatch.setattr(kernels.multiprocessing, "get_start_method", lambda: "spawn")
+    assert kernels.readers(cuda) == 0
+
+
+@pytest.mark.parametrize(("task", "asked", "readers"), [("image", {}, 3), ("image", {"dataloader_num_workers": 1}, 1)])
+def test_readers_are_chosen_for_images_unless_they_were_asked_for(request, monkeypatch, task, asked, readers):
+    monkeypatch.setattr(kernels, "readers", lambda device: 3)
+    assert Recipe(**request.getfixturevalue(task), **asked).prepare().trainer.args.dataloader_num_workers == readers
+
+
+def test_texts_are_read_by_the_process_that_trains(text, monkeypatch):
+    monkeypatch.setattr(kernels, "readers", lambda device: 3)
+    assert Recipe(**text).prepare().trainer.args.dataloader_num_workers == 0
+
+
+def test_readers_give_the_same_run(image):
+    settings = image | {"max_steps": -1, "num_train_epochs": 2, "strategy": "LinearProbe", "overwrite": True}
+    plain, ahead = Recipe(**settings).run(), Recipe(**settings, dataloader_num_workers=1).run()
+    losses = [[entry.get("loss") for entry in report.history] for report in (plain, ahead)]
+    assert losses[0] == losses[1]
+    assert plain.test == ahead.test
+
+
 # --- compiled models ---
 
 

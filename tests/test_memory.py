@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
+from reports import classification
 from torch import nn
 
-from hftl import Recipe, memory
+from hftl import Recipe, card, memory, outcome, page
 from hftl.errors import UserError
+from hftl.report import Report
 
 
 @pytest.fixture
@@ -144,7 +148,7 @@ def test_the_update_is_the_one_that_was_asked_for(text, monkeypatch, strategy):
         for module in run.trainer.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # draws by micro-batch
-        start = {name: value.clone() for name, value in run.trainer.model.named_parameters()}
+        start = {name: value.detach().clone() for name, value in run.trainer.model.named_parameters()}
         run.train()
         return {name: value.detach() - start[name] for name, value in run.trainer.model.named_parameters()}
 
@@ -261,3 +265,56 @@ def test_a_device_whose_memory_is_not_known_is_refused():
     trainer = SimpleNamespace(args=SimpleNamespace(device=torch.device("mps")))
     with pytest.raises(UserError, match="this is mps"):
         memory.fit_batch(trainer)
+
+
+# --- what a report says of memory ---
+
+
+def test_the_peak_grows_by_the_bytes_that_are_held():
+    before = outcome.resident_peak()
+    held = b"x" * (before - psutil.Process().memory_info().rss + 100_000_000)
+    assert outcome.resident_peak() - before == pytest.approx(100_000_000, rel=0.2)
+    del held
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="only Linux lets a process inherit its parent's peak"
+)
+def test_the_peak_of_the_parent_does_not_count(monkeypatch):
+    monkeypatch.setattr(outcome.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=1 << 40))
+    assert outcome.resident_peak() < 1 << 40
+
+
+def test_where_there_is_no_proc_the_peak_is_getrusages(monkeypatch):
+    def absent(*about, **settings):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    monkeypatch.setattr(outcome.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=3000))
+    monkeypatch.setattr(outcome.sys, "platform", "linux")
+    assert outcome.resident_peak() == 3000 * 1024
+    monkeypatch.setattr(outcome.sys, "platform", "darwin")
+    assert outcome.resident_peak() == 3000
+
+
+def test_the_most_of_all_processes_is_reported():
+    gathered = SimpleNamespace(gather=lambda mine: torch.cat([mine, torch.tensor([1 << 50])]))
+    args = SimpleNamespace(device=torch.device("cpu"), world_size=2)
+    assert outcome.peak_memory(SimpleNamespace(args=args, accelerator=gathered)) == 1 << 50
+
+
+def test_a_run_that_stays_off_the_gpu_reports_resident_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    args = SimpleNamespace(device=torch.device("cpu"), world_size=1)
+    assert outcome.peak_memory(SimpleNamespace(args=args)) == outcome.resident_peak() > 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_peak_stands_in_table_page_and_card_and_says_whose_it_is(processes):
+    report = classification(peak_memory=1_240_000_000, processes=processes)
+    shown = Report.from_dict(report.as_dict())
+    for text in (report.table(), card.markdown(shown)):
+        assert ("peak memory 1.2 GB a process" in text) == (processes > 1)
+        assert "peak memory 1.2 GB" in text
+    said = {1: "<dt>peak memory</dt>", 2: "<dt>peak memory of a process</dt>"}[processes]
+    assert f"{said}<dd>1.2 GB</dd>" in page.html(shown)

@@ -57,9 +57,17 @@ def adapter_run(tiny_bert, reviews_csv, tmp_path_factory):
     return folder
 
 
+def test_the_features_recipe_runs_as_a_script(tiny_bert, reviews_csv, tmp_path):
+    flags = ["--model", tiny_bert, "--data", reviews_csv, "--layers", "all", "--disable_tqdm"]
+    launch("features.py", *flags, "--output_dir", str(tmp_path / "o"))
+    assert (tmp_path / "o" / "features.safetensors").is_file()
+    settings = yaml.safe_load((tmp_path / "o" / "recipe.yaml").read_text("utf-8"))
+    assert settings["layers"] == "all"
+
+
 def test_every_recipe_is_a_thin_script():
     found = sorted(path.name for path in RECIPES.glob("*.py"))
-    assert found == ["image_cls.py", "text_cls.py"], "add a run of the new recipe here"
+    assert found == ["features.py", "image_cls.py", "text_cls.py"], "add a run of the new recipe here"
     for path in RECIPES.glob("*.py"):
         assert len(path.read_text("utf-8").splitlines()) <= 25
 

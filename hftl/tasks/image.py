@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torchvision.transforms import v2
 
 from hftl.data import Labels, Role
 from hftl.errors import UserError, suggest
@@ -30,7 +31,13 @@ from hftl.tasks.base import (
     revision_of,
 )
 
-AUGMENTATIONS = ("none", "shift", "flip")
+AUGMENTATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "none": lambda image: image,
+    "shift": v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1)),
+    "flip": v2.Compose(
+        [v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.8, 1.2)), v2.RandomHorizontalFlip()]
+    ),
+}
 
 
 class ImageClassification(Task):
@@ -71,7 +78,7 @@ class ImageClassification(Task):
         if augment not in AUGMENTATIONS:
             known = ", ".join(AUGMENTATIONS)
             raise UserError(f"--augment takes one of {known}; {augment!r} came.{suggest(augment, AUGMENTATIONS)}")
-        change = augmentation(augment if train else "none")
+        change = AUGMENTATIONS[augment if train else "none"]
 
         def read(batch: dict[str, list]) -> dict[str, Any]:
             images = [change(open_image(value)) for value in batch["image"]]
@@ -97,18 +104,6 @@ class ImageClassification(Task):
         file = io.BytesIO()
         image.save(file, format="JPEG", quality=80)
         return {"image": "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()}
-
-
-def augmentation(name: str) -> Callable[[Image.Image], Image.Image]:
-    """The random change of an image that one of AUGMENTATIONS names."""
-    if name == "none":
-        return lambda image: image
-    from torchvision.transforms import v2  # this module is imported by every run, of texts too
-
-    if name == "shift":
-        return v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1))
-    mirror = v2.RandomHorizontalFlip()
-    return v2.Compose([v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.8, 1.2)), mirror])
 
 
 def stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
