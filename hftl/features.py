@@ -38,7 +38,7 @@ class FeatureRecipe(Recipe):
 
     strategy: Any = flag("LinearProbe", "only the head is fitted", HOW)
     classifier: str = flag(
-        "logistic", "what is fitted, with C or k chosen on valid; for numbers logistic means a ridge", HOW
+        "logistic", "logistic (for numbers a ridge), svm (linear), rbf_svm or knn; C or k is chosen on valid", HOW
     )
     layers: str | int = flag("last", "whose output is read: last, all (joined), or the number of a block from 1", HOW)
     pool: str | None = flag(

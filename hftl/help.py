@@ -51,12 +51,11 @@ hftl predict FOLDER --data FILE --output FILE: predictions for new rows, by a fo
 
 
 def recipe_page(settings: Iterable[Setting], about: str, program: str) -> str:
-    """The short page: the recipe's own words, two commands to copy, its settings in groups."""
-    launch = f"accelerate launch {program}"
-    examples = [
-        f"  {launch} --data my_data.csv --output_dir runs/mine",
-        f'  {launch} --strategy "LoRA(r=16) | LayerDecay(0.9)"',
-    ]
+    """The short page: the recipe's own words, commands to copy, its settings in groups."""
+    launch, settings = f"accelerate launch {program}", list(settings)
+    examples = [f"  {launch} --data my_data.csv --output_dir runs/mine"]
+    if any(setting.name == "strategy" for setting in settings):
+        examples.append(f'  {launch} --strategy "LoRA(r=16) | LayerDecay(0.9)"')
     return "\n\n".join([about.strip(), "\n".join(examples), flags(settings), FOOT]).lstrip()
 
 
@@ -91,7 +90,7 @@ def _about(kind: type[Strategy]) -> str:
 
 def _entry(setting: Setting) -> str:
     kinds = heads(setting.type)
-    word = "N" if "int" in kinds else "X" if "float" in kinds else "TEXT"
+    word = "TEXT" if {"int", "str"} <= kinds else "N" if "int" in kinds else "X" if "float" in kinds else "TEXT"
     if "list" in kinds:
         word = "TEXT ..."
     elif "bool" in kinds and "str" not in kinds:
