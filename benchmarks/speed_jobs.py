@@ -81,7 +81,7 @@ JOBS = {
     "features-ants": Job(
         "ants_bees", "features", 1, 32, 0, frozen=1, sides=("hftl", "hftl again", "scikit-learn"), tests=True
     ),
-    "few-sst2": Job("sst2", "Full", 10, 16, 1e-4, sides=("hftl", "plain", "SetFit"), rows=64),
+    "few-sst2": Job("sst2", "Full", 10, 16, 1e-4, sides=("hftl", "plain", "SetFit"), rows=32),
 }
 
 

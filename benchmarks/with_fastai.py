@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from fastai.callback.schedule import Learner  # gives Learner fine_tune and fit_one_cycle
 from fastai.callback.tracker import SaveModelCallback
-from fastai.data.external import get_image_files
+from fastai.data.transforms import get_image_files
 from fastai.metrics import accuracy
 from fastai.torch_core import set_seed
 from fastai.vision.augment import Resize
