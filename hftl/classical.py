@@ -19,11 +19,22 @@ GRIDS: dict[str, tuple[float, ...]] = {
 }
 """What is tried on valid: C, the inverse of the regularisation's strength, or k, the number of neighbours."""
 
+KERNEL_ROWS = 10_000
+"""Training rows up to which `auto` tries rbf_svm, whose time grows with their square."""
+
 FLATTEST = 1e-3
 """The least deviation of a feature, as a share of the largest, that is divided by, lest noise grow to a signal."""
 
 NEVER = -1e4
 """The logit of a class that train lacks."""
+
+
+def tried_by_auto(problem: str, rows: int) -> list[str]:
+    """The classifiers that do this problem, the quickest to use first."""
+    if problem == "regression":
+        return ["logistic"]
+    kinds = ["logistic", "svm", *(["rbf_svm"] if rows <= KERNEL_ROWS else [])]
+    return kinds if problem == "multi_label_classification" else [*kinds, "knn"]
 
 
 def fit(
@@ -36,7 +47,7 @@ def fit(
         labels: (rows,) class numbers or numbers, or (rows, classes) of 0 and 1.
 
     Raises:
-        UserError: this classifier does not do this problem, or a label is not there to be learned.
+        UserError: this classifier does not do this problem, or train has one class alone.
     """
     if problem == "regression" and classifier != "logistic":
         raise UserError(f"--classifier {classifier} is for classes; the labels are numbers. Leave it out for a ridge.")
@@ -52,7 +63,7 @@ def fit(
         elif classifier == "knn":
             kind, arrays = "knn", {"support": x, "votes": np.eye(classes)[labels], "k": np.int64(min(value, len(x)))}
         elif classifier == "rbf_svm":
-            kind, arrays = _rbf(value, x, _targets(labels, problem, classes), classes)
+            kind, arrays = _rbf(value, x, *_targets(labels, problem, classes), classes)
         elif problem == "multi_label_classification":
             kind, arrays = _one_vs_rest(classifier, value, x, labels)
         else:
@@ -99,20 +110,19 @@ def _linear(classifier: str, c: float, x: np.ndarray, y: np.ndarray, classes: in
 
 
 def _one_vs_rest(classifier: str, c: float, x: np.ndarray, y: np.ndarray) -> Fitted:
-    _learnable(y)
-    fitted = [_estimator(classifier, c).fit(x, column) for column in y.T]
-    return "linear", {
-        "weight": np.concatenate([one.coef_ for one in fitted]),
-        "bias": np.concatenate([one.intercept_ for one in fitted]),
-    }
+    weight, bias = np.zeros((y.shape[1], x.shape[1])), _shares(y)
+    for i in np.flatnonzero((y != y[0]).any(axis=0)):
+        fitted = _estimator(classifier, c).fit(x, y[:, i])
+        weight[i], bias[i] = fitted.coef_[0], fitted.intercept_[0]
+    return "linear", {"weight": weight, "bias": bias}
 
 
-def _rbf(c: float, x: np.ndarray, targets: np.ndarray, classes: int) -> Fitted:
+def _rbf(c: float, x: np.ndarray, targets: np.ndarray, never: np.ndarray, classes: int) -> Fitted:
     """One classifier for each column of targets against the rest; of two classes one alone, as in `_linear`."""
     from sklearn.svm import SVC
 
     gamma = 1 / x.shape[1]  # features have variance 1
-    weight, bias = np.zeros((targets.shape[1], len(x))), np.full(targets.shape[1], NEVER)
+    weight, bias = np.zeros((targets.shape[1], len(x))), never
     for i, target in enumerate(targets.T):
         if len(np.unique(target)) == 2:
             fitted = SVC(C=c, gamma=gamma).fit(x, target)
@@ -123,16 +133,17 @@ def _rbf(c: float, x: np.ndarray, targets: np.ndarray, classes: int) -> Fitted:
     return "rbf", {"support": x[used], "weight": weight[:, used], "bias": bias, "gamma": np.float64(gamma)}
 
 
-def _targets(labels: np.ndarray, problem: str, classes: int) -> np.ndarray:
-    """Columns of 0 and 1 to be told apart; one for two classes."""
+def _targets(labels: np.ndarray, problem: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of 0 and 1 to be told apart, one for two classes; and the logits of those that never change."""
     if problem == "multi_label_classification":
-        _learnable(labels)
-        return labels
+        return labels, _shares(labels)
     if len(np.unique(labels)) < 2:
         raise UserError("Expected two classes in train; there is one. Pass more data.")
-    return labels.reshape(-1, 1) if classes == 2 else np.eye(classes)[labels]
+    targets = labels.reshape(-1, 1) if classes == 2 else np.eye(classes)[labels]
+    return targets, np.full(targets.shape[1], NEVER)
 
 
-def _learnable(labels: np.ndarray) -> None:
-    if (labels == labels[0]).all(axis=0).any():
-        raise UserError("A label that every training row has, or none, cannot be learned. Drop it from the data.")
+def _shares(labels: np.ndarray) -> np.ndarray:
+    """The logits of a label that every training row has, or none: those of its share, smoothed by half a row."""
+    given = labels.sum(axis=0)
+    return np.log((given + 0.5) / (len(labels) - given + 0.5)).astype(np.float64)

@@ -51,7 +51,7 @@ class Taps:
 
         def read(module: nn.Module, args: Any) -> None:
             if args[0].ndim == 2:
-                found[name] = args[0].float()
+                found[name] = args[0].float().clone()  # the model may go on in place
 
         def give(module: nn.Module, args: Any, output: Any) -> None:
             pooled = {"mean": _mean, "first": _first}[pool](_tensor(output).float(), mask)
@@ -86,7 +86,7 @@ def _first(state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | Non
     if state.ndim != 3:
         return None
     if mask is None or mask.shape != state.shape[:2]:
-        return state[:, 0]
+        return state[:, 0].clone()
     return state[torch.arange(len(state), device=state.device), (mask != 0).int().argmax(dim=1)]
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hftl.run import Run
 
 SPLITS = ("train", "valid", "test")
+OTHER_HEAD = "What is new in the head of this model is not one linear layer with a bias."
 CHUNK = 4096
 """Rows of all features that are in memory at once while some of them are read."""
 
@@ -36,6 +37,7 @@ CHUNK = 4096
 class Try:
     """One classifier that was fitted on train and looked at on valid."""
 
+    kind: str
     names: list[str]
     value: float
     decision: Decision
@@ -57,17 +59,22 @@ class Features:
 
     Attributes:
         names: of the features, as `Taps` calls them; what fits no module of this model is left out.
+        head: the linear layer that gives the logits, where it reads features that the checkpoint decides.
+        unread: parameters that no feature depends on and that nothing trains: new ones, and the head's.
     """
 
     def __init__(self, run: Run) -> None:
         self.run, trainer, cache = run, run.trainer, cast(Cache, run.trainer.cache)
         self.model: Any = trainer.model.eval()
         collate = run.task.collate(run.pretrained.processor)
-        stack, head = trainer.anatomy.stack, head_of(run)
-        wanted = [f"head {head}"] if head else []
-        wanted += [f"{pool} {name}" for name in stack for pool in ("mean", "first")]
-        with torch.no_grad():
-            found = Taps(self.model, wanted)(self._moved(collate(run.rows["train"].plain([0]))))
+        example = self._moved(collate(run.rows["train"].plain([0])))
+        self.head = head_of(self.model, example)
+        wanted = [f"head {self.head}"] if self.head else []
+        wanted += [f"{pool} {name}" for name in trainer.anatomy.stack for pool in ("mean", "first")]
+        found, beneath = self._probed(wanted, example)
+        self.unread = run.pretrained.fresh - beneath
+        if self.head:
+            self.unread |= {f"{self.head}.{name}" for name, _ in self.model.get_submodule(self.head).named_parameters()}
         self.widths = {name: value.shape[1] for name, value in found.items()}
         self.names = list(self.widths)
         self._taps = Taps(self.model, self.names)
@@ -77,6 +84,36 @@ class Features:
         except NoRoom as full:
             raise UserError(f"Features are kept on disk, but {full} Pass a larger --cache_gb.") from full
         self._readers = {split: readers[id(rows)] for split, rows in zip(SPLITS, parts, strict=True)}
+
+    def _probed(self, wanted: list[str], example: dict[str, Any]) -> tuple[dict[str, torch.Tensor], set[str]]:
+        """The features of an example, and the fresh parameters that they depend on.
+
+        What the head reads is left out where it depends on fresh ones that the blocks do not: a new pooler is random.
+        """
+        weights = dict(self.model.named_parameters())
+        fresh = sorted(self.run.pretrained.fresh & weights.keys())
+        for name in fresh:
+            weights[name].requires_grad_(True)
+        with torch.enable_grad():
+            found = Taps(self.model, wanted)(example)
+
+        def read_by(names: list[str]) -> set[str]:
+            total: Any = sum(found[name].sum() for name in names)
+            if not fresh or not names or not total.requires_grad:
+                return set()
+            given = torch.autograd.grad(total, [weights[n] for n in fresh], allow_unused=True, retain_graph=True)
+            return {name for name, gradient in zip(fresh, given, strict=True) if gradient is not None}
+
+        heads = [name for name in found if name.startswith("head ")]
+        beneath = read_by([name for name in found if name not in heads])
+        if above := read_by(heads) - beneath:
+            self.head, found = None, {name: found[name] for name in found if name not in heads}
+            owners = sorted({name.rpartition(".")[0] for name in above})
+            self.run.splits.notes.append(f"What the head of this model reads is random: {', '.join(owners)} is new.")
+        if beneath:
+            few = ", ".join(sorted(beneath)[:3])
+            self.run.splits.notes.append(f"Features pass through {len(beneath)} new, random parameters, such as {few}.")
+        return {name: value.detach() for name, value in found.items()}, beneath
 
     def joined(self, split: str, names: list[str]) -> np.ndarray:
         """(rows, width of these features together), float32."""
@@ -90,8 +127,7 @@ class Features:
     def _work(self) -> Work:
         """What is computed for the rows: named by the weights it depends on, the precision, and what is read."""
         trainer = self.run.trainer
-        place = trainer.anatomy.place
-        weights = [name for name, _ in self.model.named_parameters() if not place(name).fresh]
+        weights = [name for name, _ in self.model.named_parameters() if name not in self.unread]
         weights += [name for name, _ in self.model.named_buffers()]
         space = digest(self.model, ["features", *self.names, str(trainer.accelerator.mixed_precision)], weights)
         size = sum(self.widths.values()) * torch.float32.itemsize
@@ -106,11 +142,23 @@ class Features:
         return {name: value.to(self.run.trainer.args.device) for name, value in inputs.items()}
 
 
-def head_of(run: Run) -> str | None:
-    """The one linear layer that is all that is fresh; None where there is more to a head."""
-    fresh = run.trainer.anatomy.fresh_modules
-    module = run.trainer.model.get_submodule(fresh[0]) if len(fresh) == 1 else None
-    return fresh[0] if isinstance(module, nn.Linear) and module.bias is not None else None
+def head_of(model: nn.Module, example: dict[str, Any]) -> str | None:
+    """The linear layer with a bias whose output is the logits, found by watching the model run; None without one."""
+    called: list[tuple[str, torch.Tensor]] = []
+    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    hooks = [
+        module.register_forward_hook(lambda module, args, output, name=name: called.append((name, output)))
+        for name, module in linear
+        if module.bias is not None
+    ]
+    try:
+        with torch.no_grad():
+            logits = model(**{name: value for name, value in example.items() if name != "labels"}).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    name, output = called[-1] if called else ("", torch.empty(0))
+    return name if output.shape == logits.shape and torch.equal(output, logits) else None
 
 
 def choose(run: Run) -> Choice:
@@ -122,16 +170,20 @@ def choose(run: Run) -> Choice:
         raise UserError("Features are kept on disk, for which --cache_gb 0 leaves no room. Pass a larger --cache_gb.")
     features = Features(run)
     names = asked(recipe, run, features.names)
-    tried = [_try(run, features, names, value) for value in classical.GRIDS[recipe.classifier]]
+    kinds = [recipe.classifier]
+    if recipe.classifier == "auto":
+        kinds = classical.tried_by_auto(run.splits.labels.problem_type, len(run.rows["train"]))
+    tried = [_try(run, features, kind, names, value) for kind in kinds for value in classical.GRIDS[kind]]
     best = max(tried, key=lambda one: one.score)
-    tried += [_try(run, features, other, best.value) for other in others(run, features.names) if other != names]
+    rest = [other for other in others(run, features.names) if other != names]
+    tried += [_try(run, features, best.kind, other, best.value) for other in rest]
     better = max(tried, key=lambda one: one.score)
     run.splits.notes += [f"Tried: {one.said}, {run.scorer.headline} {abs(one.score):.3f} on valid." for one in tried]
     if better.score > best.score:
         run.splits.notes.append(f"Better on valid than what was asked for: {better.said}. It was not chosen.")
         if run.first:
             print(run.splits.notes[-1])
-    _install(run, best)
+    _install(run, best, features.unread)
     return Choice(best, features)
 
 
@@ -148,10 +200,10 @@ def asked(recipe: FeatureRecipe, run: Run, there: list[str]) -> list[str]:
         if layers != "last":
             raise UserError(f"--pool head is what follows the last block; with --layers {layers} pass mean or first.")
         if not heads:
-            raise UserError("What is new in this model's head is more than one linear layer. Pass --pool mean.")
+            raise UserError(f"{OTHER_HEAD} Pass --pool mean.")
         return heads
     if recipe.pool is None and layers == "last":
-        run.splits.notes.append("The new head of this model is more than one linear layer: --pool mean was used.")
+        run.splits.notes.append(f"{OTHER_HEAD} --pool mean was used.")
     if not stack:
         raise UserError("Expected a model with a stack of blocks; this one has none. Leave out --layers and --pool.")
     if layers not in ("last", "all") and not (layers.isdigit() and 1 <= int(layers) <= len(stack)):
@@ -172,23 +224,20 @@ def others(run: Run, there: list[str]) -> Iterator[list[str]]:
         yield [f"mean {block}" for block in stack]
 
 
-def _try(run: Run, features: Features, names: list[str], value: float) -> Try:
-    recipe: Any = run.recipe
+def _try(run: Run, features: Features, kind: str, names: list[str], value: float) -> Try:
     problem, classes = run.splits.labels.problem_type, len(run.splits.labels.names)
     labels = np.asarray(run.rows["train"].labels)
-    decision = classical.fit(recipe.classifier, value, features.joined("train", names), labels, problem, classes)
+    decision = classical.fit(kind, value, features.joined("train", names), labels, problem, classes)
     found = _scores(run, decision, features.joined("valid", names), "valid")[run.scorer.headline].value
-    return Try(
-        names, value, decision, -found if run.scorer.headline in LOWER_IS_BETTER else found, _said(run, names, value)
-    )
+    score = -found if run.scorer.headline in LOWER_IS_BETTER else found
+    return Try(kind, names, value, decision, score, _said(run, kind, names, value))
 
 
-def _said(run: Run, names: list[str], value: float) -> str:
-    recipe: Any = run.recipe
+def _said(run: Run, kind: str, names: list[str], value: float) -> str:
     stack, (pool, block) = run.trainer.anatomy.stack, names[0].split(" ")
     layers = "all" if len(names) > 1 else "last" if block in stack[-1:] or pool == "head" else stack.index(block) + 1
-    letter = "k" if recipe.classifier == "knn" else "C"
-    return f"Features({recipe.classifier}, layers={layers}, pool={pool}, {letter}={value:g})"
+    letter = "k" if kind == "knn" else "C"
+    return f"Features({kind}, layers={layers}, pool={pool}, {letter}={value:g})"
 
 
 def _scores(run: Run, decision: Decision, features: np.ndarray, split: str) -> dict[str, Score]:
@@ -199,7 +248,7 @@ def _scores(run: Run, decision: Decision, features: np.ndarray, split: str) -> d
     return outcome.scored(run.scorer, found)
 
 
-def _install(run: Run, best: Try) -> None:
+def _install(run: Run, best: Try, unread: set[str]) -> None:
     """Make the classifier part of the run's model: in its own head where that can hold it."""
     trainer, (pool, head) = run.trainer, best.names[0].split(" ")
     model: Any = trainer.model
@@ -213,7 +262,7 @@ def _install(run: Run, best: Try) -> None:
         "Plain transformers loads the frozen model of this folder without its classifier, which is in features.json "
         "and features.safetensors: hftl.load and hftl predict read it."
     )
-    found = FeatureModel(model, best.names, best.decision, run.pretrained.fresh)
+    found = FeatureModel(model, best.names, best.decision, unread)
     trainer.model = trainer.model_wrapped = found.to(trainer.args.device)
 
 

@@ -36,9 +36,8 @@ class FeatureRecipe(Recipe):
         "cache_dtype",
     )
 
-    strategy: Any = flag("LinearProbe", "only the head is fitted", HOW)
     classifier: str = flag(
-        "logistic", "logistic (for numbers a ridge), svm (linear), rbf_svm or knn; C or k is chosen on valid", HOW
+        "logistic", "logistic (for numbers a ridge), svm, rbf_svm, knn, or auto for all; C or k is chosen on valid", HOW
     )
     layers: str | int = flag("last", "whose output is read: last, all (joined), or the number of a block from 1", HOW)
     pool: str | None = flag(

@@ -323,6 +323,46 @@ def test_a_plain_run_into_the_folder_takes_the_classifier_away(run, pooled_bert,
     assert not isinstance(load(folder).model, feature_model.FeatureModel)
 
 
+def test_features_of_random_weights_are_not_another_seeds(run, colour_folder):
+    """The network is all new: its seed decides its features, and they belong into the folder."""
+    settings = {"task": "image-classification", "model": "timm:resnet10t", "data": colour_folder}
+    for seed in (1, 2):
+        report, folder = run(f"run-{seed}", seed=seed, pool="mean", **settings)
+        files = sorted(Path(colour_folder).rglob("*.png"))
+        said = load(folder)([str(file) for file in files])
+        right = np.mean([one["label"] == file.parent.name for one, file in zip(said, files, strict=True)])
+        assert right >= 0.95, f"seed {seed}"
+        assert any("random parameters" in note for note in report.data["notes"])
+
+
+def test_a_head_that_came_with_the_model_is_written_over_or_left_out(run, pooled_bert, tmp_path):
+    torch.manual_seed(1)
+    tuned = transformers.BertForSequenceClassification.from_pretrained(pooled_bert)
+    tuned.save_pretrained(tmp_path / "tuned")
+    transformers.AutoTokenizer.from_pretrained(pooled_bert).save_pretrained(tmp_path / "tuned")
+    report, folder = run("own", model=str(tmp_path / "tuned"))
+    assert "pool=head" in report.strategy
+    assert not torch.equal(load_file(folder / "model.safetensors")["classifier.weight"], tuned.classifier.weight)
+    _, beside = run("beside", model=str(tmp_path / "tuned"), classifier="knn")
+    assert not [name for name in load_file(beside / "model.safetensors") if name.startswith("classifier")]
+
+
+def test_auto_chooses_among_all_classifiers(run):
+    report, folder = run(classifier="auto")
+    tried = " ".join(report.data["notes"])
+    assert all(f"Features({kind}, " in tried for kind in KINDS)
+    assert load(folder)("good film")["label"] in ("positive", "negative")
+
+
+@pytest.mark.parametrize("kind", list(ESTIMATORS))
+def test_a_label_that_no_row_has_or_every_row_has_keeps_its_share(kind):
+    features, classes = blobs(2)
+    labels = np.stack([classes, np.zeros(90), np.ones(90)], axis=1).astype(np.float32)
+    logits = classical.fit(kind, 0.5, features, labels, "multi_label_classification", 3)(torch.from_numpy(features))
+    np.testing.assert_allclose(logits[:, 1], -np.log(181.0), rtol=1e-5)
+    np.testing.assert_allclose(logits[:, 2], np.log(181.0), rtol=1e-5)
+
+
 # --- refusals ---
 
 
@@ -330,7 +370,8 @@ def test_a_new_pooler_makes_the_mean_the_default_and_the_head_refused(tiny_bert,
     report, _ = run(model=tiny_bert)
     assert "pool=mean" in report.strategy
     assert any("--pool mean was used" in note for note in report.data["notes"])
-    with pytest.raises(UserError, match="is more than one linear layer"):
+    assert "bert.pooler.dense is new" in " ".join(report.data["notes"])
+    with pytest.raises(UserError, match="is not one linear layer"):
         run("two", model=tiny_bert, pool="head")
 
 
@@ -341,7 +382,7 @@ def test_a_new_pooler_makes_the_mean_the_default_and_the_head_refused(tiny_bert,
         ({"layers": "top"}, "--layers takes last, all"),
         ({"layers": "all", "pool": "head"}, "pass mean or first"),
         ({"learning_rate": 1e-3}, "--learning_rate is for training by steps"),
-        ({"strategy": "Full"}, "--strategy is for training by steps"),
+        ({"strategy": "LoRA"}, "--strategy is for training by steps"),
         ({"num_train_epochs": 5}, "--num_train_epochs is for"),
         ({"adam_beta1": 0.5}, "--adam_beta1 is for"),
         ({"cache_gb": 0.0}, "Pass a larger --cache_gb"),
