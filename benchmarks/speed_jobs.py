@@ -22,6 +22,7 @@ class Job:
         strategy: hftl's.
         plain: flags of plain_trainer.py that train the same weights.
         frozen: share of a forward pass that gives the same in every epoch.
+        probed: epochs in which the head alone trains, before all do.
         backward: what a backward pass costs, in forward passes: 2, or 1 where hardly a weight has a gradient (LoRA).
         rows: training rows at most.
         tests: the seconds hold the measurement on test, too.
@@ -34,6 +35,7 @@ class Job:
     rate: float
     plain: tuple[str, ...] = ()
     frozen: float = 0.0
+    probed: int = 0
     backward: float = 2.0
     sides: tuple[str, ...] = ("hftl", "plain")
     flags: tuple[str, ...] = ()
@@ -43,12 +45,20 @@ class Job:
     @property
     def floor(self) -> float:
         """Passes over the training rows that the training cannot do without: frozen work once, the rest each time."""
-        return self.frozen + (1 + self.backward) * self.epochs * (1 - self.frozen)
+        return self._once + (1 + self.backward) * self._each
 
     @property
     def floor_evaluating(self) -> float:
         """Passes over the rows evaluated that they cannot do without."""
-        return self.frozen + self.epochs * (1 - self.frozen)
+        return self._once + self._each
+
+    @property
+    def _once(self) -> float:
+        return 1.0 if self.probed else self.frozen
+
+    @property
+    def _each(self) -> float:
+        return (self.epochs - self.probed) * (1 - self.frozen)
 
 
 ALL, LAST2 = ("--freeze", "all"), ("--freeze", "last:2")
@@ -61,9 +71,9 @@ JOBS = {
     "full-sst2": Job("sst2", "Full", 1, 32, 1e-4, sides=("hftl", "hftl float32", "plain", "plain, padded to 128")),
     "full-longtail": Job("longtail", "Full", 1, 32, 1e-4, sides=("hftl", "hftl packed", "plain")),
     "lora-sst2": Job("sst2", "LoRA(r=16)", 1, 32, 1e-3, ("--lora", "16"), backward=1),
-    "lpft-sst2": Job("sst2", "ProbeThenTune(0.5)", 4, 32, 1e-4, sides=("hftl", "hftl, Full half as long")),
+    "lpft-sst2": Job("sst2", "ProbeThenTune(0.5)", 4, 32, 1e-4, probed=2, sides=("hftl", "hftl, Full half as long")),
     "full-ants": Job("ants_bees", "Full", 6, 16, 1e-3),
-    "tune-ants": Job("ants_bees", "ProbeThenTune(0.166, boost=10)", 6, 16, 1e-3, sides=("hftl", "fastai")),
+    "tune-ants": Job("ants_bees", "ProbeThenTune(0.166, boost=10)", 6, 16, 1e-3, probed=1, sides=("hftl", "fastai")),
     "again-sst2": Job(
         "sst2", "LinearProbe", 10, 128, 3e-2, frozen=1, sides=("hftl", "hftl again", "hftl again, ProbeThenTune")
     ),

@@ -51,8 +51,7 @@ def floor_share(run: dict[str, Any]) -> float:
 
 def probing(run: dict[str, Any], tuning: dict[str, Any]) -> float:
     """Passes that the first part of ProbeThenTune takes beyond the one that fills the cache, for each of its epochs."""
-    epochs = JOBS[run["job"]].epochs / 2
-    return ((run["seconds"] - tuning["seconds"]) / run["pass"] - 1) / epochs
+    return ((run["seconds"] - tuning["seconds"]) / run["pass"] - 1) / JOBS[run["job"]].probed
 
 
 def spread(values: list[float], digits: int) -> str:

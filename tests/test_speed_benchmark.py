@@ -68,6 +68,8 @@ def test_the_floor_counts_frozen_work_once_and_the_rest_in_every_epoch() -> None
     assert jobs.JOBS["probe-sst2"].floor == 1
     assert jobs.JOBS["last2-sst2"].floor == pytest.approx(4 / 6 + 3 * 5 * 2 / 6)
     assert jobs.JOBS["full-ants"].floor == 3 * 6
+    assert jobs.JOBS["lpft-sst2"].floor == 1 + 3 * 2
+    assert jobs.JOBS["lora-sst2"].floor == 2
     assert jobs.JOBS["last2-sst2"].floor_evaluating == pytest.approx(4 / 6 + 5 * 2 / 6)
 
 
