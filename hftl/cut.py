@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 from hftl.replay import Cut, Inputs, Output, Replay, Shape, capture, extent, stand_in
+from hftl.untouched import untouched
 
 WORTH = 0.1
 """The least share of a forward pass whose saving is worth a cache."""
@@ -44,7 +45,9 @@ def find_cut(model: nn.Module, active: set[int], small: Inputs, large: Inputs) -
         active: ids of the parameters that train.
         small, large: two batches with labels, of 2 and 3 rows, and where texts have lengths of unlike length.
     """
-    with _undisturbed(model):
+    if all(id(parameter) in active for parameter in model.parameters()):
+        return None  # and most runs are spared the look
+    with _plainly(model):
         first, second, wide = _watch(model, small, 1), _watch(model, small, 2), _watch(model, large, 1)
         until = _first_use(model, active, first)
         done = [c for c in first if c.end < until]
@@ -62,24 +65,17 @@ def find_cut(model: nn.Module, active: set[int], small: Inputs, large: Inputs) -
 
 
 @contextlib.contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Full precision, no gradients; buffers, mode and random numbers as before at the end."""
-    training = {name: module.training for name, module in model.named_modules()}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    wrapped = model.__dict__.get("forward")
-    if original := getattr(model, "_original_forward", None):
-        model.forward = original  # type: ignore[method-assign]  # accelerate's autocast would hide small differences
-    devices = [next(model.parameters()).device] if torch.cuda.is_available() else []
+def _plainly(model: nn.Module) -> Iterator[None]:
+    """Without gradients, and in full precision: accelerate's autocast would hide small differences."""
+    wrapped, original = model.__dict__.get("forward"), getattr(model, "_original_forward", None)
+    if original:
+        model.forward = original  # type: ignore[method-assign]
     try:
-        with torch.random.fork_rng([d for d in devices if d.type == "cuda"]), torch.no_grad():
+        with untouched(model), torch.no_grad():
             yield
     finally:
         if original:
             model.__dict__["forward"] = wrapped
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-        for name, module in model.named_modules():
-            module.training = training[name]
 
 
 def _run(model: nn.Module, inputs: Inputs, seed: int) -> Any:

@@ -7,9 +7,7 @@ was asked for: what does not fit at once is accumulated.
 from __future__ import annotations
 
 import os
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hftl.errors import UserError
+from hftl.untouched import untouched
 
 SPACE = 1.3
 """What a step takes of memory at its peak, over what is saved for backward: 0.94 to 1.31 over MiniLM, ViT, MobileNetV2,
@@ -174,28 +173,6 @@ def least(trainer: Any, value: int) -> int:
     if accelerator.num_processes == 1:
         return value
     return int(accelerator.gather(torch.tensor([value], device=accelerator.device)).min())
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Leave modes, buffers, gradients and random numbers as they were found."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(m, k, b, b.clone()) for m in model.modules() for k, b in m._buffers.items() if b is not None]
-    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    numbers, plain = np.random.get_state(), random.getstate()
-    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(gpus):
-            yield
-    finally:
-        np.random.set_state(numbers)
-        random.setstate(plain)
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer.copy_(value)
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        for module, mode in modes:
-            module.training = mode
 
 
 def _told(micro: int, asked: int, fixed: int, row: int, room: int) -> str:

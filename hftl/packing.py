@@ -20,6 +20,7 @@ from torch import nn
 
 from hftl.errors import UserError
 from hftl.packed import NAME, PackedRow, packs, register
+from hftl.untouched import untouched
 
 if TYPE_CHECKING:
     from hftl.anatomy import Anatomy
@@ -193,14 +194,11 @@ def _each(change: Callable[[torch.Tensor], torch.Tensor], values: Any) -> Any:
 @contextmanager
 def _calm(model: nn.Module) -> Iterator[None]:
     """No gradients, no dropout, and float32 products in full; afterwards all as before."""
-    training = {module for module in model.modules() if module.training}
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        with torch.no_grad():
+        with untouched(model), torch.no_grad():
             model.eval()
             yield
     finally:
         torch.set_float32_matmul_precision(precision)
-        for module in model.modules():
-            module.training = module in training

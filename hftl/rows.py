@@ -8,9 +8,10 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
+
+from hftl.sampling import lengths_of
 
 Batch = dict[str, Any]
 
@@ -46,8 +47,7 @@ class Rows(Dataset):
         self.light, self.view = False, 0
         self.kept: Callable[[list[int]], dict[str, torch.Tensor]] | None = None
         self._identify = identify
-        columns = getattr(encoded, "column_names", None) or []
-        self.lengths = np.asarray(encoded["length"][:]) if "length" in columns else None
+        self.lengths = lengths_of(encoded, "length")
 
     @functools.cached_property
     def keys(self) -> list[bytes]:

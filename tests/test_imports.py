@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "hftl").rglob("*.py"))
 
 TABLE = {
-    "errors bootstrap failures frozen kernels layout packed progress replay rows sampling shards startup wording": "",
+    "errors bootstrap failures frozen kernels layout packed progress": "",
+    "replay sampling shards startup untouched wording": "",
     "settings spec recipe_file": "",
     "values": "settings spec",
     "anatomy": "layout",
@@ -25,10 +26,11 @@ TABLE = {
     "tasks tasks.base tasks.text tasks.image": "metrics data tasks.base",
     "data": "data",
     "rates": "anatomy strategies.base",
-    "packing": "packed",
+    "packing": "packed untouched",
+    "rows": "sampling",
     "writer": "shards",
     "store": "shards writer",
-    "cut": "replay",
+    "cut": "replay untouched",
     "cache": "cut replay rows store",
     "reading": "cache rows sampling",
     "trainer": "anatomy cache frozen packing rates reading strategies.base",
@@ -40,7 +42,7 @@ TABLE = {
     "predict": "hub progress sampling tasks data",
     "outcome": "data metrics report spec trainer",
     "arguments": "kernels outcome strategies",
-    "memory": "",
+    "memory": "untouched",
     "run": "anatomy arguments cache data hub kernels memory outcome progress rows settings spec startup strategies "
     "tasks trainer",
     "feature_model": "",
