@@ -9,9 +9,6 @@ weights fitted, peak memory in bytes.
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import load_dataset
+from side import called, csv_files, tell
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -39,20 +37,19 @@ def image_features(batch: dict[str, list], processor: Any, model: Any) -> torch.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("model")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = called(__doc__)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     is_text = Path(given.folder, "train.csv").is_file()
     if is_text:
-        files = {name: f"{given.folder}/{name}.csv" for name in ("train", "validation", "test")}
-        rows, auto, extract = load_dataset("csv", data_files=files), transformers.AutoTokenizer, text_features
+        rows, auto, extract = (
+            load_dataset("csv", data_files=csv_files(given.folder)),
+            transformers.AutoTokenizer,
+            text_features,
+        )
     else:
-        rows, auto = load_dataset("imagefolder", data_dir=given.folder), transformers.AutoImageProcessor
-        extract = image_features
+        rows = load_dataset("imagefolder", data_dir=given.folder)
+        auto, extract = transformers.AutoImageProcessor, image_features
     name = resolve(given.model)
     processor, model = auto.from_pretrained(name), transformers.AutoModel.from_pretrained(name).float().eval()
     started = time.perf_counter()
@@ -64,10 +61,9 @@ def main() -> None:
     fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=given.seed))
     fitted.fit(features["train"], rows["train"]["label"])
     scores = {split: fitted.score(features[split], rows[split]["label"]) for split in ("validation", "test")}
-    found = {"valid": scores["validation"], "test": scores["test"], "seconds": time.perf_counter() - started}
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    trained = fitted[-1].coef_.size + fitted[-1].intercept_.size
-    print(json.dumps(found | {"trained": int(trained), "peak_memory": memory}))
+    seconds = time.perf_counter() - started
+    trained = int(fitted[-1].coef_.size + fitted[-1].intercept_.size)
+    tell(valid=scores["validation"], test=scores["test"], seconds=seconds, trained=trained)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,6 @@ weights trained, peak memory in bytes.
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +16,14 @@ import numpy as np
 import torch
 import transformers
 from datasets import load_dataset
+from side import called, csv_files, tell
 
 from hftl.tasks.base import resolve
 
 
 def texts(folder: str, model_name: str, pad_to: int | None) -> tuple[Any, Any, dict[str, Any]]:
     """Rows, model and what else the Trainer takes, as run_glue does it: dynamic padding, or to a fixed length."""
-    rows = load_dataset("csv", data_files={n: f"{folder}/{n}.csv" for n in ("train", "validation", "test")})
+    rows = load_dataset("csv", data_files=csv_files(folder))
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_name)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         model_name, num_labels=len(rows["train"].unique("label")), dtype=torch.float32
@@ -77,15 +75,11 @@ def with_lora(model: Any, r: int) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder")
-    parser.add_argument("model")
+    parser = called(__doc__)
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--learning_rate", type=float, default=5e-5)
     parser.add_argument("--num_train_epochs", type=float, default=2)
     parser.add_argument("--per_device_train_batch_size", type=int, default=32)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pad_to", type=int, help="pad all texts to this length, as older example scripts do")
     parser.add_argument("--freeze", metavar="all|last:K", help="all but the head, or all below BERT's last K layers")
     parser.add_argument("--lora", type=int, metavar="R", help="train a LoRA of this rank")
@@ -124,10 +118,8 @@ def main() -> None:
     )
     seconds = trainer.train().metrics["train_runtime"]
     scores = {n: trainer.evaluate(rows[n], metric_key_prefix=n)[f"{n}_accuracy"] for n in ("validation", "test")}
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    found = {"valid": scores["validation"], "test": scores["test"], "seconds": seconds, "trained": trained}
-    print(json.dumps(found | {"peak_memory": memory}))
+    tell(valid=scores["validation"], test=scores["test"], seconds=seconds, trained=trained)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ best epoch on valid is kept. Prints one line of JSON, as plain_trainer.py does.
 
 from __future__ import annotations
 
-import argparse
 import json
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +24,7 @@ from fastai.torch_core import set_seed
 from fastai.vision.augment import Resize
 from fastai.vision.data import ImageDataLoaders
 from fastai.vision.learner import vision_learner
+from side import called, tell
 
 
 def learner(folder: Path, model: Path, batch: int, scratch: str) -> Learner:
@@ -46,11 +45,7 @@ def learner(folder: Path, model: Path, batch: int, scratch: str) -> Learner:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--threads", type=int, default=1)
+    parser = called(__doc__)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--num_train_epochs", type=int, default=6)
     parser.add_argument("--per_device_train_batch_size", type=int, default=16)
@@ -59,7 +54,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     set_seed(given.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        learn = learner(given.folder, given.model, given.per_device_train_batch_size, scratch)
+        learn = learner(Path(given.folder), Path(given.model), given.per_device_train_batch_size, scratch)
         best = SaveModelCallback(monitor="accuracy")
         started = time.perf_counter()
         with learn.no_logging():
@@ -68,12 +63,10 @@ def main() -> None:
             else:
                 learn.fine_tune(given.num_train_epochs - 1, given.learning_rate, cbs=best)
         seconds = time.perf_counter() - started
-        test = learn.dls.test_dl(get_image_files(given.folder / "test"), with_labels=True, bs=64)
+        test = learn.dls.test_dl(get_image_files(Path(given.folder, "test")), with_labels=True, bs=64)
         scores = [float(learn.validate(dl=rows)[1]) for rows in (learn.dls.valid, test)]
     trained = sum(p.numel() for p in learn.model.parameters() if p.requires_grad)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {"valid": scores[0], "test": scores[1], "seconds": seconds, "trained": trained, "peak_memory": memory}
-    print(json.dumps(found))
+    tell(valid=scores[0], test=scores[1], seconds=seconds, trained=trained)
 
 
 if __name__ == "__main__":
