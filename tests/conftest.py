@@ -15,6 +15,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_TH
 import datasets
 import pytest
 import torch
+import transformers
 
 from hftl import testing
 
@@ -44,3 +45,31 @@ def reviews_csv(tmp_path_factory: pytest.TempPathFactory) -> str:
 def colour_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """120 images in a folder by class: reddish and bluish noise."""
     return testing.colour_images(tmp_path_factory.mktemp("data") / "colours")
+
+
+@pytest.fixture(scope="session")
+def model() -> torch.nn.Module:
+    """A random 2-layer BERT with three classes, for texts of at most 40 tokens; to be copied by what trains it."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=40,
+        num_labels=3,
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+@pytest.fixture
+def on_text(tiny_bert: str, reviews_csv: str) -> dict[str, str]:
+    """Settings of a recipe that trains the tiny BERT on the sentences."""
+    return {"model": tiny_bert, "data": reviews_csv}
+
+
+@pytest.fixture
+def on_images(tiny_cnn: str, colour_folder: str) -> dict[str, str]:
+    """Settings of a recipe that trains the tiny ResNet on the colours."""
+    return {"task": "image-classification", "model": tiny_cnn, "data": colour_folder}

@@ -32,13 +32,13 @@ def fast(monkeypatch):
 
 
 @pytest.fixture
-def text(tiny_bert, reviews_csv, tmp_path):
-    return {"model": tiny_bert, "data": reviews_csv, **quick(tmp_path)}
+def text(on_text, tmp_path):
+    return on_text | quick(tmp_path)
 
 
 @pytest.fixture
-def image(tiny_cnn, colour_folder, tmp_path):
-    return {"task": "image-classification", "model": tiny_cnn, "data": colour_folder, **quick(tmp_path)}
+def image(on_images, tmp_path):
+    return on_images | quick(tmp_path)
 
 
 def quick(tmp_path) -> dict:

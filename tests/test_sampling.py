@@ -121,21 +121,6 @@ def test_lengths_are_an_attribute_or_a_column():
 # --- the Trainer ---
 
 
-@pytest.fixture(scope="module")
-def model() -> torch.nn.Module:
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=40,
-        num_labels=3,
-    )
-    return transformers.BertForSequenceClassification(config)
-
-
 def texts(n: int = 90, sized: bool = True) -> Dataset:
     rng = np.random.default_rng(3)
     ids = [rng.integers(1, 50, size).tolist() for size in rng.integers(2, 40, n)]

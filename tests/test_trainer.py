@@ -21,21 +21,6 @@ ROWS = 16
 
 
 @pytest.fixture(scope="module")
-def model() -> torch.nn.Module:
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-        num_labels=3,
-    )
-    return transformers.BertForSequenceClassification(config)
-
-
-@pytest.fixture(scope="module")
 def cnn() -> torch.nn.Module:
     torch.manual_seed(0)
     config = transformers.ResNetConfig(
