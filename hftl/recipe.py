@@ -47,6 +47,11 @@ class Recipe:
     text_pair: str | None = flag(None, "the column that holds the second text of a pair", IN)
     image: str | None = flag(None, "the column that holds the image or its file name", IN)
     label: str | None = flag(None, "the column that holds the label", IN)
+    unlabelled: str | None = flag(None, "rows of a target domain to adapt to; no label of theirs is read", IN)
+    target_test: str | None = flag(None, "labelled rows of the target domain, to measure on at the end", IN)
+    domain: str | None = flag(None, "the column that names each row's domain; test is measured for each", IN)
+    target: str | None = flag(None, "with --domain: the domain to adapt to; its labels are used for measuring only", IN)
+    source: list[str] = flag(None, "with --domain: the domains to learn from; else all but --target", IN, factory=list)
     problem_type: str | None = flag(
         None, "single_label_classification, multi_label_classification or regression; guessed from the labels", IN
     )

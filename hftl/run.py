@@ -19,7 +19,7 @@ from hftl import hub, memory, spec
 from hftl.anatomy import anatomy, rate_table
 from hftl.arguments import early_stopping, selection
 from hftl.cache import Cache
-from hftl.data import Check, Splits, length_check, load, render
+from hftl.data import Check, Role, Splits, Target, length_check, load, render
 from hftl.errors import UserError, suggest
 from hftl.outcome import Scorer
 from hftl.progress import FirstStep, Lines, Progress
@@ -91,16 +91,18 @@ class Run:
 
 def read_data(recipe: Recipe, task: Task) -> Splits:
     """The data of a recipe, checked and split."""
+    roles = task.roles if recipe.domain is None else task.roles | {"domain": Role("domain", ("domain",))}
     return load(
         recipe.data,
-        task.roles,
-        columns={role: name for role in task.roles if (name := getattr(recipe, role, None))},
+        roles,
+        columns={role: name for role in roles if (name := getattr(recipe, role, None))},
         valid=recipe.valid,
         test=recipe.test,
         seed=recipe.seed,
         problem_type=recipe.problem_type,
         on_bad_row=recipe.on_bad_row,
         max_train_samples=recipe.max_train_samples,
+        target=Target(recipe.unlabelled, recipe.target_test, recipe.domain, recipe.target, tuple(recipe.source)),
     )
 
 
@@ -189,7 +191,8 @@ def encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> dict[s
         labels = (encoded["labels"] if "labels" in encoded.column_names else split["label"])[:]
         return Rows(encoded, labels, identify, changed, recipe.cache_views, task.decoded)
 
-    return {name: made(name) for name in ("train", "valid", "test")}
+    there = [name for name in ("train", "valid", "test", "target") if getattr(splits, name) is not None]
+    return {name: made(name) for name in there}
 
 
 def length_checks(rows: Rows, processor: Any) -> list[Check]:

@@ -1,7 +1,8 @@
 """Data for a task: loaded, checked, encoded and split. Knows rows and labels, and neither models nor tensors."""
 
 from hftl.data.check import length_check, render
+from hftl.data.domains import Target
 from hftl.data.load import load, read
 from hftl.data.types import Check, Labels, Role, Splits
 
-__all__ = ["Check", "Labels", "Role", "Splits", "length_check", "load", "read", "render"]
+__all__ = ["Check", "Labels", "Role", "Splits", "Target", "length_check", "load", "read", "render"]

@@ -12,6 +12,7 @@ import numpy as np
 
 from hftl.data.check import bad_rows, split_checks
 from hftl.data.columns import find_columns
+from hftl.data.domains import Target, set_aside
 from hftl.data.images import loose_images
 from hftl.data.labels import Reading, check_problem_type, check_same, decide, reading_checks
 from hftl.data.part import Part, inputs, label_column, make_part
@@ -22,6 +23,7 @@ from hftl.data.types import SPLITS, Check, Labels, Role, Splits
 from hftl.errors import UserError
 
 SHARE = 0.1  # of the rows of train, for a split that is missing
+TARGET = "target"  # the split that is only measured: labelled rows of another domain
 _MANY_ROWS = 100_000  # below, a progress bar is noise
 
 
@@ -37,6 +39,7 @@ def load(
     on_bad_row: str = "error",
     max_train_samples: int | None = None,
     revision: str | None = None,
+    target: Target | None = None,
 ) -> Splits:
     """Load, check and split data for a task.
 
@@ -51,6 +54,7 @@ def load(
         on_bad_row: "error", or "skip" to leave out rows that are empty, unreadable or without a label, and count them.
         max_train_samples: train on this many rows only, each class with its share.
         revision: of a Hub source.
+        target: where a second domain is, to be adapted to.
 
     Raises:
         UserError: a source, a column, a label or a row that is not what it should be.
@@ -64,10 +68,19 @@ def load(
         for split, one in given.items():
             opened.parts[split] = _given(one, split, opened)
         _split_by_column(opened, columns or {})
+        unlabelled, other = set_aside(opened, target or Target(), seed)
     if "train" not in opened.parts:
         raise UserError(f"Expected a train split in {opened.name}; it has {', '.join(opened.parts) or 'none'}.")
     with _quiet(sum(len(rows.data) for rows in opened.parts.values()) < _MANY_ROWS):
-        return _Loading(opened, roles, columns or {}, set(given), seed).run(problem_type, on_bad_row, max_train_samples)
+        loading = _Loading(opened, roles, columns or {}, set(given), seed)
+        if other is not None:
+            loading.rows[TARGET] = other
+        splits = loading.run(problem_type, on_bad_row, max_train_samples)
+        if unlabelled is not None:
+            wanted = {role: need for role, need in roles.items() if need.kind != "label"}
+            same = {r: c for r, c in splits.columns.items() if r in wanted and c in unlabelled.data.column_names}
+            splits.unlabelled = inputs(unlabelled, find_columns(unlabelled, wanted, same), wanted)
+        return splits
 
 
 def read(
@@ -118,7 +131,7 @@ class _Loading:
             rows = subset(max_train_samples, train.classes, len(train.data), self.seed)
             self.notes.append(f"train is {len(rows):,} of {len(train.data):,} rows, seed {self.seed}")
             parts["train"] = train.take(rows)
-        parts = {split: parts[split] for split in SPLITS}
+        parts = {split: parts[split] for split in (*SPLITS, TARGET) if split in parts}
         self.checks += split_checks(parts, labels)
         return Splits(
             train=parts["train"].data,
@@ -127,6 +140,7 @@ class _Loading:
             labels=labels,
             columns=columns["train"],
             source=self.source,
+            target=parts[TARGET].data if TARGET in parts else None,
             notes=self.notes,
             fingerprints={split: part.fingerprint(labels) for split, part in parts.items()},
             checks=self.checks,
@@ -160,8 +174,9 @@ class _Loading:
 
     def _leave_out(self, split: str) -> None:
         rows = self.rows.pop(split)
-        if split in self.given:
-            raise UserError(f"Expected labels in {rows.name}; it has none. Leave --{split} out; hftl predict reads it.")
+        if split in self.given or split == TARGET:
+            flag = "target_test" if split == TARGET else split
+            raise UserError(f"Expected labels in {rows.name}; it has none. Leave --{flag} out; hftl predict reads it.")
         self.notes.append(f"the {split} split of {self.source} has no labels (missing, or all -1) and was left out")
 
     def _drop_bad(self, parts: dict[str, Part], on_bad_row: str) -> dict[str, Part]:

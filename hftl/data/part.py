@@ -78,7 +78,7 @@ def label_column(rows: Rows, column: str) -> datasets.Dataset:
 def make_part(rows: Rows, columns: dict[str, str], roles: dict[str, Role], reading: Reading) -> Part:
     """Scan the inputs and encode the labels, side by side: neither copies the texts or images."""
     given = inputs(rows, columns, roles)
-    kinds = {role: roles[role].kind for role in given.column_names}
+    kinds = {role: roles[role].kind for role in given.column_names if roles[role].kind != "domain"}
     found = scan(given, kinds, image_roots(rows))
     label = encode(label_column(rows, columns["label"]), reading)
     data = datasets.concatenate_datasets([given, label], axis=1)

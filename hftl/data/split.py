@@ -36,7 +36,7 @@ def carve(
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     member, first = rank[inverse.reshape(-1)], first[order]
-    random = _random(seed, purpose)
+    random = generator(seed, purpose)
     if classes is None:
         count = max(1, round(share * len(first)))
         chosen = random.permutation(len(first))[:count] if len(first) > 1 else np.array([], dtype=int)
@@ -77,7 +77,7 @@ def subset(count: int, classes: np.ndarray | None, rows: int, seed: int) -> np.n
         raise UserError(f"Expected --max_train_samples of 1 or more; it is {count}.")
     if count >= rows:
         return np.arange(rows)
-    random = _random(seed, "subset")
+    random = generator(seed, "subset")
     if classes is None:
         return np.sort(random.permutation(rows)[:count])
     values, sizes = np.unique(classes, return_counts=True)
@@ -100,7 +100,7 @@ def _quota(count: int, sizes: np.ndarray) -> np.ndarray:
     return quota
 
 
-def _random(seed: int, purpose: str) -> np.random.Generator:
+def generator(seed: int, purpose: str) -> np.random.Generator:
     # zlib.crc32, not hash(): that one differs between processes
     return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
 

@@ -15,7 +15,7 @@ PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
 
 @dataclass(frozen=True)
 class Role:
-    """What a task needs from a row: `kind` is "text", "image" or "label"; `candidates` are column names, best first."""
+    """What a task needs from a row: `kind` is text, image, label or domain; `candidates` are column names, best first."""
 
     kind: str
     candidates: tuple[str, ...]
@@ -59,3 +59,7 @@ class Splits:
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Split -> sha256 of its content: independent of file names, formats, cache folders and batches."""
     checks: list[Check] = field(default_factory=list)
+    unlabelled: Dataset | None = None
+    """Rows of the target domain to train with: the input roles alone."""
+    target: Dataset | None = None
+    """Labelled rows of the target domain, for measuring only."""

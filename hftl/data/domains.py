@@ -1,0 +1,95 @@
+"""Which rows are the source's and which the target's. Knows names of files and of one column, and never a target label.
+
+In unsupervised domain adaptation train, valid and test are of the source domain; of the target there are unlabelled
+rows to train with, and labelled ones to test on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hftl.data.source import Rows, Source, open_source
+from hftl.data.split import generator
+from hftl.errors import UserError, suggest
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the target domain is: sources of its own, or a value of a column of the data. The fields are Recipe's."""
+
+    unlabelled: Any = None
+    target_test: Any = None
+    domain: str | None = None
+    target: str | None = None
+    source: tuple[str, ...] = ()
+
+
+def set_aside(opened: Source, target: Target, seed: int) -> tuple[Rows | None, Rows | None]:
+    """Take the target's rows out of `opened`: those to train with, whose labels nothing reads, and those to test on.
+
+    Of a domain that is a value of a column, its rows of train and valid are to train with and those of test to test
+    on; where the data has no test split, each row goes to one half or the other, by the seed.
+
+    Raises:
+        UserError: no such file, column or domain, or two answers to one question.
+    """
+    if target.domain is None or target.target is None:
+        for flag, given in (("target", target.target), ("source", " ".join(target.source))):
+            if given:
+                raise UserError(f"--{flag} {given} names a domain. Pass --domain with its column, and --target.")
+        return _one(target.unlabelled, "train", "unlabelled"), _one(target.target_test, "test", "target_test")
+    for name in ("unlabelled", "target_test"):
+        if getattr(target, name) is not None:
+            raise UserError(f"--target takes its rows from --data, and --{name} from elsewhere. Leave out one of them.")
+    taken: dict[str, Rows] = {}
+    seen: set[str] = set()
+    for split, rows in opened.parts.items():
+        if target.domain not in rows.data.column_names:
+            there = ", ".join(rows.data.column_names[:12])
+            hint = suggest(target.domain, rows.data.column_names)
+            raise UserError(f"Expected a column {target.domain!r} in {rows.name}; it has {there}.{hint}")
+        values = np.array([str(value) for value in rows.data[target.domain][:]])
+        seen |= set(values.tolist())
+        here = values == target.target
+        learned = np.isin(values, target.source) if target.source else ~here
+        opened.parts[split] = _rows(rows, np.flatnonzero(learned), " ".join(target.source) or f"not {target.target}")
+        taken[split] = _rows(rows, np.flatnonzero(here), target.target)
+    for flag, name in [("target", target.target), *(("source", name) for name in target.source)]:
+        if name not in seen:
+            names = ", ".join(sorted(seen)[:12])
+            hint = suggest(name, seen) or f" Pass --{flag} with one of them."
+            raise UserError(f"Expected a domain {name!r} in column {target.domain!r}; it has {names}.{hint}")
+    if target.target in target.source:
+        raise UserError(f"--target {target.target} is among --source, too. Leave it out of one of them.")
+    empty = next((split for split in ("train", "test") if split in taken and not len(opened.parts[split].data)), None)
+    if empty:
+        raise UserError(f"All rows of {empty} are of the domain {target.target!r}; there is no source to learn from.")
+    return _halves(opened, taken, seed)
+
+
+def _halves(opened: Source, taken: dict[str, Rows], seed: int) -> tuple[Rows, Rows]:
+    train = taken["train"]
+    if "test" in taken and len(taken["test"].data):
+        return train, taken["test"]
+    order = generator(seed, "target").permutation(len(train.data))
+    half = len(order) // 2
+    opened.notes.append(f"no test split: half of {train.name} trains without labels, half tests, seed {seed}")
+    return _rows(train, np.sort(order[:half]), "unlabelled half"), _rows(train, np.sort(order[half:]), "test half")
+
+
+def _one(source: Any, split: str, name: str) -> Rows | None:
+    """The rows of a source of its own: all of it, or its `split` where it has several."""
+    if source is None:
+        return None
+    parts = open_source(source).parts
+    rows = next(iter(parts.values())) if len(parts) == 1 else parts.get(split)
+    if rows is None:
+        raise UserError(f"Expected one set of rows in --{name} {source}; it has {', '.join(parts)}. Name a file.")
+    return rows
+
+
+def _rows(rows: Rows, chosen: np.ndarray, what: str) -> Rows:
+    return Rows(rows.data.select(chosen), f"{rows.name} ({what})", rows.root, rows.trusted)
