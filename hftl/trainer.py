@@ -85,6 +85,8 @@ class Trainer(RowReader):
         args.logging_nan_inf_filter = False  # the base class would log the last finite loss, and `log` here see nothing
         if packing and args.torch_compile:
             raise UserError("--packing and --torch_compile do not go together. Leave out one of them.")
+        if packing and self.strategy.across_rows:
+            raise UserError("--packing has no rows, and the --strategy mixes those of a batch. Leave out one of them.")
         self.packing = Packing(model, self.anatomy) if packing else None
         super().__init__(cache, max_tokens, longest, model=model, args=args, **others)
         self._pack()
@@ -211,6 +213,8 @@ class Trainer(RowReader):
         if self.cache is not None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             if self.packing is not None:
                 self.packing.stop()
+            if self.strategy.across_rows:  # then no features are a row's own, to be kept
+                active = {id(parameter) for parameter in self.model.parameters()}
             self.cache.enter(self.model, active, self._passes_of(stage), self.accelerator)
             self._shares[stage] = self.cache.share
             self._pack()

@@ -54,7 +54,6 @@ CHOICES = {
     "on_bad_row": ("error", "skip"),
     "problem_type": ("single_label_classification", "multi_label_classification", "regression"),
     "class_weights": ("balanced",),
-    "augment": ("none", "shift", "flip"),
     "classifier": ("logistic", "svm", "rbf_svm", "knn", "auto"),
     "pool": ("head", "mean", "first"),
     "cache_dtype": ("auto", "float32", "bfloat16"),

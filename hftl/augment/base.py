@@ -48,6 +48,10 @@ class Augmentation:
         """For each text, versions of it to draw from; only where `rewrites`."""
         raise NotImplementedError
 
+    def identity(self) -> str:
+        """Where `rewrites`: names what the versions depend on beside the fields, such as the files of a model."""
+        return ""
+
     @property
     def chance(self) -> float:
         """Where `rewrites`: the probability that a row is replaced by one of its versions."""
@@ -122,7 +126,9 @@ def augmentation_of(text: str, kind: str, target: Any = None) -> Augmentation | 
         if part.needs_target and target is None:
             raise UserError(f"{name} reads target {kind}s. Pass --unlabelled with a folder of them.")
         if part.rewrites and place:
-            raise UserError(f"{name} is computed once for each row, so it comes first, and once: --augment '{name}(...)'.")
+            raise UserError(
+                f"{name} is computed once for each row, so it comes first, and once: --augment '{name}(...)'."
+            )
     return found
 
 

@@ -25,7 +25,7 @@ NAMES = {"AutoModelForMaskedLM": "a masked language model", "AutoModelForSeq2Seq
 def filled(texts: list[str], model: str, p: float, versions: int) -> list[list[str]]:
     """For each text, versions in which a share p of the tokens was masked and drawn from the model's distribution.
 
-    Words that were not masked keep their letters and the white space around them. The same texts give the same versions.
+    Words that were not masked keep their letters and the white space around them. Equal texts give equal versions.
 
     Raises:
         UserError: the model does not load, has no mask token, or its tokenizer does not know where tokens lie.
@@ -56,7 +56,11 @@ def filled(texts: list[str], model: str, p: float, versions: int) -> list[list[s
             for i, text in enumerate(texts):
                 places = masked[i].nonzero().flatten().tolist()
                 drawn = torch.multinomial(logits[i, places].softmax(-1), 1).flatten().tolist() if places else []
-                made[i].append(_replaced(text, [(spans[i][place], _word(t, tokenizer)) for place, t in zip(places, drawn, strict=True)]))
+                made[i].append(
+                    _replaced(
+                        text, [(spans[i][place], _word(t, tokenizer)) for place, t in zip(places, drawn, strict=True)]
+                    )
+                )
     return made
 
 

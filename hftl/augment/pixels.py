@@ -1,7 +1,7 @@
 """The arithmetic of image augmentations, on arrays. Knows numpy; no randomness, no files.
 
-An image is an array of shape (height, width, 3) with values from 0 to 255; results are floats, neither cut to that range
-nor rounded.
+An image is an array of shape (height, width, 3) with values from 0 to 255; results are floats, neither cut to that
+range nor rounded.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def histogram_match(image: Pixels, target: Pixels) -> Pixels:
     """`image` with each channel's values moved to the quantiles of `target`, of any size (Gonzalez & Woods, 3.3)."""
     made = np.empty(image.shape, dtype=np.float64)
     for channel in range(image.shape[2]):
-        values, places, counts = np.unique(image[..., channel], return_inverse=True, return_counts=True)
+        _, places, counts = np.unique(image[..., channel], return_inverse=True, return_counts=True)
         wanted, wanted_counts = np.unique(target[..., channel], return_counts=True)
         below, wanted_below = (np.cumsum(n) / n.sum() for n in (counts, wanted_counts))
         moved = np.interp(below, wanted_below, wanted)

@@ -112,6 +112,11 @@ class MaskedLM(Augmentation):
 
         return models.filled(values, str(self.model), self.p, self.versions)
 
+    def identity(self) -> str:
+        from hftl.augment import models
+
+        return models.identity(str(self.model))
+
 
 @dataclass(frozen=True)
 class BackTranslation(Augmentation):
@@ -142,6 +147,11 @@ class BackTranslation(Augmentation):
         from hftl.augment import models
 
         return models.back_translated(values, self.forward, self.backward, self.versions)
+
+    def identity(self) -> str:
+        from hftl.augment import models
+
+        return models.identity(self.forward) + models.identity(self.backward)
 
 
 def changed(
