@@ -44,6 +44,8 @@ class MixStyle(Strategy):
             raise UserError(f"MixStyle(layers) takes a whole number of 1 or more; {self.layers} came.")
 
     def prepare(self, model: nn.Module, anatomy: Anatomy) -> nn.Module:
+        from torch import nn
+
         if not anatomy.stack:
             raise UserError("MixStyle mixes the features of a model's blocks; this model has no stack of blocks.")
         if self.layers > len(anatomy.stack):
@@ -56,6 +58,8 @@ class MixStyle(Strategy):
         model.register_forward_pre_hook(mix.note, with_kwargs=True)
         for path in anatomy.stack[: self.layers]:
             block = next(module for name, module in named if name.endswith(f".{path}"))
+            while isinstance(block, nn.ModuleList):  # never called itself (SegFormer's first stage)
+                block = block[-1]
             block.register_forward_hook(mix)
         return model
 
