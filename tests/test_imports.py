@@ -22,8 +22,9 @@ TABLE = {
     "accumulator calibration": "bootstrap",
     "extra": "accumulator",
     "metrics": "accumulator bootstrap calibration extra",
-    "strategies strategies.base strategies.layers strategies.peft": "anatomy strategies.base",
-    "tasks tasks.base tasks.text tasks.image": "metrics data tasks.base",
+    "strategies strategies.base strategies.layers strategies.mixstyle strategies.peft": "anatomy strategies.base",
+    "augment augment.base augment.image augment.text augment.pixels augment.models": "augment spec",
+    "tasks tasks.base tasks.text tasks.image": "augment metrics data tasks.base",
     "data": "data",
     "rates": "anatomy strategies.base",
     "packing": "packed untouched",
@@ -50,8 +51,8 @@ TABLE = {
     "feature_run": "arguments cache classical feature_model outcome store",
     "features": "feature_run hub progress recipe settings startup",
     "recipe": "anatomy arguments hub kernels memory outcome progress run settings spec startup values",
-    "help": "settings spec strategies.base values",
-    "cli": "failures help predict recipe_file settings spec startup strategies.base values",
+    "help": "augment settings spec strategies.base values",
+    "cli": "augment failures help predict recipe_file settings spec startup strategies.base values",
     "testing": "hub outcome recipe report run spec strategies",
 }
 """Modules of hftl -> modules of hftl that they may import; a package stands for all its modules. errors is free."""
@@ -67,7 +68,10 @@ HOMES = {
 NEVER = {
     "data": {"torch", "transformers"},
     "trainer": {"peft", "datasets", "huggingface_hub"},
-    "values settings spec recipe_file help cli failures": {"torch", "transformers"},
+    "values settings spec recipe_file help cli failures augment.base augment.text augment.pixels": {
+        "torch",
+        "transformers",
+    },
     "accumulator calibration bootstrap extra metrics": {"torch", "transformers"},
     "report page card plots plain verdict wording": {"torch", "transformers"},
 }
