@@ -66,7 +66,7 @@ def test_fda_gives_an_image_the_mean_colour_of_the_target_whatever_the_size_of_b
 
 
 def test_histogram_match_gives_each_channel_the_quantiles_of_the_target():
-    image, target = noise(1), noise(2, 40, 50, low=10, high=90) ** 2 / 40
+    image, target = (x.astype(np.uint8) for x in (noise(1), noise(2, 40, 50, low=10, high=90) ** 2 / 40))
     made = pixels.histogram_match(image, target)
     shares = np.linspace(0.05, 0.95, 19)
     for channel in range(3):
@@ -250,12 +250,12 @@ def test_every_augmentation_names_its_kind_and_its_words_hold_what_they_depend_o
     ("text", "kind", "fragment"),
     [
         ("FDA", "image", "FDA reads target images. Pass --unlabelled with a folder of them."),
-        ("Sketch", "text", "Sketch changes images, and this task reads texts. For texts: BackTranslation, EDA,"),
+        ("Sketch", "text", "Sketch changes images, and this task reads texts. Use one of BackTranslation, EDA,"),
         ("EDA(alpha=2)", "text", "EDA(alpha) takes a number from 0 to 1; 2.0 came"),
         ("EDA(operations=['swop'])", "text", "Did you mean 'swap'?"),
         ("FDA(beta=0.7)", "image", "from 0 to 0.5; 0.7 came"),
         ("RandAugment(magnitude=31)", "image", "from 0 to 30; 31 came"),
-        ("MaskedLM", "text", "Name one: MaskedLM(model='bert-base-uncased')"),
+        ("MaskedLM", "text", "Pass one, as in MaskedLM(model='bert-base-uncased')"),
         ("BackTranslation('a')", "text", "missing a required argument: 'backward'"),
         ("EDA | MaskedLM(model='m')", "text", "so it comes first"),
     ],

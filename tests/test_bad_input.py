@@ -184,7 +184,7 @@ IMAGES = {
         "--data a.csv", ("Expected a column 'image' in a.csv",), {"a.csv": GOOD}, command="image"
     ),
     "images for texts": Case("--data photos", ("Expected a column 'text' in photos",), given=photos),
-    "unknown augmentation": Case("--augment rotate", ("There is no augmentation 'rotate'",), command="image"),
+    "unknown augmentation": Case("--augment Sketsh", ("Did you mean 'Sketch'?",), command="image"),
     "an augmentation of texts for images": Case(
         "--augment EDA", ("EDA changes texts, and this task reads images", "FDA", "Sketch"), command="image"
     ),

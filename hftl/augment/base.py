@@ -122,7 +122,7 @@ def augmentation_of(text: str, kind: str, target: Any = None) -> Augmentation | 
         name = type(part).__name__
         if part.kind and part.kind != kind:
             fitting = ", ".join(sorted(name for name, c in Augmentation.known().items() if c.kind in ("", kind)))
-            raise UserError(f"{name} changes {part.kind}s, and this task reads {kind}s. For {kind}s: {fitting}.")
+            raise UserError(f"{name} changes {part.kind}s, and this task reads {kind}s. Use one of {fitting}.")
         if part.needs_target and target is None:
             raise UserError(f"{name} reads target {kind}s. Pass --unlabelled with a folder of them.")
         if part.rewrites and place:

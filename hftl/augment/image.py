@@ -84,11 +84,13 @@ class HistogramMatch(Augmentation):
         check_share(self.p, "HistogramMatch(p)")
 
     def apply(self, value: Image, rng: np.random.Generator, target: Draw | None = None) -> Image:
+        import numpy as np
+
         from hftl.augment import pixels
 
         if rng.random() >= self.p:
             return value
-        return pixels.to_image(pixels.histogram_match(pixels.to_array(value), pixels.to_array(_drawn(target))))
+        return pixels.to_image(pixels.histogram_match(np.asarray(value), np.asarray(_drawn(target))))
 
 
 @dataclass(frozen=True)

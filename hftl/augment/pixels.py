@@ -39,22 +39,24 @@ def fda(image: Pixels, target: Pixels, beta: float) -> Pixels:
         return image
     height, width = image.shape[:2]
     b = int(np.floor(beta * min(height, width)))
-    spectrum = np.fft.fftshift(np.fft.fft2(image, axes=(0, 1)), axes=(0, 1))
-    other = np.fft.fftshift(np.fft.fft2(target, axes=(0, 1)), axes=(0, 1))
-    rows, columns = (slice(max(size // 2 - b, 0), size // 2 + b + 1) for size in (height, width))
-    spectrum[rows, columns] = np.abs(other[rows, columns]) * np.exp(1j * np.angle(spectrum[rows, columns]))
-    return np.real(np.fft.ifft2(np.fft.ifftshift(spectrum, axes=(0, 1)), axes=(0, 1)))
+    spectrum, other = (np.fft.rfft2(each, axes=(0, 1)) for each in (image, target))  # the other half mirrors this one
+    low = np.ix_(np.abs(np.fft.fftfreq(height, 1 / height)) <= b, np.arange(width // 2 + 1) <= b)
+    spectrum[low] = np.abs(other[low]) * np.exp(1j * np.angle(spectrum[low]))
+    return np.fft.irfft2(spectrum, (height, width), axes=(0, 1))
 
 
 def histogram_match(image: Pixels, target: Pixels) -> Pixels:
-    """`image` with each channel's values moved to the quantiles of `target`, of any size (Gonzalez & Woods, 3.3)."""
+    """`image` with each channel's values moved to the quantiles of `target`, of any size (Gonzalez & Woods, 3.3).
+
+    Both hold whole numbers, as uint8.
+    """
     made = np.empty(image.shape, dtype=np.float64)
     for channel in range(image.shape[2]):
-        _, places, counts = np.unique(image[..., channel], return_inverse=True, return_counts=True)
-        wanted, wanted_counts = np.unique(target[..., channel], return_counts=True)
-        below, wanted_below = (np.cumsum(n) / n.sum() for n in (counts, wanted_counts))
-        moved = np.interp(below, wanted_below, wanted)
-        made[..., channel] = moved[places].reshape(image.shape[:2])
+        counts, wanted = (np.bincount(each[..., channel].ravel(), minlength=256) for each in (image, target))
+        there = np.flatnonzero(wanted)
+        below = np.cumsum(counts) / counts.sum()
+        moved = np.interp(below, np.cumsum(wanted[there]) / wanted.sum(), there)
+        made[..., channel] = moved[image[..., channel]]
     return made
 
 

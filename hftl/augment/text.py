@@ -104,7 +104,8 @@ class MaskedLM(Augmentation):
         check_least(self.versions, 1, "MaskedLM(versions)")
         if not self.model:
             raise UserError(
-                "MaskedLM draws words from a masked language model. Name one: MaskedLM(model='bert-base-uncased')."
+                "MaskedLM draws words from a masked language model. "
+                "Pass one, as in MaskedLM(model='bert-base-uncased')."
             )
 
     def rewrite(self, values: list[str]) -> list[list[str]]:

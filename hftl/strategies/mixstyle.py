@@ -50,7 +50,8 @@ class MixStyle(Strategy):
             raise UserError("MixStyle mixes the features of a model's blocks; this model has no stack of blocks.")
         if self.layers > len(anatomy.stack):
             raise UserError(
-                f"MixStyle(layers={self.layers}) asks for more blocks than the {len(anatomy.stack)} of this model."
+                f"MixStyle(layers={self.layers}) asks for more blocks than this model has. "
+                f"Pass {len(anatomy.stack)} or less."
             )
         named = [(f".{name}", module) for name, module in model.named_modules()]
         last = any("NHWC" in str(getattr(module, "output_fmt", "")) for _, module in named)  # timm's word for it
