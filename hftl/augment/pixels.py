@@ -74,13 +74,13 @@ def color_stats(image: Pixels, target: Pixels, space: str = "lab") -> Pixels:
 
 
 def to_lab(image: Pixels) -> Pixels:
-    """RGB in 0 .. 255 to l alpha beta; black counts as the darkest step, because its logarithm is none."""
-    return np.log10(np.maximum(image, 1.0) / 255 @ LMS.T) @ OPPONENT.T
+    """RGB in 0 .. 255 to l alpha beta, with natural logarithms; black counts as 1, because it has no logarithm."""
+    return np.log(np.maximum(image, 1.0) / 255 @ LMS.T) @ OPPONENT.T
 
 
 def from_lab(lab: Pixels) -> Pixels:
     """The inverse of `to_lab`."""
-    return 255 * (10 ** (lab @ np.linalg.inv(OPPONENT).T)) @ np.linalg.inv(LMS).T
+    return 255 * np.exp(lab @ np.linalg.inv(OPPONENT).T) @ np.linalg.inv(LMS).T
 
 
 def pencil(image: Image.Image, radius: float) -> Pixels:
