@@ -126,7 +126,7 @@ def described(run: Run) -> dict[str, Any]:
             "notes": [*splits.notes, *(trainer.cache.notes if trainer.cache is not None else [])],
         },
         "checks": splits.checks,
-        "trainable": sum(p.numel() for group in trainer.groups for p in group.parameters.values()),
+        "trainable": trainer.trained,
         "total": sum(p.numel() for p in parameters),
         "seed": recipe.seed,
         "versions": versions(),

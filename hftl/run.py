@@ -27,6 +27,7 @@ from hftl.rows import Rows
 from hftl.settings import own_settings
 from hftl.startup import Clock
 from hftl.strategies import Chain, Strategy
+from hftl.streams import Stream
 from hftl.tasks import Task
 from hftl.tasks.base import Pretrained, Source
 from hftl.trainer import Trainer
@@ -121,11 +122,12 @@ def make_trainer(
     scorer: Scorer,
 ) -> Trainer:
     """The Trainer of a recipe, its strategy applied to the model."""
-    collate = task.collate(pretrained.processor)
+    collate, strategy = task.collate(pretrained.processor), strategy_of(recipe.strategy)
     trainer = Trainer(
         pretrained.model,
         selection(args, scorer),
-        strategy=strategy_of(recipe.strategy),
+        strategy=strategy,
+        streams=streams(recipe, task, splits, pretrained.processor, strategy),
         anatomy=anatomy(pretrained.model, pretrained.fresh),
         item_losses=class_weighted(recipe.class_weights, splits),
         cache=kept(recipe, rows, collate, args),
@@ -142,6 +144,14 @@ def make_trainer(
     if recipe.fit_batch and not recipe.show_rates:
         memory.fit_batch(trainer)
     return trainer
+
+
+def streams(recipe: Recipe, task: Task, splits: Splits, processor: Any, strategy: Strategy) -> dict[str, Stream]:
+    """The unlabelled rows of the target in each form that the strategy reads."""
+    if splits.unlabelled is None:
+        return {}
+    options = {name: getattr(recipe, name) for name in task.options}
+    return {view: Stream(*task.stream(view, splits.unlabelled, processor, options)) for view in strategy.streams}
 
 
 def kept(recipe: Recipe, rows: dict[str, Any], collate: Any, args: transformers.TrainingArguments) -> Cache:

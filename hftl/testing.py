@@ -113,8 +113,11 @@ def the_folder_gives_the_same_logits(made: Outcome) -> None:
 
 
 def the_report_counts_what_trains(made: Outcome) -> None:
-    """`trainable` and `total` are the numbers of elements that changed place in the optimizer and in the model."""
-    trained = sum(p.numel() for group in made.run.trainer.optimizer.param_groups for p in group["params"])
+    """`trainable` and `total` are the numbers of elements in the optimizer and in the model, partners left out."""
+    beside = made.run.trainer.beside
+    theirs = {id(p) for p in beside.partner.parameters()} if beside is not None else set()
+    held = [p for group in made.run.trainer.optimizer.param_groups for p in group["params"]]
+    trained = sum(p.numel() for p in held if id(p) not in theirs)
     assert made.report.trainable == trained, f"the report says {made.report.trainable}, the optimizer holds {trained}"
     assert made.report.trainable <= made.report.total
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from hftl.augment import augmentation_of, told
+from hftl.augment.image import RandAugment
 from hftl.data import Labels, Role
 from hftl.errors import UserError, suggest
 from hftl.tasks.base import (
@@ -79,11 +80,11 @@ class ImageClassification(Task):
             augment: in the notation of `hftl.augment`; its randomness is torch's.
             target: unlabelled images that an augmentation may read, in a column `image`.
         """
-        found = augmentation_of(augment, "image", target)
+        found = augmentation_of(augment, "image", target) if train else None
 
         def read(batch: dict[str, list]) -> dict[str, Any]:
             images = [open_image(value) for value in batch["image"]]
-            if found is not None and train:
+            if found is not None:
                 images = [changed(image, found, generator(), target) for image in images]
             made = {"pixel_values": list(processor(images, return_tensors="pt")["pixel_values"])}
             return made | ({"labels": batch["label"]} if "label" in batch else {})
@@ -92,6 +93,20 @@ class ImageClassification(Task):
 
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         return stack
+
+    def stream(
+        self, view: str, rows: datasets.Dataset, processor: Any, options: dict[str, Any]
+    ) -> tuple[Any, Callable]:
+        """As any task; "strong" is RandAugment (Cubuk et al. 2020) with two changes of magnitude 10."""
+        if view != "strong":
+            return super().stream(view, rows, processor, options)
+        change = RandAugment(n=2, magnitude=10)
+
+        def read(batch: dict[str, list]) -> dict[str, Any]:
+            images = [change.apply(open_image(value), generator()) for value in batch["image"]]
+            return {"pixel_values": list(processor(images, return_tensors="pt")["pixel_values"])}
+
+        return rows.with_transform(read), self.collate(processor)
 
     def changed(self, options: dict[str, Any]) -> str:
         return told(augmentation_of(options["augment"], "image", options["target"]), options["target"])

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import datasets
 import numpy as np
 import torch
+import transformers
 from torch import nn
 
 from hftl.augment import Augmentation, augmentation_of, told
@@ -78,7 +79,7 @@ class TextClassification(Task):
             augment: in the notation of `hftl.augment`; its randomness is torch's.
             target: unlabelled texts to draw words from, in a column `text`; else the training texts.
         """
-        found = augmentation_of(augment, "text", target)
+        found = augmentation_of(augment, "text", target) if train else None
         limit = min(max_length or LONGEST, processor.model_max_length)
         least = 1 + processor.num_special_tokens_to_add("text_pair" in rows.column_names)
         if limit < least:
@@ -106,7 +107,7 @@ class TextClassification(Task):
             new_fingerprint=_fingerprint(rows, processor, limit),
             desc=f"Tokenising {len(rows):,} rows",
         )
-        if found is None or not train:
+        if found is None:
             return tokenised
         ready = datasets.concatenate_datasets([rewritten(rows, found), tokenised.select_columns("length")], axis=1)
         words = rows if target is None else target
@@ -141,6 +142,31 @@ class TextClassification(Task):
             {"before": self.show(row)["text"], "after": self.show(altered(row, found, rng, words))["text"]}
             for row in some(encoded)
         ]
+
+    def stream(
+        self, view: str, rows: datasets.Dataset, processor: Any, options: dict[str, Any]
+    ) -> tuple[Any, Callable]:
+        """As any task; "masked" hides 15 % of the tokens as BERT does, "strong" masks 20 % and asks for none."""
+        if view not in ("masked", "strong"):
+            return super().stream(view, rows, processor, options)
+        if processor.mask_token is None:
+            raise UserError(
+                "The strategy masks tokens, and this model's tokenizer has no mask token. Pass another --model."
+            )
+        encoded, plain = super().stream("unlabelled", rows, processor, options)
+        if view == "masked":
+            hide = transformers.DataCollatorForLanguageModeling(processor, mlm_probability=0.15)
+        else:
+            hide = transformers.DataCollatorForLanguageModeling(
+                processor, mlm_probability=0.2, mask_replace_prob=1.0, random_replace_prob=0.0
+            )
+
+        def batch(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            made = plain(rows)
+            ids, wanted = hide.torch_mask_tokens(made["input_ids"])
+            return made | {"input_ids": ids} | ({"labels": wanted} if view == "masked" else {})
+
+        return encoded, batch
 
     def identify(self, rows: datasets.Dataset, processor: Any) -> list[bytes]:
         """As any task, in a tenth of the time: the tokens of a row are hashed as they lie in memory.
