@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from reports import HOSTILE, PIXEL
 
 from hftl import Recipe, spec, testing
 from hftl.augment import Augmentation, augmentation_of, pixels, read, told
@@ -20,6 +21,8 @@ from hftl.augment.image import FDA, AugMix, ColorStats, Flip, HistogramMatch, Ra
 from hftl.augment.text import EDA, BackTranslation, MaskedLM, WordDropout, changed
 from hftl.data import load
 from hftl.errors import UserError
+from hftl.page import html
+from hftl.report import Report
 from hftl.tasks.image import ImageClassification
 from hftl.tasks.text import TextClassification
 
@@ -422,3 +425,34 @@ def test_text_is_tokenised_as_without_augmentation_where_nothing_changes(tiny_be
     plain, same = (task.encode(rows, tokenizer, train=True, augment=a) for a in ("none", "EDA(p=0.0)"))
     for one, other in zip(plain.select(range(20)), same.select(range(20)), strict=True):
         assert one == other
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_read_what_the_process_itself_reads_and_another_thing_in_each_epoch(persistent, ready):
+    settings = {
+        "augment": "WordDropout(p=0.4)",
+        "num_train_epochs": 2,
+        "max_train_samples": 32,
+        "strategy": "LinearProbe",
+    }
+    losses = []
+    for name, workers in (
+        ("alone", {}),
+        ("helped", {"dataloader_num_workers": 1, "dataloader_persistent_workers": persistent}),
+    ):
+        run = ready("text", name, **settings, **workers)
+        run.train()
+        losses.append([entry["loss"] for entry in run.trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_the_page_shows_foreign_text_as_text_and_no_address_as_an_image():
+    report = Report(task="t", model="m", augmented=[{"before": HOSTILE[1], "after": "<script>alert(1)</script>"}])
+    page = html(Report.from_dict(report.as_dict()))
+    assert "&lt;script&gt;" in page
+    assert "<script" not in page
+    assert "<img" not in page
+    report.augmented = [{"before": PIXEL, "after": "https://example.com/a.png"}]
+    assert "<img" not in html(Report.from_dict(report.as_dict()))
+    report.augmented = [{"before": PIXEL, "after": PIXEL}]
+    assert html(Report.from_dict(report.as_dict())).count("<img") == 2
