@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -94,6 +95,11 @@ class Rows(Dataset):
     def _noise(self, number: int) -> int:
         told = self.keys[number] if self.steady else repr((self.seed, int(self._epoch), number)).encode()
         return int.from_bytes(hashlib.blake2b(told, digest_size=7).digest(), "big")
+
+    def part(self, numbers: np.ndarray) -> Rows:
+        """Some of the rows, of which nothing is kept."""
+        labels = None if self.labels is None else [self.labels[int(n)] for n in numbers]
+        return Rows(self.encoded.select(numbers), labels, lambda: [])
 
     def set_epoch(self, epoch: int) -> None:
         """Turn to the view of this epoch."""

@@ -16,6 +16,7 @@ import transformers
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hftl import hub, memory, spec
+from hftl.adaptation import Domains
 from hftl.anatomy import anatomy, rate_table
 from hftl.arguments import early_stopping, selection
 from hftl.cache import Cache
@@ -51,6 +52,7 @@ class Run:
     scorer: Scorer
     trainer: Trainer
     clock: Clock
+    domains: Domains | None = None
 
     @property
     def rates(self) -> list[dict[str, Any]]:
@@ -82,7 +84,11 @@ class Run:
         checkpoint = self.folder.checkpoint if self.recipe.resume else None
         if checkpoint is None and self.trainer.args.should_save:
             self.folder.forget_checkpoints()
+        if self.domains is not None:
+            self.domains.note(self.trainer, "before")
         self.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if self.domains is not None:
+            self.domains.note(self.trainer, "after")
         self.trainer.remove_callback(transformers.EarlyStoppingCallback)  # what is evaluated from here on stops nothing
         self.trainer.model = self.trainer.strategy.finish(self.trainer.model)
 
@@ -120,12 +126,13 @@ def make_trainer(
     pretrained: Pretrained,
     rows: dict[str, Any],
     scorer: Scorer,
+    domains: Domains | None = None,
 ) -> Trainer:
     """The Trainer of a recipe, its strategy applied to the model."""
     collate, strategy = task.collate(pretrained.processor), strategy_of(recipe.strategy)
     trainer = Trainer(
         pretrained.model,
-        selection(args, scorer),
+        selection(args, scorer, recipe.select),
         strategy=strategy,
         streams=streams(recipe, task, splits, pretrained.processor, strategy),
         anatomy=anatomy(pretrained.model, pretrained.fresh),
@@ -141,9 +148,30 @@ def make_trainer(
         preprocess_logits_for_metrics=logits_alone,
         callbacks=early_stopping(recipe),
     )
+    if domains is not None:
+        trainer.further = functools.partial(domains.criteria, trainer)
     if recipe.fit_batch and not recipe.show_rates:
         memory.fit_batch(trainer)
     return trainer
+
+
+def domains_of(recipe: Recipe, task: Task, splits: Splits, processor: Any, rows: dict[str, Rows]) -> Domains | None:
+    """What is watched of source and target, or None without unlabelled rows.
+
+    Raises:
+        UserError: a choice that needs rows of the target, which are not there.
+    """
+    if splits.unlabelled is None:
+        if recipe.select != "source":
+            raise UserError(f"--select {recipe.select} looks at the target. Pass --unlabelled with rows of it.")
+        return None
+    options = {name: getattr(recipe, name) for name in task.options}
+    valid = Stream(rows["valid"], task.collate(processor))
+    target = Stream(*task.stream("unlabelled", splits.unlabelled, processor, options))
+    kind, names = splits.labels.problem_type, splits.labels.names
+    batch = recipe.training.get("per_device_eval_batch_size", 64)
+    labels = np.asarray(rows["valid"].labels)
+    return Domains(valid, labels, target, rows.get("target"), kind, names, recipe.select, batch, recipe.seed)
 
 
 def streams(recipe: Recipe, task: Task, splits: Splits, processor: Any, strategy: Strategy) -> dict[str, Stream]:

@@ -204,7 +204,8 @@ class UDALM(_Aligned):
     def partner(self, width: int, classes: int, model: nn.Module) -> nn.Module:
         from torch import nn
 
-        embeddings: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+        find: Any = getattr(model, "get_input_embeddings", lambda: None)
+        embeddings = find()
         if not isinstance(embeddings, nn.Embedding):
             raise UserError("UDALM predicts masked tokens; this model reads none. Try DANN, or a text model.")
         words, wide = embeddings.weight.shape
