@@ -124,8 +124,8 @@ class BackTranslation(Augmentation):
     """Texts translated and back, with sampling (Sennrich 2016, arXiv 1511.06709; Xie 2020, UDA, arXiv 1904.12848).
 
     `forward` and `backward` are folders or Hub ids of encoder-decoder models of one direction each, such as Marian's,
-    with safetensors. `versions` of each training text are computed once and kept on disk; each time a text is read, it is
-    replaced by one of them with probability p. Stands first in a chain.
+    with safetensors. `versions` of each training text are computed once and kept on disk; each time a text is read, it
+    is replaced by one of them with probability p. Stands first in a chain.
     """
 
     kind: ClassVar[str] = "text"
