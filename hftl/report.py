@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from hftl.data import Check
     from hftl.metrics import Score
 
-CHANGED = {"--strategy", "--output_dir", "--overwrite", "--resume", "--classifier", "--layers", "--pool"}
+CHANGED = {
+    "--strategy",
+    "--output_dir",
+    "--overwrite",
+    "--resume",
+    "--source_only",
+    "--classifier",
+    "--layers",
+    "--pool",
+}
 
 
 @dataclass

@@ -9,10 +9,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hftl.errors import UserError
@@ -24,6 +26,7 @@ from hftl.untouched import untouched
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
+STATE = "partner.safetensors"
 PARTNER = "partner"
 """The name under which a model holds what strategies train beside it; it is gone once training ends."""
 
@@ -174,6 +177,16 @@ class Beside:
             self.reads = None
         if hasattr(model, PARTNER):
             delattr(model, PARTNER)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the partner beside a checkpoint: that of an adapter holds nothing else."""
+        if len(self.partner):
+            save_file({k: v.contiguous() for k, v in self.partner.state_dict().items()}, Path(folder) / STATE)
+
+    def load(self, folder: str | os.PathLike[str]) -> None:
+        """Take up what `save` wrote."""
+        if len(self.partner):
+            self.partner.load_state_dict(load_file(Path(folder) / STATE))
 
     def views(self, model: nn.Module, update: int, device: Any) -> dict[str, View]:
         """The batches that belong to the next micro-batch of an update."""

@@ -49,7 +49,9 @@ class Outcome:
 
 
 def train_tiny(strategy: Strategy | str, settings: dict[str, Any], folder: Path) -> Outcome:
-    """Run one strategy on one tiny task into a folder."""
+    """Run one strategy on one tiny task into a folder; a target's rows are the task's own, without labels."""
+    if strategy_of(strategy).streams:
+        settings = {"unlabelled": settings["data"]} | settings
     recipe = Recipe(**settings | {"strategy": strategy, "output_dir": str(folder), "disable_tqdm": True})
     run = recipe.prepare()
     run.trainer.args.learning_rate /= run.trainer.groups[0].peak  # whatever the strategy, nothing trains faster
@@ -218,6 +220,7 @@ def tiny_bert(folder: Path) -> str:
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    special["mask_token"] = "[UNK]"  # no word of the sentences is unknown
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=len(words),

@@ -98,6 +98,13 @@ class Trainer(RowReader):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _fitting(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+            if self.beside is not None and checkpoint is not None:
+                self.beside.load(checkpoint)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.beside is not None and self.args.should_save:
+            self.beside.save(output_dir)
 
     # --- the loss: a mean over the items of the whole update -------------------------------------------------------
 

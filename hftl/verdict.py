@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from hftl.report import Report
 
 
+SAYS = {"helped": "helped", "hurt": "hurt", "no clear difference": "made no clear difference"}
+
+
 def majority(report: Report) -> float | None:
     """Accuracy on test of always answering the most frequent class there; None where there is no confusion."""
     rows = [sum(row) for row in report.confusion]
@@ -53,7 +56,7 @@ def adapted(report: Report) -> list[str]:
     if plain := about.get("source_only"):
         score = plain["scores"][plain["on"]]
         said.append(
-            f"Adapting {plain['verdict']}: without the target's rows {name} on {plain['on']} is "
+            f"Adapting {SAYS[plain['verdict']]}: without the target's rows {name} on {plain['on']} is "
             f"{wording.number(_of(score, 'value'))} {wording.interval(_of(score, 'low'), _of(score, 'high'))}."
         )
         if plain["verdict"] == "hurt":

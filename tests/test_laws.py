@@ -28,7 +28,17 @@ STRATEGIES = (
     "MixStyle(p=1.0, layers=1) | LinearProbe",
     "LoRA(r=4) | MixStyle",
 )
-CASES = [(strategy, task) for task in testing.TINY for strategy in STRATEGIES]
+ALIGNED = (
+    "DANN(weight=0.1)",
+    "CDAN(weight=0.1)",
+    "DAN",
+    "DeepCORAL",
+    "MCC(weight=0.1)",
+    "PseudoLabel(threshold=0.7)",
+    "FixMatch(threshold=0.7)",
+    "LoRA(r=4) | DANN(weight=0.1)",
+)
+CASES = [(strategy, task) for task in testing.TINY for strategy in (*STRATEGIES, *ALIGNED)] + [("UDALM", "text")]
 
 
 @pytest.fixture(scope="module")
