@@ -48,6 +48,9 @@ class Augmentation:
         """For each text, versions of it to draw from; only where `rewrites`."""
         raise NotImplementedError
 
+    def release(self) -> None:
+        """Where `rewrites`: all rows are rewritten; let go of what it took."""
+
     def identity(self) -> str:
         """Where `rewrites`: names what the versions depend on beside the fields, such as the files of a model."""
         return ""

@@ -1,6 +1,6 @@
 """Texts rewritten by language models: masked words drawn anew, and translation there and back. Knows transformers.
 
-A model is loaded once a process, for as long as `loaded` is not asked for another, and reads safetensors alone.
+A model is loaded once and stays until `release`; it reads safetensors alone.
 """
 
 from __future__ import annotations
@@ -44,23 +44,21 @@ def filled(texts: list[str], model: str, p: float, versions: int) -> list[list[s
         return_special_tokens_mask=True,
     )
     spans, special = batch.pop("offset_mapping").tolist(), batch.pop("special_tokens_mask").bool()
-    made: list[list[str]] = [[] for _ in texts]
+    inputs = {name: value.to(network.device) for name, value in batch.items()}
     banned = [i for i in tokenizer.all_special_ids if i < network.config.vocab_size]
+    made: list[list[str]] = [[] for _ in texts]
     with _seeded(texts), torch.inference_mode():
         for _ in range(versions):
             masked = (torch.rand(special.shape) < p) & ~special
-            ids = batch["input_ids"].masked_fill(masked, tokenizer.mask_token_id)
-            inputs = {name: value.to(network.device) for name, value in {**batch, "input_ids": ids}.items()}
-            logits = network(**inputs).logits.float().cpu()
-            logits[..., banned] = -torch.inf  # a special token is no word
-            for i, text in enumerate(texts):
-                places = masked[i].nonzero().flatten().tolist()
-                drawn = torch.multinomial(logits[i, places].softmax(-1), 1).flatten().tolist() if places else []
-                made[i].append(
-                    _replaced(
-                        text, [(spans[i][place], _word(t, tokenizer)) for place, t in zip(places, drawn, strict=True)]
-                    )
-                )
+            hidden = inputs["input_ids"].masked_fill(masked.to(network.device), tokenizer.mask_token_id)
+            logits = network(**inputs | {"input_ids": hidden}).logits[masked.to(network.device)].float().cpu()
+            logits[:, banned] = -torch.inf  # a special token is no word
+            drawn = torch.multinomial(logits.softmax(-1), 1).flatten().tolist() if len(logits) else []
+            news: list[list[tuple[list[int], str]]] = [[] for _ in texts]
+            for (row, place), token in zip(masked.nonzero().tolist(), drawn, strict=True):
+                news[row].append((spans[row][place], _word(token, tokenizer)))
+            for versions_of, text, new in zip(made, texts, news, strict=True):
+                versions_of.append(_replaced(text, new))
     return made
 
 
@@ -96,6 +94,11 @@ def loaded(name: str, auto: str) -> tuple[Any, Any]:
             f"{name} does not load as {NAMES[auto]}: {reason}. Pass a folder or a Hub id with safetensors."
         ) from failure
     return network.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def release() -> None:
+    """Let the models go, so that training has their memory."""
+    loaded.cache_clear()
 
 
 def _translated(texts: list[str], name: str) -> list[str]:

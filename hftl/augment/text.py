@@ -113,6 +113,11 @@ class MaskedLM(Augmentation):
 
         return models.filled(values, str(self.model), self.p, self.versions)
 
+    def release(self) -> None:
+        from hftl.augment import models
+
+        models.release()
+
     def identity(self) -> str:
         from hftl.augment import models
 
@@ -148,6 +153,11 @@ class BackTranslation(Augmentation):
         from hftl.augment import models
 
         return models.back_translated(values, self.forward, self.backward, self.versions)
+
+    def release(self) -> None:
+        from hftl.augment import models
+
+        models.release()
 
     def identity(self) -> str:
         from hftl.augment import models

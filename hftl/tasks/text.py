@@ -212,15 +212,16 @@ def rewritten(rows: datasets.Dataset, found: Augmentation) -> datasets.Dataset:
     if not first.rewrites:
         return rows
     roles = [role for role in ("text", "text_pair") if role in rows.column_names]
-    return rows.map(
+    depends = repr((rows._fingerprint, told(first), first.identity())).encode()
+    made = rows.map(
         lambda batch: {f"versions of {role}": first.rewrite(batch[role]) for role in roles},
         batched=True,
-        batch_size=32,
-        new_fingerprint=hashlib.sha256(repr((rows._fingerprint, told(first), first.identity())).encode()).hexdigest()[
-            :32
-        ],
+        batch_size=8,  # a masked language model gives 30,000 numbers for each token
+        new_fingerprint=hashlib.sha256(depends).hexdigest()[:32],
         desc=f"{type(first).__name__} of {len(rows):,} rows, once",
     )
+    first.release()
+    return made
 
 
 def altered(
