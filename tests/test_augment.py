@@ -340,15 +340,23 @@ def test_words_of_the_target_enter_the_texts(ready, tmp_path):
     assert all(word in row["input_ids"] for row in run.rows["train"].plain(list(range(20))))
 
 
-def test_a_masked_model_is_run_once_and_its_versions_are_read(ready, masked_lm):
-    run = ready("text", augment=f"MaskedLM(p=0.9, model='{masked_lm}', versions=2) | WordDropout(p=0.0)")
-    rows, seen = run.rows["train"], {}
+def test_a_masked_model_is_run_once_over_all_runs_and_its_versions_are_read(ready, masked_lm, monkeypatch):
+    from hftl.augment import models
+
+    called, filled = [], models.filled
+    monkeypatch.setattr(models, "filled", lambda texts, *others: called.append(len(texts)) or filled(texts, *others))
+    augment = f"MaskedLM(p=0.9, model='{masked_lm}', versions=2) | WordDropout(p=0.0)"
+    rows, seen = ready("text", augment=augment).rows["train"], {}
+    assert sum(called) == len(rows)
+    assert models.loaded.cache_info().currsize == 0, "the model stays in memory"
     for epoch in range(8):
         rows.set_epoch(epoch)
         for i, row in enumerate(rows.plain([0, 1, 2])):
             seen.setdefault(i, set()).add(tuple(row["input_ids"]))
     assert all(1 <= len(versions) <= 2 for versions in seen.values())
     assert max(map(len, seen.values())) == 2
+    ready("text", "again", augment=augment, seed=42)
+    assert sum(called) == len(rows)
 
 
 @pytest.mark.parametrize(("kind", "augment"), [("image", "RandAugment(n=1)"), ("text", "EDA")])
