@@ -210,6 +210,8 @@ def beside(
         raise UserError("--packing and a strategy that reads unlabelled rows do not go together. Leave out one.")
     if args.deepspeed or args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
         raise UserError("A strategy that reads unlabelled rows needs whole models: launch without FSDP or DeepSpeed.")
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # a partner is used outside the wrapped forward, and would count so
     seed = args.seed if args.data_seed is None else args.data_seed
     place = {"batch": args.per_device_train_batch_size, "processes": args.world_size, "process": args.process_index}
     return Beside(model, strategy, streams, args.gradient_accumulation_steps, seed=seed, **place)

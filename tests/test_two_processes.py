@@ -43,12 +43,13 @@ def start(processes: int, *flags: str, **env: str) -> None:
 
 @pytest.mark.parametrize(
     ("strategy", "augment"),
-    [("Full", "none"), ("LoRA(r=4)", "none"), ("GradualUnfreeze", "none"), ("Full", "EDA(alpha=0.3)")],
+    [(one, "none") for one in ("Full", "LoRA(r=4)", "GradualUnfreeze", "DANN")] + [("Full", "EDA(alpha=0.3)")],
 )
 def test_two_processes_make_the_update_of_one(strategy, augment, still_bert, reviews_csv, tmp_path):
     common = ["--model", still_bert, "--data", reviews_csv, "--strategy", strategy, "--optim", "sgd"]
     common += ["--augment", augment]
     common += ["--learning_rate", "0.5", "--max_steps", "1", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
+    common += ["--unlabelled", reviews_csv] if strategy == "DANN" else []
     start(1, *common, "--per_device_train_batch_size", "16", "--output_dir", str(tmp_path / "one"))
     start(2, *common, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "two"))
     weights = "adapter_model.safetensors" if "LoRA" in strategy else "model.safetensors"

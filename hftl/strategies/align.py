@@ -223,4 +223,4 @@ class UDALM(_Aligned):
         masked = wanted != -100
         judge, embeddings = step.partner["UDALM"], step.model.get_input_embeddings().weight.float()
         words = F.linear(judge[:-1](hidden[masked]), embeddings, judge[-1].bias)
-        return F.cross_entropy(words, wanted[masked]) if masked.any() else hidden.sum() * 0
+        return F.cross_entropy(words, wanted[masked], reduction="sum") / masked.sum().clamp(min=1)
