@@ -131,7 +131,7 @@ class Cache:
             return inputs
         replay = self.replay if id(rows) in self._readers else None
         if inputs.keys() <= {"labels"} and (replay is None or replay.cut.inputs):
-            inputs = self.collate(rows.plain([n % len(rows) for n in numbers.tolist()]))  # read before a new stage
+            inputs = self.collate(rows.plain(numbers.tolist()))  # read before a new stage
         if replay is None:
             return inputs
         mask = inputs.get("attention_mask")
@@ -246,11 +246,10 @@ class Cache:
         batches = [numbers[start : start + self.batch].tolist() for start in range(0, len(numbers), self.batch)]
 
         def read(batch: list[int]) -> Inputs:
-            torch.manual_seed(int.from_bytes(rows.keys[batch[0]][:7], "big"))  # decides the view that is kept
-            return self.collate(rows.plain([n % len(rows) for n in batch]))
+            return self.collate(rows.plain(batch))
 
         bar = tqdm(total=len(numbers), desc=work.what, unit="row", disable=not self.bar)
-        with torch.random.fork_rng(), store.writer() as writer, bar, torch.no_grad():
+        with store.writer() as writer, bar, torch.no_grad():
             for batch, inputs in zip(batches, ahead(read, batches), strict=True):
                 writer.add([rows.keys[n] for n in batch], work.compute(inputs))
                 bar.update(len(batch))

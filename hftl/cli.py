@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hftl import augment
 from hftl import help as pages
 from hftl.errors import UserError, suggest
 from hftl.failures import say_errors
@@ -127,6 +128,7 @@ def merge(recipe: Recipe, words: Sequence[str]) -> Recipe:
     merged = type(recipe)(**checked_all(settings, known))
     if isinstance(merged.strategy, str):  # a typo should not wait for torch
         build(merged.strategy, Strategy.known())
+    augment.read(merged.augment)
     return merged
 
 
@@ -222,13 +224,8 @@ def _asks_help(words: Sequence[str]) -> bool:
 def _recipe_help(recipe: Recipe, words: Sequence[str]) -> str:
     at = next(i for i, word in enumerate(words) if word.startswith(("-h", "--help")))
     topic = words[at].partition("=")[2] or (words[at + 1] if at + 1 < len(words) else "")
-    if topic == "strategies":
-        return pages.strategies_page()
-    if topic in Strategy.known():
-        return pages.strategies_page(topic)
-    if topic and topic != "all" and not topic.startswith("-"):
-        there = ("all", "strategies", *Strategy.known())
-        raise UserError(f"--help takes all, strategies or a strategy's name; {topic!r} came.{suggest(topic, there)}")
+    if page := pages.topic_page(topic):
+        return page
     known, values = _known(recipe) if topic == "all" else own_settings(type(recipe)), recipe.settings()
     shown = {name: setting for name, setting in known.items() if name not in recipe.hidden}
     settings = [replace(setting, default=values.get(name, setting.default)) for name, setting in shown.items()]
@@ -257,12 +254,12 @@ def hftl(argv: Sequence[str] | None = None) -> None:
             _say(pages.HFTL)
         elif command == "--version":
             _say(_versions())
-        elif command == "strategies":
-            _say(pages.strategies_page(*[word for word in words[1:2] if word not in ("--help", "-h")]))
+        elif command in pages.LISTED:
+            _say(pages.listing(command, *[word for word in words[1:2] if word not in ("--help", "-h")]))
         elif command == "predict":
             _predict(words[1:])
         else:
-            known = ("predict", "strategies", "--help", "--version")
+            known = ("predict", *pages.LISTED, "--help", "--version")
             raise UserError(f"hftl has no command {command!r}.{suggest(command, known)} See hftl --help.")
 
 

@@ -8,11 +8,6 @@ and not over each row's, and they call an estimator again, so the closed forms a
 from __future__ import annotations
 
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 CRITERIA = {"entropy": False, "snd": True, "iwv": False, "dev": False}
 """Criteria of a model that need no target label -> whether greater is better."""
@@ -70,6 +65,9 @@ def deep_embedded(losses: np.ndarray, weights: np.ndarray) -> float:
 
 def projection(source: np.ndarray, target: np.ndarray) -> tuple[list[list[float]], list[list[float]]]:
     """Both domains on the first two principal axes of the two together: points (x, y) of each."""
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
     both = StandardScaler().fit_transform(np.concatenate([source, target]))
     count = min(2, *both.shape)
     points = np.zeros((len(both), 2))
@@ -80,8 +78,13 @@ def projection(source: np.ndarray, target: np.ndarray) -> tuple[list[list[float]
 
 def _told_apart(source: np.ndarray, target: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(rows,) whether each row is of the target, and how sure of it a classifier is that did not see it."""
+    from sklearn.linear_model import LogisticRegression  # not before a run looks at two domains: it takes a second
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     both = np.concatenate([source, target]).astype(np.float64)
     truth = np.arange(len(both)) >= len(source)
-    judge: Pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=500))
+    judge = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, class_weight="balanced", max_iter=500))
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     return truth, cross_val_predict(judge, both, truth, cv=folds, method="predict_proba")[:, 1]

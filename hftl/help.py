@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
+from hftl.augment import Augmentation
 from hftl.errors import UserError, suggest
 from hftl.settings import Setting
 from hftl.spec import heads, signature
@@ -17,12 +18,22 @@ from hftl.values import choices_of
 
 WIDTH, COLUMN = 100, 34
 
+LISTED: dict[str, Callable[[], Mapping[str, type]]] = {
+    "strategies": Strategy.known,
+    "augmentations": Augmentation.known,
+}
+HEADS = {
+    "strategies": 'Strategies are joined by |, in quotes: --strategy "LoRA(r=16) | LayerDecay(0.9)"',
+    "augmentations": 'Augmentations are joined by |, in quotes: --augment "Sketch(p=0.5) | FDA(beta=0.01)"',
+}
+
 CONFIG = Setting("config", "str", None, "settings from a YAML file, such as a run's recipe.yaml; flags win", "More")
 FOOT = """\
 More
   --config FILE.yaml              settings from a file, such as a run's recipe.yaml; flags win
   --help all                      every flag of transformers.TrainingArguments, too
   --help strategies               every strategy, with its arguments
+  --help augmentations            every augmentation, with its arguments
 
 A switch that is on goes off with --no_NAME, or --NAME false. Names of transformers' example scripts
 work: --model_name_or_path, --dataset_name, --train_file, --validation_file, --test_file.
@@ -37,6 +48,7 @@ hftl: fine-tuned models put to use. Training is started by a recipe: accelerate 
   hftl predict FOLDER --data new.csv --output predictions.csv
                                   class probabilities and names for new rows
   hftl strategies [NAME]          every strategy, or all about one
+  hftl augmentations [NAME]       every random change of training rows, or all about one
   hftl --version                  versions, for a report of a defect
   hftl predict --help             the flags of predict
 """
@@ -67,23 +79,43 @@ def flags(settings: Iterable[Setting]) -> str:
     return "\n\n".join(f"{group}\n" + "\n".join(entries) for group, entries in groups.items())
 
 
-def strategies_page(name: str | None = None) -> str:
-    """Every strategy in one line each, or the whole docstring of one.
+def listing(command: str, name: str | None = None) -> str:
+    """All that can be named in the notation in one line each, or the whole docstring of one.
+
+    Args:
+        command: "strategies" or "augmentations".
 
     Raises:
-        UserError: no strategy has that name.
+        UserError: there is none of that name.
     """
-    known = Strategy.known()
+    known = LISTED[command]()
     if name is None:
-        head = 'Strategies are joined by |, in quotes: --strategy "LoRA(r=16) | LayerDecay(0.9)"'
-        return "\n".join([head, "", *(_about(kind) for kind in known.values()), ""])
+        return "\n".join([HEADS[command], "", *(_about(kind) for kind in known.values()), ""])
     if name not in known:
-        raise UserError(f"There is no strategy {name!r}.{suggest(name, known)} `hftl strategies` lists them all.")
+        noun = command.replace("ies", "y").removesuffix("s")
+        raise UserError(f"There is no {noun} {name!r}.{suggest(name, known)} `hftl {command}` lists them all.")
     return f"{signature(known[name])}\n\n{textwrap.indent(inspect.cleandoc(known[name].__doc__ or ''), '  ')}\n"
 
 
-def _about(kind: type[Strategy]) -> str:
-    """A strategy's signature and the first paragraph line of its docstring."""
+def topic_page(topic: str) -> str:
+    """What `--help TOPIC` prints: a listing, or all about one name; "" for `all` and for what is a flag or nothing.
+
+    Raises:
+        UserError: there is no such topic.
+    """
+    if topic in LISTED:
+        return listing(topic)
+    for command, known in LISTED.items():
+        if topic in known():
+            return listing(command, topic)
+    if topic and topic != "all" and not topic.startswith("-"):
+        there = ("all", *LISTED, *(name for known in LISTED.values() for name in known()))
+        raise UserError(f"--help takes all, {', '.join(LISTED)} or a name; {topic!r} came.{suggest(topic, there)}")
+    return ""
+
+
+def _about(kind: type) -> str:
+    """A class's signature and the first paragraph line of its docstring."""
     first = inspect.cleandoc(kind.__doc__ or "").partition("\n")[0]
     return _columns(signature(kind), first)
 

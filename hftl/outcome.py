@@ -83,6 +83,7 @@ def measure(run: Run, score: Callable[[Run, str], dict[str, Score]] | None = Non
         confusion=metric.confusion(),
         calibration=metric.calibration(),
         wrong=mistakes(run),
+        augmented=run.augmented,
         peak_memory=peak_memory(run.trainer),
         processes=run.trainer.args.world_size,
         startup=run.clock.seconds,

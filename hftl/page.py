@@ -78,6 +78,7 @@ def html(report: Report) -> str:
         "confusion": confusion(report),
         "reliability": reliability(report),
         "wrong": wrong(report.wrong),
+        "augmented": augmented(report.augmented),
         "rates": rates(report.rates),
         "checks": sorted(report.checks, key=lambda check: list(MARKS).index(check.level)),
         "marks": MARKS,
@@ -237,6 +238,16 @@ def wrong(examples: list[dict]) -> list[dict]:
         names = {key: _joined(example.get(key)) for key in ("label", "prediction")}
         shown.append({"texts": texts, "image": image, "confidence": example.get("confidence")} | names)
     return shown
+
+
+def augmented(pairs: list[dict]) -> list[dict]:
+    """Rows before and after augmentation: each a data: URI of an image, or a text, cut."""
+    images = all(_IMAGE.fullmatch(str(pair.get(name))) for pair in pairs for name in ("before", "after"))
+    return [
+        {name: str(pair.get(name)) if images else wording.cut(pair.get(name)) for name in ("before", "after")}
+        | {"images": images}
+        for pair in pairs
+    ]
 
 
 def _joined(value: Any) -> str:

@@ -78,6 +78,8 @@ def _refuse_clash(strategy: Strategy, anatomy: Anatomy, trained: list[str], mode
     if inner or len(names) == 1:
         return
     for part, name in zip(strategy.parts, names, strict=True):
+        if part.across_rows:
+            continue  # it changes features, and has no weights in mind
         places = (anatomy.place(n) for n, _ in model.named_parameters())
         if any(not place.fresh and any(part.rate(place, p) > 0 for p in POINTS) for place in places):
             others = " | ".join(other for other in names if other != name)

@@ -68,7 +68,7 @@ class Recipe:
     warmup_steps: float = flag(0.1, "steps of linear warm-up; below 1 a share of the run", HOW)
     lr_scheduler_type: str = flag("linear", "shape of the schedule after warm-up", HOW)
     class_weights: str | None = flag(None, "balanced: weigh each class by the inverse of its share of train", HOW)
-    augment: str = flag("none", "for images: none, shift, or flip (shift and mirror)", HOW)
+    augment: str = flag("none", "random changes of train: Sketch(0.5) | FDA(beta=0.01); see hftl augmentations", HOW)
     max_tokens_per_batch: int | None = flag(
         None, "fill each batch with texts up to this many tokens, padding counted, in place of a number of rows", HOW
     )
@@ -91,7 +91,7 @@ class Recipe:
     packing: bool = flag(False, "pack texts end to end in place of padding them", RUN)
     cache_gb: float = flag(20.0, "room on disk to keep what frozen layers and image decoding gave; 0: none", RUN)
     cache_dtype: str = flag("auto", "how frozen activations are kept: float32, bfloat16, or auto as computed", RUN)
-    cache_views: int = flag(0, "with --augment: keep this many augmented views of each image; 0: none", RUN)
+    cache_views: int = flag(0, "with --augment: keep this many augmented views of each row; 0: none", RUN)
     max_steps: int = flag(-1, "stop after this many updates, whatever the epochs", RUN)
     resume: bool = flag(False, "go on with the interrupted run in --output_dir", RUN)
 

@@ -88,6 +88,8 @@ class Report:
     """On test, by bin: low, high, confidence, accuracy, count."""
     wrong: list[dict[str, Any]] = field(default_factory=list)
     """The most confidently wrong test examples: text or image (a data: URI), label, prediction, confidence."""
+    augmented: list[dict[str, str]] = field(default_factory=list)
+    """Some training rows `before` and `after` augmentation: texts, or images as data: URIs."""
     usage: dict[str, str] = field(default_factory=dict)
     """The task's words for how the model is used: see `hftl.tasks.base.Task.usage`."""
     rates: list[dict[str, Any]] = field(default_factory=list)

@@ -27,6 +27,8 @@ class Rows(Dataset):
         changed: how rows are changed at random each time they are read, in words; "" where they are not.
         views: of such rows, keep this many versions, one for each epoch in turn; 0 keeps none.
         decoded: whether reading a row costs work that is worth keeping, such as decoding an image.
+        seed: with the epoch and the row's number, all that a random change depends on; of a kept view it is the row's
+            content. So a resumed run reads what one that was never killed reads, and no two processes share noise.
 
     Attributes:
         light: give number and label alone.
@@ -41,8 +43,12 @@ class Rows(Dataset):
         changed: str = "",
         views: int = 0,
         decoded: bool = False,
+        seed: int = 0,
     ) -> None:
         self.encoded, self.labels, self.changed, self.decoded = encoded, labels, changed, decoded
+        self.seed, self._epoch = seed, torch.zeros((), dtype=torch.int64)
+        if changed:
+            self._epoch.share_memory_()  # workers that outlive an epoch see the next one
         self.views = max(views, 1) if changed else 1
         self.steady = not changed or views > 0
         self.light, self.view = False, 0
@@ -73,11 +79,22 @@ class Rows(Dataset):
                 stored = self.kept([row["row"] for row in numbered])
                 labelled = [{k: v[i] for k, v in stored.items()} | row for i, row in enumerate(labelled)]
             return [a | b for a, b in zip(labelled, numbered, strict=True)]
-        return [a | b for a, b in zip(self.plain(numbers), numbered, strict=True)]
+        return [a | b for a, b in zip(self.plain([row["row"] for row in numbered]), numbered, strict=True)]
 
     def plain(self, numbers: list[int]) -> list[Batch]:
-        """Rows as the task encodes them, read anew."""
-        return self.encoded.__getitems__(numbers)
+        """Rows as the task encodes them, read anew; numbers past the last row are of further views."""
+        if not self.changed:
+            return self.encoded.__getitems__([n % len(self) for n in numbers])
+        made = []
+        for n in numbers:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self._noise(n))
+                made += self.encoded.__getitems__([n % len(self)])
+        return made
+
+    def _noise(self, number: int) -> int:
+        told = self.keys[number] if self.steady else repr((self.seed, int(self._epoch), number)).encode()
+        return int.from_bytes(hashlib.blake2b(told, digest_size=7).digest(), "big")
 
     def part(self, numbers: np.ndarray) -> Rows:
         """Some of the rows, of which nothing is kept."""
@@ -87,6 +104,7 @@ class Rows(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Turn to the view of this epoch."""
         self.view = epoch % self.views
+        self._epoch.fill_(epoch)
 
 
 class Numbered:

@@ -60,6 +60,11 @@ class Run:
         return rate_table(self.trainer.anatomy, self.trainer.model, self.trainer.strategy.rate)
 
     @property
+    def augmented(self) -> list[dict[str, str]]:
+        """Some training rows before and after augmentation, as the report shows them; [] where there is none."""
+        return self.task.before_after(self.rows["train"].encoded, options_of(self.task, self.splits, self.recipe))
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings that decide the numbers, with what was left to the machine as it was decided."""
         decided = ("bf16", "fp16", "per_device_train_batch_size", "gradient_accumulation_steps")
@@ -219,7 +224,7 @@ def encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> dict[s
     for name in sorted({name for other in Task.known().values() for name in other.options} - set(task.options)):
         if getattr(recipe, name) != own_settings(type(recipe))[name].default:
             raise UserError(f"--{name} means nothing to {task.name}. Leave it out.")
-    options = {name: getattr(recipe, name) for name in task.options}
+    options = options_of(task, splits, recipe)
 
     def made(name: str) -> Rows:
         split = getattr(splits, name)
@@ -227,10 +232,16 @@ def encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> dict[s
         changed = task.changed(options) if name == "train" else ""
         identify = functools.partial(task.identify, encoded, processor)
         labels = (encoded["labels"] if "labels" in encoded.column_names else split["label"])[:]
-        return Rows(encoded, labels, identify, changed, recipe.cache_views, task.decoded)
+        return Rows(encoded, labels, identify, changed, recipe.cache_views, task.decoded, recipe.seed)
 
     there = [name for name in ("train", "valid", "test", "target") if getattr(splits, name) is not None]
     return {name: made(name) for name in there}
+
+
+def options_of(task: Task, splits: Splits, recipe: Recipe) -> dict[str, Any]:
+    """What a task's `encode` takes beside rows and processor: its settings, and what an augmentation looks like."""
+    options = {name: getattr(recipe, name) for name in task.options}
+    return options | ({"target": splits.unlabelled} if "augment" in options else {})
 
 
 def length_checks(rows: Rows, processor: Any) -> list[Check]:

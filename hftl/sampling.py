@@ -30,7 +30,9 @@ def lengths_of(rows: Any, column: str) -> np.ndarray | None:
     """The length of each row in tokens, before any cut: its `lengths`, or that column; None where there is neither."""
     if getattr(rows, "lengths", None) is not None:
         return np.asarray(rows.lengths)
-    return np.asarray(rows[column][:]) if column in (getattr(rows, "column_names", None) or []) else None
+    if column not in (getattr(rows, "column_names", None) or []):
+        return None
+    return np.asarray((rows.with_format(None) if hasattr(rows, "with_format") else rows)[column][:])  # reads no row
 
 
 class LengthGrouped(Sampler[int]):

@@ -63,7 +63,7 @@ def build(text: str, known: Mapping[str, type], noun: str = "strategy") -> list[
     Args:
         text: the notation.
         known: the classes that may be named.
-        noun: what the classes are called in an error, "strategy" or "task".
+        noun: what the classes are called in an error: "strategy", "task" or "augmentation".
 
     Raises:
         UserError: the notation is wrong, a name is unknown, or an argument is unknown, missing or of the wrong type.
@@ -209,7 +209,8 @@ def _literal_text(value: Any, what: str) -> str:
 def _make(term: Term, known: Mapping[str, type], noun: str) -> Any:
     kind = known.get(term.name)
     if kind is None:
-        see = "`hftl strategies` lists them all." if noun == "strategy" else f"Known: {', '.join(sorted(known))}."
+        pages = {"strategy": "strategies", "augmentation": "augmentations"}
+        see = f"`hftl {pages[noun]}` lists them all." if noun in pages else f"Known: {', '.join(sorted(known))}."
         raise UserError(f"There is no {noun} {term.name!r}.{suggest(term.name, known)} {see}")
     parameters = inspect.signature(kind).parameters
     reads = f"It reads {signature(kind)}."

@@ -11,23 +11,20 @@ It adds what the base class gets wrong or lacks, and knows no task and no data s
 from __future__ import annotations
 
 import math
-import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers.trainer_optimizer import is_optimizer_factory
 
 from hftl.anatomy import Anatomy
 from hftl.anatomy import anatomy as anatomy_of
 from hftl.cache import Cache
+from hftl.checkpoints import fitting
 from hftl.errors import UserError
 from hftl.frozen import frozen_modules
 from hftl.packing import Packing
@@ -78,6 +75,8 @@ class Trainer(RowReader):
         args.logging_nan_inf_filter = False  # the base class would log the last finite loss, and `log` here see nothing
         if packing and args.torch_compile:
             raise UserError("--packing and --torch_compile do not go together. Leave out one of them.")
+        if packing and self.strategy.across_rows:
+            raise UserError("--packing has no rows, and the --strategy mixes those of a batch. Leave out one of them.")
         self.packing = Packing(model, self.anatomy) if packing else None
         super().__init__(cache, max_tokens, longest, model=model, args=args, **others)
         self._pack()
@@ -90,11 +89,11 @@ class Trainer(RowReader):
         model.register_forward_pre_hook(self._rest_frozen_modules)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with _fitting(resume_from_checkpoint):
+        with fitting(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _fitting(checkpoint):
+        with fitting(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
             if self.beside is not None and checkpoint is not None:
                 self.beside.load(checkpoint)
@@ -223,6 +222,8 @@ class Trainer(RowReader):
         if self.cache is not None and self.beside is None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             if self.packing is not None:
                 self.packing.stop()
+            if self.strategy.across_rows:  # then no features are a row's own, to be kept
+                active = {id(parameter) for parameter in self.model.parameters()}
             self.cache.enter(self.model, active, self._passes_of(stage), self.accelerator)
             self._shares[stage] = self.cache.share
             self._pack()
@@ -288,21 +289,6 @@ class Trainer(RowReader):
                 f"(it is {self.args.learning_rate:g}), or look for infinite values in the data."
             )
         super().log(logs, *args, **kwargs)
-
-
-@contextmanager
-def _fitting(checkpoint: str | None) -> Iterator[None]:
-    """Say of a checkpoint that cannot be taken up that it is damaged, or another run's."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError, UnpicklingError) as failure:
-        reason = textwrap.shorten(str(failure), 160, placeholder=" ...").rstrip(".")
-        raise UserError(
-            f"The run cannot go on from {checkpoint}: {reason}. Pass the --model, --data and --strategy that it was "
-            "started with, or --overwrite to start again."
-        ) from failure
 
 
 def _plain(name: str) -> str:

@@ -55,7 +55,6 @@ CHOICES = {
     "problem_type": ("single_label_classification", "multi_label_classification", "regression"),
     "class_weights": ("balanced",),
     "select": ("source", "entropy", "snd", "iwv", "dev", "oracle"),
-    "augment": ("none", "shift", "flip"),
     "classifier": ("logistic", "svm", "rbf_svm", "knn", "auto"),
     "pool": ("head", "mean", "first"),
     "cache_dtype": ("auto", "float32", "bfloat16"),

@@ -2,8 +2,7 @@
 
     accelerate launch recipes/domain_adapt.py
     accelerate launch recipes/domain_adapt.py --data books.csv --unlabelled films.csv --target_test films_test.csv
-    accelerate launch recipes/domain_adapt.py --task image-classification --model timm/mobilenetv2_100.ra_in1k \
-        --data pacs/ --unlabelled sketches/ --strategy MCC --augment "Sketch(p=0.5)"
+    accelerate launch recipes/domain_adapt.py --task image-classification --data photos/ --unlabelled sketches/
 
 The first command needs no network: MiniLM-L6 learns from reviews of books, films and kitchenware, and is adapted to
 reviews of electronics. What reads unlabelled rows are the strategies DANN, CDAN, DAN, DeepCORAL, MCC, PseudoLabel,

@@ -184,7 +184,21 @@ IMAGES = {
         "--data a.csv", ("Expected a column 'image' in a.csv",), {"a.csv": GOOD}, command="image"
     ),
     "images for texts": Case("--data photos", ("Expected a column 'text' in photos",), given=photos),
-    "unknown augmentation": Case("--augment rotate", ("none, shift or flip",), command="image"),
+    "unknown augmentation": Case("--augment Sketsh", ("Did you mean 'Sketch'?",), command="image"),
+    "an augmentation of texts for images": Case(
+        "--augment EDA", ("EDA changes texts, and this task reads images", "FDA", "Sketch"), command="image"
+    ),
+    "an augmentation of images for texts": Case("--augment flip", ("Flip changes images", "EDA", "WordDropout")),
+    "an augmentation without its target": Case(
+        "--augment FDA", ("FDA reads target images. Pass --unlabelled with a folder of them.",), command="image"
+    ),
+    "an augmentation without its model": Case("--augment MaskedLM", ("MaskedLM(model='bert-base-uncased')",)),
+    "an augmentation whose model does not load": Case(
+        "--augment \"MaskedLM(model='nowhere')\"", ("nowhere does not load as a masked language model",)
+    ),
+    "an expensive augmentation that is not first": Case(
+        "--augment \"EDA | MaskedLM(model='m')\"", ("MaskedLM is computed once for each row, so it comes first",)
+    ),
 }
 
 MODELS = {
@@ -264,7 +278,10 @@ SETTINGS = {
     "an optimizer that is not installed": Case("--optim adamw_bnb_8bit", ("bitsandbytes",)),
     "a tracker that is not installed": Case("--report_to wandb", ("wandb",)),
     "pushing to the Hub": Case("--push_to_hub", ("hf upload",)),
-    "an option of another task": Case("--augment flip", ("--augment means nothing",)),
+    "an option of another task": Case("--max_length 9", ("--max_length means nothing",), command="image"),
+    "packing rows that are mixed": Case("--strategy MixStyle --packing", ("--packing has no rows",)),
+    "a new model after hooks in the old one": Case("--strategy 'MixStyle | Scratch'", ("Put Scratch first",)),
+    "more blocks to mix than there are": Case("--strategy 'MixStyle(layers=99)'", ("asks for more blocks",)),
     "a setting that the recipe makes itself": Case("--save_strategy steps", ("--eval_steps",)),
     "a package that is not installed": Case("--use_liger_kernel", ("liger-kernel", "install it")),
     "unknown metric to choose by": Case("--metric_for_best_model acuracy", ("Did you mean 'accuracy'?",)),

@@ -152,7 +152,8 @@ def test_a_flag_is_read_as_its_type(words: list[str], name: str, value: Any) -> 
         (["--on_bad_row", "skp"], ["error or skip", "Did you mean 'skip'?"]),
         (["--problem_type", "regresion"], ["Did you mean 'regression'?"]),
         (["--class_weights", "even"], ["--class_weights expected balanced; 'even' came"]),
-        (["--augment", "rotate"], ["none, shift or flip"]),
+        (["--augment", "Sketsh"], ["Did you mean 'Sketch'?", "`hftl augmentations` lists them all"]),
+        (["--augment", "Sketch(p=2)"], ["Sketch(p) takes a number from 0 to 1; 2"]),
         (["--lr_scheduler_type", "cosin"], ["Did you mean 'cosine'?"]),
         (["--save_strategy", "epochs"], ["Did you mean 'epoch'?"]),
         (["--lr_scheduler_kwargs", "{1"], ["expected JSON such as", "'{1' came"]),
@@ -161,7 +162,7 @@ def test_a_flag_is_read_as_its_type(words: list[str], name: str, value: Any) -> 
         (["--strategy", "LayerDecay(7)"], ["LayerDecay(decay)", "7"]),
         (["--config", "nowhere.yaml"], ["no file 'nowhere.yaml'"]),
         (["--config", "."], ["cannot be read"]),
-        (["--help", "LayerDecya"], ["--help takes all, strategies", "Did you mean 'LayerDecay'?"]),
+        (["--help", "LayerDecya"], ["--help takes all, strategies, augmentations", "Did you mean 'LayerDecay'?"]),
     ],
 )
 def test_a_bad_flag_is_answered_with_one_sentence(

@@ -22,10 +22,11 @@ TABLE = {
     "accumulator calibration": "bootstrap",
     "extra": "accumulator",
     "metrics": "accumulator bootstrap calibration extra",
-    "alignment domains head": "",
-    "strategies strategies.base strategies.layers strategies.peft": "anatomy strategies.base",
+    "alignment checkpoints domains head": "",
+    "strategies strategies.base strategies.layers strategies.mixstyle strategies.peft": "anatomy strategies.base",
     "strategies.align": "alignment anatomy strategies.base",
-    "tasks tasks.base tasks.text tasks.image": "metrics data tasks.base",
+    "augment augment.base augment.image augment.text augment.pixels augment.models": "augment spec",
+    "tasks tasks.base tasks.text tasks.image": "augment metrics data tasks.base",
     "data": "data",
     "rates": "anatomy strategies.base",
     "packing": "packed untouched",
@@ -36,7 +37,7 @@ TABLE = {
     "cache": "cut replay rows store",
     "reading": "cache rows sampling",
     "streams": "head sampling strategies.base untouched",
-    "trainer": "anatomy cache frozen packing rates reading strategies.base streams",
+    "trainer": "anatomy cache checkpoints frozen packing rates reading strategies.base streams",
     "plots plain verdict": "wording",
     "page": "plots verdict wording",
     "card": "page verdict wording",
@@ -54,8 +55,8 @@ TABLE = {
     "feature_run": "arguments cache classical feature_model outcome store",
     "features": "feature_run hub progress recipe settings startup",
     "recipe": "anatomy arguments hub kernels memory outcome progress run settings spec startup strategies values",
-    "help": "settings spec strategies.base values",
-    "cli": "failures help predict recipe_file settings spec startup strategies.base values",
+    "help": "augment settings spec strategies.base values",
+    "cli": "augment failures help predict recipe_file settings spec startup strategies.base values",
     "testing": "hub outcome recipe report run spec strategies",
 }
 """Modules of hftl -> modules of hftl that they may import; a package stands for all its modules. errors is free."""
@@ -71,7 +72,10 @@ HOMES = {
 NEVER = {
     "data": {"torch", "transformers"},
     "trainer": {"peft", "datasets", "huggingface_hub"},
-    "values settings spec recipe_file help cli failures": {"torch", "transformers"},
+    "values settings spec recipe_file help cli failures augment.base augment.text augment.pixels": {
+        "torch",
+        "transformers",
+    },
     "accumulator calibration bootstrap extra metrics": {"torch", "transformers"},
     "report page card plots plain verdict wording": {"torch", "transformers"},
 }

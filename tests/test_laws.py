@@ -24,6 +24,9 @@ STRATEGIES = (
     "LoRA(r=4) | LayerDecay(0.7)",
     "LoRA(r=4) | LastLayers(1)",
     "LayerDecay(0.7) | GradualUnfreeze",
+    "MixStyle",
+    "MixStyle(p=1.0, layers=1) | LinearProbe",
+    "LoRA(r=4) | MixStyle",
 )
 ALIGNED = (
     "DANN(weight=0.1)",

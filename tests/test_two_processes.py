@@ -41,9 +41,13 @@ def start(processes: int, *flags: str, **env: str) -> None:
     assert found.returncode == 0, found.stderr[-3000:]
 
 
-@pytest.mark.parametrize("strategy", ["Full", "LoRA(r=4)", "GradualUnfreeze", "DANN"])
-def test_two_processes_make_the_update_of_one(strategy, still_bert, reviews_csv, tmp_path):
+@pytest.mark.parametrize(
+    ("strategy", "augment"),
+    [(one, "none") for one in ("Full", "LoRA(r=4)", "GradualUnfreeze", "DANN")] + [("Full", "EDA(alpha=0.3)")],
+)
+def test_two_processes_make_the_update_of_one(strategy, augment, still_bert, reviews_csv, tmp_path):
     common = ["--model", still_bert, "--data", reviews_csv, "--strategy", strategy, "--optim", "sgd"]
+    common += ["--augment", augment]
     common += ["--learning_rate", "0.5", "--max_steps", "1", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
     common += ["--unlabelled", reviews_csv] if strategy == "DANN" else []
     start(1, *common, "--per_device_train_batch_size", "16", "--output_dir", str(tmp_path / "one"))

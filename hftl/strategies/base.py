@@ -31,6 +31,9 @@ class Strategy:
     random_start: ClassVar[bool] = False
     """Whether `prepare` throws the pre-trained weights away, so that every weight must train."""
 
+    across_rows: ClassVar[bool] = False
+    """Whether in training the features of a row depend on other rows of its batch: then none are kept or packed."""
+
     def prepare(self, model: nn.Module, anatomy: Anatomy) -> nn.Module:
         """Change the model before training, e.g. wrap it with adapters. Raise `UserError` where it cannot work."""
         return model
@@ -86,6 +89,10 @@ class Chain(Strategy):
     @property
     def streams(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(dict.fromkeys(name for part in self.members for name in part.streams))
+
+    @property
+    def across_rows(self) -> bool:  # type: ignore[override]
+        return any(part.across_rows for part in self.members)
 
     def prepare(self, model: nn.Module, anatomy: Anatomy) -> nn.Module:
         for part in self.members:

@@ -34,6 +34,8 @@ class Scratch(Strategy):
             raise UserError(
                 "Scratch throws away the weights that an adapter before it was made for. Drop one of the two."
             )
+        if any(module._forward_hooks for module in model.modules()):
+            raise UserError("Scratch makes a new model, which loses what a strategy before it did. Put Scratch first.")
         return type(model)(model.config)
 
 

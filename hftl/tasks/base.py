@@ -117,6 +117,10 @@ class Task:
         """How training rows are changed at random when they are read, in words; "" where they are not."""
         return ""
 
+    def before_after(self, encoded: Any, options: dict[str, Any]) -> list[dict[str, str]]:
+        """Some encoded training rows `before` and `after` augmentation: texts, or images as data: URIs."""
+        return []
+
     def identify(self, rows: Any, processor: Any) -> list[bytes]:
         """A 16-byte key of the content of each encoded row: rows of equal keys are equal inputs to any model."""
         names = [name for name in rows.column_names if name not in ("labels", "length")]
@@ -130,6 +134,17 @@ class Task:
     def show(self, row: dict[str, Any]) -> dict[str, str]:
         """What a person sees of one row in the report: `{"text": ...}` or `{"image": data URI}`."""
         raise NotImplementedError
+
+
+def generator() -> np.random.Generator:
+    """Random numbers that follow torch's global generator, on which the order of draws and workers depends."""
+    return np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+
+
+def some(encoded: Any, most: int = 8) -> list[dict[str, Any]]:
+    """Rows from all over a data set, with its columns as they are stored."""
+    plain = encoded.with_format(None)
+    return [plain[int(i)] for i in np.linspace(0, len(plain) - 1, min(most, len(plain)))]
 
 
 def resolve(model: str) -> str:

@@ -11,33 +11,29 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
+import numpy as np
 import torch
 import transformers
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from torchvision.transforms import v2
 
+from hftl.augment import augmentation_of, told
+from hftl.augment.image import RandAugment
 from hftl.data import Labels, Role
 from hftl.errors import UserError, suggest
 from hftl.tasks.base import (
     Pretrained,
     Source,
     Task,
+    generator,
     label_settings,
     load_pretrained,
     load_processor,
     revision_of,
+    some,
 )
-
-AUGMENTATIONS: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "none": lambda image: image,
-    "shift": v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1)),
-    "flip": v2.Compose(
-        [v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.8, 1.2)), v2.RandomHorizontalFlip()]
-    ),
-}
 
 
 class ImageClassification(Task):
@@ -69,19 +65,27 @@ class ImageClassification(Task):
         return load_processor("AutoImageProcessor", source)
 
     def encode(
-        self, rows: datasets.Dataset, processor: Any, train: bool = False, augment: str = "none"
+        self,
+        rows: datasets.Dataset,
+        processor: Any,
+        train: bool = False,
+        augment: str = "none",
+        target: datasets.Dataset | None = None,
     ) -> datasets.Dataset:
         """Decode, augment (in training) and normalise when a row is read. Columns: `pixel_values`, `labels`.
 
         `pixel_values` has shape (channels, height, width), as the model's own processor makes it.
+
+        Args:
+            augment: in the notation of `hftl.augment`; its randomness is torch's.
+            target: unlabelled images that an augmentation may read, in a column `image`.
         """
-        if augment not in AUGMENTATIONS:
-            known = ", ".join(AUGMENTATIONS)
-            raise UserError(f"--augment takes one of {known}; {augment!r} came.{suggest(augment, AUGMENTATIONS)}")
-        change = AUGMENTATIONS[augment if train else "none"]
+        found = augmentation_of(augment, "image", target) if train else None
 
         def read(batch: dict[str, list]) -> dict[str, Any]:
-            images = [change(open_image(value)) for value in batch["image"]]
+            images = [open_image(value) for value in batch["image"]]
+            if found is not None:
+                images = [changed(image, found, generator(), target) for image in images]
             made = {"pixel_values": list(processor(images, return_tensors="pt")["pixel_values"])}
             return made | ({"labels": batch["label"]} if "label" in batch else {})
 
@@ -96,16 +100,27 @@ class ImageClassification(Task):
         """As any task; "strong" is RandAugment (Cubuk et al. 2020) with two changes of magnitude 10."""
         if view != "strong":
             return super().stream(view, rows, processor, options)
-        change = v2.RandAugment(num_ops=2, magnitude=10)
+        change = RandAugment(n=2, magnitude=10)
 
         def read(batch: dict[str, list]) -> dict[str, Any]:
-            images = [change(open_image(value)) for value in batch["image"]]
+            images = [change.apply(open_image(value), generator()) for value in batch["image"]]
             return {"pixel_values": list(processor(images, return_tensors="pt")["pixel_values"])}
 
         return rows.with_transform(read), self.collate(processor)
 
     def changed(self, options: dict[str, Any]) -> str:
-        return "" if options["augment"] == "none" else options["augment"]
+        return told(augmentation_of(options["augment"], "image", options["target"]), options["target"])
+
+    def before_after(self, encoded: Any, options: dict[str, Any]) -> list[dict[str, str]]:
+        found = augmentation_of(options["augment"], "image", options["target"])
+        if found is None:
+            return []
+        rng = np.random.default_rng(0)
+        images = [open_image(row["image"]) for row in some(encoded)]
+        return [
+            {"before": data_uri(image), "after": data_uri(changed(image, found, rng, options["target"]))}
+            for image in images
+        ]
 
     def identify(self, rows: Any, processor: Any) -> list[bytes]:
         told = json.dumps(processor.to_dict(), sort_keys=True, default=str).encode()
@@ -113,11 +128,22 @@ class ImageClassification(Task):
         return [hashlib.blake2b(told + content(image), digest_size=16).digest() for image in images]
 
     def show(self, row: dict[str, Any]) -> dict[str, str]:
-        image = open_image(row["image"])
-        image.thumbnail((96, 96))
-        file = io.BytesIO()
-        image.save(file, format="JPEG", quality=80)
-        return {"image": "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()}
+        return {"image": data_uri(open_image(row["image"]))}
+
+
+def changed(image: Image.Image, found: Any, rng: np.random.Generator, target: datasets.Dataset | None) -> Image.Image:
+    """One image, augmented; `target` has the images that an augmentation may draw from."""
+    draw = None if target is None else lambda: open_image(target[int(rng.integers(len(target)))]["image"])
+    return found.apply(image, rng, draw)
+
+
+def data_uri(image: Image.Image) -> str:
+    """An image of 96 pixels at most as text that a page can show."""
+    small = image.copy()
+    small.thumbnail((96, 96))
+    file = io.BytesIO()
+    small.save(file, format="JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -8,13 +8,16 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import datasets
+import numpy as np
 import torch
 import transformers
 from torch import nn
 
+from hftl.augment import Augmentation, augmentation_of, told
+from hftl.augment.text import changed
 from hftl.data import Labels, Role
 from hftl.errors import UserError
-from hftl.tasks.base import Pretrained, Source, Task, load_pretrained, load_processor
+from hftl.tasks.base import Pretrained, Source, Task, generator, load_pretrained, load_processor, some
 
 LABELS = ("label", "labels", "target", "class", "category", "sentiment", "intent", "score", "coarse_label")
 LONGEST = 512
@@ -35,7 +38,7 @@ class TextClassification(Task):
         "processor": "tokenizer",
         "arguments": ", truncation=True",  # a pipeline does not cut long texts unless told, and fails on them
     }
-    options: ClassVar[tuple[str, ...]] = ("max_length",)
+    options: ClassVar[tuple[str, ...]] = ("max_length", "augment")
     roles: ClassVar[dict[str, Role]] = {
         "text": Role("text", ("text", "sentence", "sentence1", "premise", "question1", "question", "review")),
         "text_pair": Role("text", ("text_pair", "sentence2", "hypothesis", "question2"), required=False),
@@ -59,12 +62,24 @@ class TextClassification(Task):
         return tokenizer
 
     def encode(
-        self, rows: datasets.Dataset, processor: Any, train: bool = False, max_length: int | None = None
+        self,
+        rows: datasets.Dataset,
+        processor: Any,
+        train: bool = False,
+        max_length: int | None = None,
+        augment: str = "none",
+        target: datasets.Dataset | None = None,
     ) -> datasets.Dataset:
         """Tokenise in batches, on disk. Columns: `input_ids`, `attention_mask` ..., `length`, `labels` where known.
 
-        `length` is the number of tokens before cutting at `max_length`.
+        `length` is the number of tokens before cutting at `max_length`. Texts that are augmented (in training) are
+        tokenised when they are read; their `length` is that of the text as it came.
+
+        Args:
+            augment: in the notation of `hftl.augment`; its randomness is torch's.
+            target: unlabelled texts to draw words from, in a column `text`; else the training texts.
         """
+        found = augmentation_of(augment, "text", target) if train else None
         limit = min(max_length or LONGEST, processor.model_max_length)
         least = 1 + processor.num_special_tokens_to_add("text_pair" in rows.column_names)
         if limit < least:
@@ -85,13 +100,24 @@ class TextClassification(Task):
                     made[name][i] = ids
             return made | {"length": lengths} | ({"labels": batch["label"]} if "label" in batch else {})
 
-        return rows.map(
+        tokenised = rows.map(
             tokenise,
             batched=True,
             remove_columns=rows.column_names,
             new_fingerprint=_fingerprint(rows, processor, limit),
             desc=f"Tokenising {len(rows):,} rows",
         )
+        if found is None:
+            return tokenised
+        ready = datasets.concatenate_datasets([rewritten(rows, found), tokenised.select_columns("length")], axis=1)
+        words = rows if target is None else target
+
+        def read(batch: dict[str, list]) -> dict[str, Any]:
+            given = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+            texts = [altered(row, found, generator(), words) for row in given]
+            return tokenise({"label": batch["label"]} | {role: [t[role] for t in texts] for role in texts[0]})
+
+        return ready.with_transform(read)
 
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         def batch(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -102,6 +128,20 @@ class TextClassification(Task):
             return dict(made)
 
         return batch
+
+    def changed(self, options: dict[str, Any]) -> str:
+        return told(augmentation_of(options["augment"], "text", options["target"]), options["target"])
+
+    def before_after(self, encoded: Any, options: dict[str, Any]) -> list[dict[str, str]]:
+        found = augmentation_of(options["augment"], "text", options["target"])
+        if found is None:
+            return []
+        rng, plain = np.random.default_rng(0), encoded.with_format(None)
+        words = plain if options["target"] is None else options["target"]
+        return [
+            {"before": self.show(row)["text"], "after": self.show(altered(row, found, rng, words))["text"]}
+            for row in some(encoded)
+        ]
 
     def stream(
         self, view: str, rows: datasets.Dataset, processor: Any, options: dict[str, Any]
@@ -129,7 +169,14 @@ class TextClassification(Task):
         return encoded, batch
 
     def identify(self, rows: datasets.Dataset, processor: Any) -> list[bytes]:
-        """As any task, in a tenth of the time: the tokens of a row are hashed as they lie in memory."""
+        """As any task, in a tenth of the time: the tokens of a row are hashed as they lie in memory.
+
+        A row that is tokenised when it is read is known by its texts, and by how they are tokenised and cut.
+        """
+        if "input_ids" not in rows.column_names:
+            how = repr((_rules(processor), processor.model_max_length)).encode()
+            texts = rows.with_format(None).remove_columns("label")
+            return [hashlib.blake2b(key + how, digest_size=16).digest() for key in super().identify(texts, processor)]
         names = [name for name in rows.column_names if name not in ("labels", "length")]
         start = hashlib.blake2b(repr([(name, rows.features[name]) for name in names]).encode(), digest_size=16)
         found = []
@@ -159,6 +206,36 @@ def longest(tokenizer: Any, model: nn.Module) -> int:
     return min(limit for limit in [*limits, 1_000_000] if limit > 0)
 
 
+def rewritten(rows: datasets.Dataset, found: Augmentation) -> datasets.Dataset:
+    """The rows with what an augmentation computes ahead: for each role of texts a column `versions of ...`, on disk."""
+    first = found.parts[0]
+    if not first.rewrites:
+        return rows
+    roles = [role for role in ("text", "text_pair") if role in rows.column_names]
+    depends = repr((rows._fingerprint, told(first), first.identity())).encode()
+    made = rows.map(
+        lambda batch: {f"versions of {role}": first.rewrite(batch[role]) for role in roles},
+        batched=True,
+        batch_size=8,  # a masked language model gives 30,000 numbers for each token
+        new_fingerprint=hashlib.sha256(depends).hexdigest()[:32],
+        desc=f"{type(first).__name__} of {len(rows):,} rows, once",
+    )
+    first.release()
+    return made
+
+
+def altered(
+    row: dict[str, Any], found: Augmentation, rng: np.random.Generator, words: datasets.Dataset
+) -> dict[str, str]:
+    """The texts of a row by role, augmented; new words are drawn from the texts of `words`."""
+
+    def draw() -> str:
+        return words[int(rng.integers(len(words)))]["text"]
+
+    roles = [role for role in ("text", "text_pair") if row.get(role) is not None]
+    return {role: changed(found, row[role], row.get(f"versions of {role}", []), rng, draw) for role in roles}
+
+
 def _bytes_of(lists: Any) -> Iterator[bytes]:
     """The numbers of each list of an Arrow array, as bytes."""
     values = lists.flatten().to_numpy(zero_copy_only=False)
@@ -169,10 +246,12 @@ def _bytes_of(lists: Any) -> Iterator[bytes]:
 
 def _fingerprint(rows: datasets.Dataset, tokenizer: Any, limit: int) -> str:
     """Cache key of the tokenised rows. datasets' own hash of a tokenizer changes once it has been used."""
+    return hashlib.sha256(repr((rows._fingerprint, _rules(tokenizer), limit)).encode()).hexdigest()[:32]
+
+
+def _rules(tokenizer: Any) -> str:
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.backend_tokenizer.no_truncation()
-        rules = tokenizer.backend_tokenizer.to_str()
-    else:
-        rules = repr((tokenizer.name_or_path, sorted(tokenizer.get_vocab().items())))
-    return hashlib.sha256(repr((rows._fingerprint, rules, limit)).encode()).hexdigest()[:32]
+        return tokenizer.backend_tokenizer.to_str()
+    return repr((tokenizer.name_or_path, sorted(tokenizer.get_vocab().items())))

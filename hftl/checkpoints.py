@@ -1,0 +1,28 @@
+"""What is said of a checkpoint that a run cannot go on from. Knows the errors of torch and safetensors, no trainer."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+
+from hftl.errors import UserError
+
+
+@contextmanager
+def fitting(checkpoint: str | None) -> Iterator[None]:
+    """Say of a checkpoint that cannot be taken up that it is damaged, or another run's."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError, UnpicklingError) as failure:
+        reason = textwrap.shorten(str(failure), 160, placeholder=" ...").rstrip(".")
+        raise UserError(
+            f"The run cannot go on from {checkpoint}: {reason}. Pass the --model, --data and --strategy that it was "
+            "started with, or --overwrite to start again."
+        ) from failure
