@@ -18,7 +18,7 @@ from hftl.strategies import Strategy
 if TYPE_CHECKING:
     from hftl.recipe import Recipe
 
-LOWER_IS_BETTER = ("loss", "log_loss", "mse", "mae", "ece")
+LOWER_IS_BETTER = ("loss", "log_loss", "mse", "mae", "ece", "pseudo_perplexity", "pretext_loss")
 OURS = {
     "push_to_hub": "uploading is not built yet; upload the finished folder with `hf upload you/name FOLDER`",
     "hub_model_id": "uploading is not built yet; upload the finished folder with `hf upload you/name FOLDER`",

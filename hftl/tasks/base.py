@@ -12,7 +12,7 @@ import importlib.util
 import pickle
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
-from hftl.data import Labels, Role
+from hftl.data import Check, Labels, Role
 from hftl.errors import UserError
 
 LOAD_FAILURES = (
@@ -50,6 +50,8 @@ class Pretrained:
     processor: Any
     fresh: set[str]
     revision: str
+    checks: list[Check] = field(default_factory=list)
+    """What a person should know of how it was built; shown with the checks of the data."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,23 @@ class Task:
     roles: ClassVar[dict[str, Role]]
     usage: ClassVar[dict[str, str]]
     """Words for a person who uses the model: `script` is the recipe, `new` what to predict, `example` an input in
-    Python (`example_pair` one with two texts), `processor` and `arguments` what a transformers pipeline needs."""
+    Python (`example_pair` one with two texts), `processor` and `arguments` what a transformers pipeline needs; `next`
+    is the recipe that goes on from a model which predicts nothing itself."""
     options: ClassVar[tuple[str, ...]] = ()
     """Settings of a Recipe that `encode` takes."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Settings of a Recipe that `settle` takes."""
+    problem_type: ClassVar[str | None] = None
+    """What `hftl.metrics.metric_for` measures where rows bear no labels; None where their labels tell."""
     decoded: ClassVar[bool] = False
     """Whether reading an encoded row does work that is worth keeping, such as decoding an image."""
 
     @classmethod
     def known(cls) -> dict[str, type[Task]]:
         return {task.name: task for task in cls.__subclasses__()}
+
+    def settle(self, settings: dict[str, Any], train: Any) -> None:
+        """Take in `settings` and the training rows, before anything is built."""
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
         """Load the model with a head for these labels, and its processor."""
@@ -99,6 +109,14 @@ class Task:
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         """Return a function that makes one batch of encoded rows."""
         raise NotImplementedError
+
+    def outputs(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
+        """What metrics need of a model's outputs, a row each; encoder-decoders also return hidden states."""
+        return logits[0] if isinstance(logits, tuple) else logits
+
+    def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
+        """The trained model as the folder holds it, and those of its weights that go there; None for all."""
+        return model, weights
 
     def changed(self, options: dict[str, Any]) -> str:
         """How training rows are changed at random when they are read, in words; "" where they are not."""
