@@ -262,7 +262,7 @@ def _largest(values: np.ndarray, most: int) -> list[int]:
 
 
 def metric_for(problem_type: str, names: Sequence[str] = ()) -> Accumulator:
-    """Return an empty accumulator for a `problem_type` of transformers or a task's own; `names` are the classes, index = id."""
+    """Return an empty accumulator for a problem type of transformers or a task; `names` are the classes, index = id."""
     kinds: dict[str, type[Accumulator]] = {
         "single_label_classification": SingleLabel,
         "multi_label_classification": MultiLabel,

@@ -21,7 +21,7 @@ class Pretext(Accumulator):
     """
 
     headline = "pretext_loss"
-    columns = ("loss", "label")
+    columns: tuple[str, ...] = ("loss", "label")
     """What an output holds of each row; `label` is its number of items."""
 
     @property

@@ -45,6 +45,11 @@ class PretrainRecipe(Recipe):
     add_tokens: int = flag(
         0, "for texts: add this many of the most frequent words that the tokenizer splits to the vocabulary", HOW
     )
+    method: str = flag(
+        "auto",
+        "for images: simmim or mae (hidden patches; of a ViT, DeiT, Swin), simclr (two views); auto by model",
+        HOW,
+    )
     then: str | None = flag(
         None, 'the recipe to run next on what came out, with its flags: "recipes/text_cls.py --data x.csv"', OUT
     )
@@ -101,7 +106,9 @@ class PretrainRecipe(Recipe):
         except ValueError as failure:
             raise UserError(f"--then does not read as a command: {failure}. Quote it once, as a whole.") from failure
         if not script.endswith(".py") or not Path(script).is_file():
-            raise UserError(f"--then starts with the file of a recipe, such as recipes/text_cls.py; {script!r} is none.")
+            raise UserError(
+                f"--then starts with the file of a recipe, such as recipes/text_cls.py; {script!r} is none."
+            )
         if any(word.split("=")[0] in ("--model", "--model_name_or_path") for word in flags):
             raise UserError("--then is given this run's folder as its --model. Leave --model out of it.")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:

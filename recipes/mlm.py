@@ -1,7 +1,7 @@
 """Pre-train an encoder further on unlabelled text: masked tokens, on the task's own texts or on its domain's.
 
     accelerate launch recipes/mlm.py
-    accelerate launch recipes/mlm.py --data papers.csv --model bert-base-uncased --mask 0.15 --whole_words --add_tokens 500
+    accelerate launch recipes/mlm.py --data papers.csv --model bert-base-uncased --whole_words --add_tokens 500
     accelerate launch recipes/mlm.py --data papers.csv --then "recipes/text_cls.py --data labelled.csv"
 
 The first command needs no network: MiniLM-L6 on the 1,000 bundled product reviews, of which only the texts are read.

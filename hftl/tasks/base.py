@@ -169,8 +169,12 @@ def revision_of(path: str, config: Any) -> str:
     return "sha256:" + ",".join(_sha256(str(file))[:16] for file in files) if files else "unknown"
 
 
-def load_pretrained(auto: str, source: Source, labels: Labels, **config_settings: Any) -> tuple[Any, set[str], str]:
+def load_pretrained(auto: str, source: Source, labels: Labels, config: Any = None) -> tuple[Any, set[str], str]:
     """Load a checkpoint for a task: the model in float32, the names of its fresh parameters, and its revision.
+
+    Args:
+        auto: the name of an auto class or of a model's class.
+        config: the model's settings, where they are not the checkpoint's own with these labels.
 
     Raises:
         UserError: no such model, no network, only pickle weights, or an architecture without such a head.
@@ -184,7 +188,7 @@ def load_pretrained(auto: str, source: Source, labels: Labels, **config_settings
     auto_class = getattr(transformers, auto)
     common = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
     try:
-        config = transformers.AutoConfig.from_pretrained(path, **common, **label_settings(labels))
+        config = config or transformers.AutoConfig.from_pretrained(path, **common, **label_settings(labels))
         if hasattr(config, "label_names"):  # a timm config keeps the old names beside id2label, and saves these
             config.label_names = labels.names
         model, info = auto_class.from_pretrained(
@@ -214,9 +218,11 @@ def load_processor(auto: str, source: Source) -> Any:
 
 
 def label_settings(labels: Labels) -> dict[str, Any]:
-    """The part of a transformers config that says what is predicted."""
+    """The part of a transformers config that says what is predicted; nothing where there are no labels."""
     if labels.problem_type == "regression":
         return {"num_labels": 1, "problem_type": "regression"}
+    if not labels.names:
+        return {}
     return {
         "num_labels": len(labels.names),
         "id2label": dict(enumerate(labels.names)),

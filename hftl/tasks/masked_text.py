@@ -63,8 +63,9 @@ class MaskedText(Task):
         if fresh:
             shapes = dict(model.named_parameters())
             sentence = (
-                f"the checkpoint has no whole head for masked tokens: {sum(shapes[n].numel() for n in fresh):,} parameters "
-                "of it start at random and have to be learned first, so that early perplexities say little"
+                "the checkpoint has no whole head for masked tokens: "
+                f"{sum(shapes[name].numel() for name in fresh):,} parameters of it start at random and have to be "
+                "learned first, so that early perplexities say little"
             )
             checks.append(Check("head", "note", sentence))
         if self.add_tokens:
