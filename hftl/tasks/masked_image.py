@@ -93,7 +93,9 @@ class MaskedImage(Task):
         kind = getattr(config, "model_type", "timm")
         if kind not in ("vit", "vit_mae"):
             raise UserError(f"MAE needs a ViT; {source.model} is a {kind}. Pass --method auto, or another --model.")
-        config = transformers.ViTMAEConfig(**shared(config, transformers.ViTMAEConfig), mask_ratio=self.share)
+        known = shared(config, transformers.ViTMAEConfig)
+        decoder = small_decoder(config) if kind == "vit" else {}
+        config = transformers.ViTMAEConfig(**known, **decoder, mask_ratio=self.share)
         model, fresh, revision = load_pretrained("ViTMAEForPreTraining", source, Labels("", []), config)
         made = Pretrained(model, self.processor(source, model), fresh, revision)
         self._lay_out(made, source)
@@ -214,6 +216,19 @@ def shared(config: Any, kind: type) -> dict[str, Any]:
     own = kind().to_dict()
     left_out = ("model_type", "architectures", "id2label", "label2id", "problem_type", "mask_ratio", "_name_or_path")
     return {name: value for name, value in config.to_dict().items() if name in own and name not in left_out}
+
+
+def small_decoder(config: Any) -> dict[str, int]:
+    """A decoder smaller than a small ViT's encoder; nothing for ViT-B and larger, which take MAE's own (512 wide)."""
+    if config.hidden_size >= 768:
+        return {}
+    width = max(16, config.hidden_size // 32 * 16)
+    return {
+        "decoder_hidden_size": width,
+        "decoder_intermediate_size": 4 * width,
+        "decoder_num_attention_heads": width // 16,
+        "decoder_num_hidden_layers": max(1, config.num_hidden_layers // 2),
+    }
 
 
 def plain_vit(model: Any) -> Any:
