@@ -35,7 +35,7 @@ class PretrainRecipe(Recipe):
 
     hidden: ClassVar[tuple[str, ...]] = (
         *("text_pair", "label", "problem_type", "class_weights", "metrics", "packing"),
-        *("cache_gb", "cache_dtype", "cache_views", "domain", "unlabelled", "target_test"),
+        *("cache_gb", "cache_dtype", "cache_views", "unlabelled", "target_test", "domain", "target", "source"),
     )
 
     mask: float | None = flag(

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import math
+import runpy
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -329,9 +330,10 @@ def test_a_run_that_was_killed_and_resumed_ends_like_one_that_was_not(bert, text
             raise KeyboardInterrupt
         return train_step(self, *args, **kwargs)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Trainer, "training_step", killed)
-        PretrainRecipe(output_dir=str(tmp_path / "cut"), **settings).run()
+        with pytest.raises(KeyboardInterrupt):
+            PretrainRecipe(output_dir=str(tmp_path / "cut"), **settings).run()
     PretrainRecipe(output_dir=str(tmp_path / "cut"), resume=True, **settings).run()
     whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
@@ -592,6 +594,17 @@ def test_what_cannot_be_with_images_is_refused_in_one_sentence(name, vits, colou
         launch("mim.py", "--model", vits.get(model, model), *where, *flags)
     assert stopped.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_benchmark_tells_the_gain_seed_by_seed():
+    table = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "pretraining.py"))["table"]
+    run = {"data": "acl_arc", "f1_macro": 0.4, "rows": 64, "n": 139, "seconds": 30, "pretraining": []}
+    stage = [{"before": 51855, "test": 3454.2}]
+    runs = [run | {"arm": "none", "seed": seed, "accuracy": value} for seed, value in ((1, 0.5), (2, 0.6))]
+    runs += [run | {"arm": "TAPT", "seed": s, "accuracy": a, "pretraining": stage} for s, a in ((2, 0.55), (1, 0.52))]
+    none, tapt = table(runs).splitlines()[2:]
+    assert "| acl_arc | none | 0.550 (0.500 to 0.600) | 0.400 |  |  | 64 | 139 | 2 |" in none
+    assert "| +0.020, -0.050 | 51,855, 3,454.2 |" in tapt
 
 
 def test_several_processes_are_told_to_start_the_second_recipe_themselves(texts, monkeypatch):

@@ -93,9 +93,8 @@ class MaskedImage(Task):
         kind = getattr(config, "model_type", "timm")
         if kind not in ("vit", "vit_mae"):
             raise UserError(f"MAE needs a ViT; {source.model} is a {kind}. Pass --method auto, or another --model.")
-        known = shared(config, transformers.ViTMAEConfig)
-        decoder = small_decoder(config) if kind == "vit" else {}
-        config = transformers.ViTMAEConfig(**known, **decoder, mask_ratio=self.share)
+        known = shared(config, transformers.ViTMAEConfig) | (small_decoder(config) if kind == "vit" else {})
+        config = transformers.ViTMAEConfig(**known, mask_ratio=self.share)
         model, fresh, revision = load_pretrained("ViTMAEForPreTraining", source, Labels("", []), config)
         made = Pretrained(model, self.processor(source, model), fresh, revision)
         self._lay_out(made, source)
