@@ -11,14 +11,14 @@ import transformers
 from torch import nn
 
 from hftl import kernels
+from hftl.domains import CRITERIA
 from hftl.errors import UserError, suggest
-from hftl.outcome import Scorer
+from hftl.outcome import LOWER_IS_BETTER, Scorer
 from hftl.strategies import Strategy
 
 if TYPE_CHECKING:
     from hftl.recipe import Recipe
 
-LOWER_IS_BETTER = ("loss", "log_loss", "mse", "mae", "ece", "pseudo_perplexity", "pretext_loss")
 OURS = {
     "push_to_hub": "uploading is not built yet; upload the finished folder with `hf upload you/name FOLDER`",
     "hub_model_id": "uploading is not built yet; upload the finished folder with `hf upload you/name FOLDER`",
@@ -111,10 +111,22 @@ def suit_machine(recipe: Recipe, args: transformers.TrainingArguments, model: nn
         model.to(memory_format=torch.channels_last)
 
 
-def selection(args: transformers.TrainingArguments, scorer: Scorer) -> transformers.TrainingArguments:
-    """Keep the checkpoint that is best on valid by the task's headline metric, and say so to the base Trainer."""
+def selection(
+    args: transformers.TrainingArguments, scorer: Scorer, select: str = "source"
+) -> transformers.TrainingArguments:
+    """Keep the checkpoint that is best on valid by the task's headline metric, and say so to the base Trainer.
+
+    Args:
+        select: else a criterion of `hftl.domains`, or "oracle", the headline metric on the target.
+    """
     if args.eval_strategy == "no":
         return args
+    if select != "source":
+        if args.metric_for_best_model is not None:
+            raise UserError("--select and --metric_for_best_model both choose the checkpoint. Leave out one of them.")
+        args.metric_for_best_model = f"eval_{select}"
+        args.greater_is_better = CRITERIA.get(select, scorer.headline not in LOWER_IS_BETTER)
+        return _kept_at_evaluations(args)
     metric = (args.metric_for_best_model or scorer.headline).removeprefix("eval_")
     if metric not in [*scorer.names, "loss"] and not scorer.extra:
         raise UserError(
@@ -124,6 +136,10 @@ def selection(args: transformers.TrainingArguments, scorer: Scorer) -> transform
     args.metric_for_best_model = f"eval_{metric}"
     if args.greater_is_better is None or metric in scorer.metric.reported:
         args.greater_is_better = metric not in LOWER_IS_BETTER
+    return _kept_at_evaluations(args)
+
+
+def _kept_at_evaluations(args: transformers.TrainingArguments) -> transformers.TrainingArguments:
     args.load_best_model_at_end = True
     args.save_strategy, args.save_steps = args.eval_strategy, args.eval_steps or args.save_steps
     return args

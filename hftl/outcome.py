@@ -17,6 +17,7 @@ import torch
 import transformers
 
 from hftl import spec
+from hftl.adaptation import told
 from hftl.data import Labels
 from hftl.metrics import Score, extra_metric, metric_for
 from hftl.report import Report
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from hftl.recipe import Recipe
     from hftl.run import Run
 
+LOWER_IS_BETTER = ("loss", "log_loss", "mse", "mae", "ece", "pseudo_perplexity", "pretext_loss")
 PACKAGES = ("hftl", "torch", "transformers", "datasets", "peft", "accelerate", "timm", "scikit-learn")
 
 
@@ -65,12 +67,18 @@ def measure(run: Run, score: Callable[[Run, str], dict[str, Score]] | None = Non
     score = score or measured
     about = described(run) | effort(run.trainer, len(run.splits.train))
     valid = score(run, "valid")
+    target = score(run, "target") if "target" in run.rows else {}
+    apart = by_domain(run) if run.recipe.domain is not None else {}
     test = score(run, "test")
     metric = run.scorer.metric  # holds test now
+    lower = metric.headline in LOWER_IS_BETTER
     return Report(
         **about,
         valid=valid,
         test=test,
+        target=target,
+        domains=apart,
+        adaptation={} if run.domains is None else told(run.domains, run.trainer.state.log_history, lower),
         headline=metric.headline,
         confusion=metric.confusion(),
         calibration=metric.calibration(),
@@ -79,6 +87,32 @@ def measure(run: Run, score: Callable[[Run, str], dict[str, Score]] | None = Non
         processes=run.trainer.args.world_size,
         startup=run.clock.seconds,
     )
+
+
+def by_domain(run: Run) -> dict[str, dict[str, Score]]:
+    """Every metric of test for each domain in it, by name."""
+    where = np.asarray(run.splits.test["domain"][:]).astype(str)
+    found = {}
+    for name in sorted(set(where.tolist())):
+        rows = run.rows["test"].part(np.flatnonzero(where == name))
+        got = run.trainer.evaluate(rows, metric_key_prefix="test")
+        found[name] = scored(run.scorer, {own: got[f"test_{own}"] for own in run.scorer.own_names})
+    return found
+
+
+def compared(report: Report, plain: Report) -> dict[str, Any]:
+    """A run that was adapted beside one that was not: the headline metric of both on target and test, and what it says.
+
+    "helped" and "hurt" mean that the target's value lies outside the other's 95 % interval; else "no clear difference".
+    """
+    where = "target" if report.target else "test"
+    own, theirs = getattr(report, where)[report.headline], getattr(plain, where)[report.headline]
+    better, worse = own.value > theirs.high, own.value < theirs.low
+    if report.headline in LOWER_IS_BETTER:
+        better, worse = worse, better
+    verdict = "helped" if better else "hurt" if worse else "no clear difference"
+    scores = {name: getattr(plain, name)[report.headline] for name in ("target", "test") if getattr(plain, name)}
+    return {"strategy": plain.strategy, "folder": plain.folder, "on": where, "verdict": verdict, "scores": scores}
 
 
 def measured(run: Run, split: str) -> dict[str, Score]:
@@ -125,7 +159,7 @@ def described(run: Run) -> dict[str, Any]:
             "notes": [*splits.notes, *(trainer.cache.notes if trainer.cache is not None else [])],
         },
         "checks": splits.checks,
-        "trainable": sum(p.numel() for group in trainer.groups for p in group.parameters.values()),
+        "trainable": trainer.trained,
         "total": sum(p.numel() for p in parameters),
         "seed": recipe.seed,
         "versions": versions(),

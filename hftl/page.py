@@ -15,7 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from hftl import plots, wording
-from hftl.verdict import verdict
+from hftl.verdict import adapted, verdict
 
 if TYPE_CHECKING:
     from hftl.metrics import Score
@@ -74,6 +74,7 @@ def html(report: Report) -> str:
         "curves": curves(report),
         "metrics": metric_rows(report),
         "classes": class_rows(report),
+        "two": domains(report),
         "confusion": confusion(report),
         "reliability": reliability(report),
         "wrong": wrong(report.wrong),
@@ -139,9 +140,37 @@ def _thin(points: list[plots.Point]) -> list[plots.Point]:
 def metric_rows(report: Report) -> list[dict]:
     """One row a metric, the headline first."""
     return [
-        {"name": n, "valid": report.valid.get(n), "test": report.test.get(n), "lower": n in wording.LOWER_IS_BETTER}
+        {"name": n, "lower": n in wording.LOWER_IS_BETTER}
+        | {split: getattr(report, split).get(n) for split in ("valid", "test", "target")}
         for n in report.metrics()
     ]
+
+
+def domains(report: Report) -> dict[str, Any]:
+    """Each domain of test on its own; and of a target domain what was seen, in sentences, pictures and a table."""
+    apart = [{"name": name, "score": found.get(report.headline)} for name, found in report.domains.items()]
+    about = report.adaptation
+    if not about and not apart:
+        return {}
+    pictures = []
+    for moment, points in about.get("projection", {}).items():
+        distance = wording.number(about["distance"].get(moment))
+        clouds = [
+            plots.Line(name, css, [tuple(point) for point in points[name]])
+            for name, css in (("source", "valid"), ("target", "other"))
+        ]
+        title = f"{moment}: proxy A-distance {distance}"
+        pictures.append((title, plots.scatter(f"domains-{moment}", f"Features of both domains {title}", clouds)))
+    rows = about.get("checkpoints", [])
+    heads = list(dict.fromkeys(name for row in rows for name in row if name not in ("step", "epoch")))
+    marked = {name: about[name]["step"] for name in ("chosen", "oracle") if about.get(name)}
+    return {
+        "apart": apart,
+        "said": adapted(report),
+        "pictures": pictures,
+        "heads": heads,
+        "rows": [row | {"marks": [n for n, step in marked.items() if step == row["step"]]} for row in rows],
+    }
 
 
 def class_rows(report: Report) -> list[dict]:

@@ -215,3 +215,21 @@ def _bin(frame: Frame, counts: Frame, b: dict) -> list[Markup]:
     )
     label = text((left + right) / 2, top - 4, str(b["count"]), "tick small", "middle")
     return [rule(x, frame.y(low), x, frame.y(high), "whisker"), bar, label]
+
+
+def scatter(key: str, title: str, clouds: list[Line]) -> Markup:
+    """Points of several groups on axes without units; `css` of a group colours it. Empty markup without a point."""
+    points = [point for cloud in clouds for point in cloud.points]
+    if not points:
+        return Markup("")
+    (xs, ys), height = zip(*points, strict=True), 300
+    frame = Frame(min(xs), max(xs), min(ys), max(ys), left=10, top=30, bottom=height - 10)
+    parts, at = [], 10.0
+    for cloud in clouds:
+        parts.append(Markup('<circle class="dot {}" cx="{}" cy="14" r="4"></circle>').format(cloud.css, at + 4))
+        parts.append(text(at + 13, 18, cloud.name, "label"))
+        at += 34 + 7 * len(cloud.name)
+    for x, y, css in ((*point, cloud.css) for cloud in clouds for point in cloud.points):
+        spot = Markup('<circle class="dot soft {}" cx="{}" cy="{}" r="2.5"></circle>')
+        parts.append(spot.format(css, frame.x(x), frame.y(y)))
+    return svg(key, title, parts, WIDTH, height)

@@ -35,7 +35,18 @@ class PretrainRecipe(Recipe):
 
     hidden: ClassVar[tuple[str, ...]] = (
         *("text_pair", "label", "problem_type", "class_weights", "metrics", "packing"),
-        *("cache_gb", "cache_dtype", "cache_views", "unlabelled", "target_test", "domain", "target", "source"),
+        *(
+            "cache_gb",
+            "cache_dtype",
+            "cache_views",
+            "unlabelled",
+            "target_test",
+            "domain",
+            "target",
+            "source",
+            "select",
+            "source_only",
+        ),
     )
 
     mask: float | None = flag(

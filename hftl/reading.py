@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -24,6 +25,7 @@ class RowReader(transformers.Trainer):
         The rest is the base class's.
 
     Attributes:
+        further: gives metrics beside those of `compute_metrics`, at each evaluation of the run.
         eval_order: (rows,) which row each position was that `compute_metrics` was last fed; None for their own order.
     """
 
@@ -32,6 +34,7 @@ class RowReader(transformers.Trainer):
     ) -> None:
         self.cache, self.max_tokens, self.longest = cache, max_tokens, longest
         self.eval_order: Any = None
+        self.further: Callable[[], dict[str, float]] | None = None
         self._read: Any = None  # the dataset of the evaluation in progress
         self._sampler: Any = None
         if cache is not None:
@@ -60,10 +63,18 @@ class RowReader(transformers.Trainer):
                 found = super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             self.compute_metrics = metric
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        if self.further is not None and prefix == "eval":
+            more = {f"{prefix}_{name}": value for name, value in self.further().items()}
+            found = found._replace(metrics=(found.metrics or {}) | more)
         if order is None:
             return found
         ordered = {name: in_order(getattr(found, name), order) for name in ("predictions", "label_ids")}
         return found._replace(**ordered)
+
+    def whole(self) -> Any:
+        """A context in which the model runs whole, whatever is kept of its frozen layers."""
+        return nullcontext() if self.cache is None else self.cache.reading(None)
 
     def _whole(self, inputs: dict[str, Any], rows: Any) -> dict[str, Any]:
         return inputs if self.cache is None else self.cache.complete(inputs, rows, self.args.device)

@@ -72,6 +72,14 @@ class Recipe:
     max_tokens_per_batch: int | None = flag(
         None, "fill each batch with texts up to this many tokens, padding counted, in place of a number of rows", HOW
     )
+    select: str = flag(
+        "source",
+        "what chooses the checkpoint: source (valid), without target labels entropy, snd, iwv or dev, with them oracle",
+        HOW,
+    )
+    source_only: bool = flag(
+        False, "also train without what reads the target, first, and say whether adapting helped", HOW
+    )
     early_stopping_patience: int = flag(3, "evaluations without a better valid metric before stopping; 0 never", HOW)
 
     seed: int = flag(42, "fixes splits, initial weights, order and dropout", RUN)
@@ -158,9 +166,10 @@ class Recipe:
             run.print_checks(splits, rows, pretrained.processor)
         arguments.suit_machine(self, args, pretrained.model, task.decoded)
         scorer = run.Scorer(splits.labels, self.metrics)
-        trainer = run.make_trainer(self, args, task, splits, pretrained, rows, scorer)
+        domains = run.domains_of(self, task, splits, pretrained.processor, rows)
+        trainer = run.make_trainer(self, args, task, splits, pretrained, rows, scorer, domains)
         clock.mark("trainer")
-        return run.Run(self, folder, task, splits, pretrained, rows, scorer, trainer, clock)
+        return run.Run(self, folder, task, splits, pretrained, rows, scorer, trainer, clock, domains)
 
     def run(self) -> Report | None:
         """Train, select on valid, read test once, and write the folder.
@@ -174,6 +183,7 @@ class Recipe:
         clock = Clock()
         with imports():
             from hftl import anatomy, hub, outcome, progress
+        beside = self._without_target() if self.source_only and not self.show_rates else None
         try:
             with progress.quiet():
                 run = self.prepare(clock)
@@ -183,6 +193,8 @@ class Recipe:
                     return None
                 run.train()
                 report = outcome.measure(run)
+                if beside is not None:
+                    report.adaptation["source_only"] = outcome.compared(report, beside)
                 run.write(report)
         finally:
             hub.OutputFolder(self.output_dir).tidy()
@@ -190,6 +202,20 @@ class Recipe:
         if run.first:
             print(report.table())
         return report
+
+    def _without_target(self) -> Report | None:
+        """The same recipe with the strategy's parts that read no target rows, run into a folder beside."""
+        from hftl import hub, run
+        from hftl.strategies import Chain
+
+        parts = run.strategy_of(self.strategy).parts
+        kept = tuple(part for part in parts if not part.streams)
+        if len(kept) == len(parts):
+            raise UserError("--source_only compares with training without the target, and --strategy reads none of it.")
+        hub.OutputFolder(self.output_dir).claim(resume=self.resume, overwrite=self.overwrite)
+        folder = f"{self.output_dir.rstrip('/')}-source-only"
+        changed = {"strategy": Chain(kept) if kept else "Full", "output_dir": folder, "source_only": False}
+        return type(self)(**self.settings() | changed | {"overwrite": True, "resume": False}).run()
 
     def reproducible(self) -> dict[str, Any]:
         """The settings that decide the numbers, for `recipe.yaml`; where the results go is left to the next run."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from hftl import wording
+from hftl import verdict, wording
 from hftl.errors import UserError
 from hftl.plain import plain
 
@@ -25,7 +25,16 @@ if TYPE_CHECKING:
     from hftl.data import Check
     from hftl.metrics import Score
 
-CHANGED = {"--strategy", "--output_dir", "--overwrite", "--resume", "--classifier", "--layers", "--pool"}
+CHANGED = {
+    "--strategy",
+    "--output_dir",
+    "--overwrite",
+    "--resume",
+    "--source_only",
+    "--classifier",
+    "--layers",
+    "--pool",
+}
 
 
 @dataclass
@@ -41,6 +50,12 @@ class Report:
     """Name of the metric that chose the checkpoint; a key of `valid` and `test`."""
     test: dict[str, Score] = field(default_factory=dict)
     valid: dict[str, Score] = field(default_factory=dict)
+    target: dict[str, Score] = field(default_factory=dict)
+    """On labelled rows of a target domain, which nothing was chosen by unless `adaptation` says so."""
+    domains: dict[str, dict[str, Score]] = field(default_factory=dict)
+    """On test, for each domain in it."""
+    adaptation: dict[str, Any] = field(default_factory=dict)
+    """Of a run with unlabelled target rows: what `hftl.adaptation.told` gives, and `source_only` where it was run."""
     seconds: float = 0.0
     """Wall time of training, evaluation on valid included."""
     startup: dict[str, float] = field(default_factory=dict)
@@ -152,7 +167,9 @@ class Report:
         for name in {"seconds", "examples_per_second", "forward_passes"} & kept.keys():
             kept[name] = _number(kept[name])
         kept["startup"] = {stage: _number(took) for stage, took in kept.get("startup", {}).items()}
-        for split in ("valid", "test"):
+        apart = kept.get("domains", {})
+        kept["domains"] = {n: {m: _score(score) for m, score in found.items()} for n, found in apart.items()}
+        for split in ("valid", "test", "target"):
             kept[split] = {name: _score(score) for name, score in kept.get(split, {}).items()}
         kept["checks"] = [SimpleNamespace(**check) for check in kept.get("checks", [])]
         return cls(**kept)
@@ -180,16 +197,19 @@ class Report:
     def table(self, next_commands: Sequence[str] | None = None) -> str:
         """The closing table for the terminal, without a final newline. `next_commands` replaces the derived ones."""
         names = self.metrics()
-        cells = [[_cell(split.get(name)) for split in (self.valid, self.test)] for name in names]
+        splits = {"valid": self.valid, "test": self.test} | ({"target": self.target} if self.target else {})
+        cells = [[_cell(split.get(name)) for split in splits.values()] for name in names]
         heads = [wording.visible(name) for name in names]
         first = max([12, *map(len, heads)]) + 1
         wide = max([21, *(len(cell) for row in cells for cell in row)]) + 3
         lines = ["  ".join(map(wording.visible, (self.task, self.model, self.strategy)))]
         if names:
-            lines.append(" " * first + "valid".ljust(wide) + "test")
-        for name, head, (valid, test) in zip(names, heads, cells, strict=True):
-            score = self.test.get(name) or self.valid[name]
-            lines.append(f"{head.ljust(first)}{valid.ljust(wide)}{test.ljust(wide)}n={score.n}")
+            lines.append(" " * first + "".join(split.ljust(wide) for split in splits))
+        for name, head, row in zip(names, heads, cells, strict=True):
+            n = ", ".join(f"{split[name].n}" for split in (self.test, self.target) if name in split)
+            n = n or f"{self.valid[name].n}"
+            lines.append(f"{head.ljust(first)}{''.join(cell.ljust(wide) for cell in row)}n={n}")
+        lines += [wording.visible(sentence) for sentence in verdict.adapted(self)]
         speed, total, trained = map(wording.count, (self.examples_per_second, self.total, self.trainable))
         lines.append(
             f"trained in {wording.duration(self.seconds)}, {speed} examples/s, {total} "

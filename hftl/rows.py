@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
@@ -77,6 +78,11 @@ class Rows(Dataset):
     def plain(self, numbers: list[int]) -> list[Batch]:
         """Rows as the task encodes them, read anew."""
         return self.encoded.__getitems__(numbers)
+
+    def part(self, numbers: np.ndarray) -> Rows:
+        """Some of the rows, of which nothing is kept."""
+        labels = None if self.labels is None else [self.labels[int(n)] for n in numbers]
+        return Rows(self.encoded.select(numbers), labels, lambda: [])
 
     def set_epoch(self, epoch: int) -> None:
         """Turn to the view of this epoch."""

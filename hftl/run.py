@@ -16,6 +16,7 @@ import transformers
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hftl import hub, memory, spec
+from hftl.adaptation import Domains
 from hftl.anatomy import anatomy, rate_table
 from hftl.arguments import early_stopping, selection
 from hftl.cache import Cache
@@ -27,6 +28,7 @@ from hftl.rows import Rows
 from hftl.settings import own_settings
 from hftl.startup import Clock
 from hftl.strategies import Chain, Strategy
+from hftl.streams import Stream
 from hftl.tasks import Task
 from hftl.tasks.base import Pretrained, Source
 from hftl.trainer import Trainer
@@ -50,6 +52,7 @@ class Run:
     scorer: Scorer
     trainer: Trainer
     clock: Clock
+    domains: Domains | None = None
 
     @property
     def rates(self) -> list[dict[str, Any]]:
@@ -76,7 +79,11 @@ class Run:
         checkpoint = self.folder.checkpoint if self.recipe.resume else None
         if checkpoint is None and self.trainer.args.should_save:
             self.folder.forget_checkpoints()
+        if self.domains is not None:
+            self.domains.note(self.trainer, "before")
         self.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if self.domains is not None:
+            self.domains.note(self.trainer, "after")
         self.trainer.remove_callback(transformers.EarlyStoppingCallback)  # what is evaluated from here on stops nothing
         self.trainer.model = self.trainer.strategy.finish(self.trainer.model)
 
@@ -129,13 +136,15 @@ def make_trainer(
     pretrained: Pretrained,
     rows: dict[str, Any],
     scorer: Scorer,
+    domains: Domains | None = None,
 ) -> Trainer:
     """The Trainer of a recipe, its strategy applied to the model."""
-    collate = task.collate(pretrained.processor)
+    collate, strategy = task.collate(pretrained.processor), strategy_of(recipe.strategy)
     trainer = Trainer(
         pretrained.model,
-        selection(args, scorer),
-        strategy=strategy_of(recipe.strategy),
+        selection(args, scorer, recipe.select),
+        strategy=strategy,
+        streams=streams(recipe, task, splits, pretrained.processor, strategy),
         anatomy=anatomy(pretrained.model, pretrained.fresh),
         item_losses=class_weighted(recipe.class_weights, splits),
         cache=kept(recipe, rows, collate, args),
@@ -149,9 +158,38 @@ def make_trainer(
         preprocess_logits_for_metrics=task.outputs,
         callbacks=early_stopping(recipe),
     )
+    if domains is not None:
+        trainer.further = functools.partial(domains.criteria, trainer)
     if recipe.fit_batch and not recipe.show_rates:
         memory.fit_batch(trainer)
     return trainer
+
+
+def domains_of(recipe: Recipe, task: Task, splits: Splits, processor: Any, rows: dict[str, Rows]) -> Domains | None:
+    """What is watched of source and target, or None without unlabelled rows.
+
+    Raises:
+        UserError: a choice that needs rows of the target, which are not there.
+    """
+    if splits.unlabelled is None:
+        if recipe.select != "source":
+            raise UserError(f"--select {recipe.select} looks at the target. Pass --unlabelled with rows of it.")
+        return None
+    options = {name: getattr(recipe, name) for name in task.options}
+    valid = Stream(rows["valid"], task.collate(processor))
+    target = Stream(*task.stream("unlabelled", splits.unlabelled, processor, options))
+    kind, names = splits.labels.problem_type, splits.labels.names
+    batch = recipe.training.get("per_device_eval_batch_size", 64)
+    labels = np.asarray(rows["valid"].labels)
+    return Domains(valid, labels, target, rows.get("target"), kind, names, recipe.select, batch, recipe.seed)
+
+
+def streams(recipe: Recipe, task: Task, splits: Splits, processor: Any, strategy: Strategy) -> dict[str, Stream]:
+    """The unlabelled rows of the target in each form that the strategy reads."""
+    if splits.unlabelled is None:
+        return {}
+    options = {name: getattr(recipe, name) for name in task.options}
+    return {view: Stream(*task.stream(view, splits.unlabelled, processor, options)) for view in strategy.streams}
 
 
 def kept(recipe: Recipe, rows: dict[str, Any], collate: Any, args: transformers.TrainingArguments) -> Cache:

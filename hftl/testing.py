@@ -49,7 +49,9 @@ class Outcome:
 
 
 def train_tiny(strategy: Strategy | str, settings: dict[str, Any], folder: Path) -> Outcome:
-    """Run one strategy on one tiny task into a folder."""
+    """Run one strategy on one tiny task into a folder; a target's rows are the task's own, without labels."""
+    if strategy_of(strategy).streams:
+        settings = {"unlabelled": settings["data"]} | settings
     recipe = Recipe(**settings | {"strategy": strategy, "output_dir": str(folder), "disable_tqdm": True})
     run = recipe.prepare()
     run.trainer.args.learning_rate /= run.trainer.groups[0].peak  # whatever the strategy, nothing trains faster
@@ -113,8 +115,11 @@ def the_folder_gives_the_same_logits(made: Outcome) -> None:
 
 
 def the_report_counts_what_trains(made: Outcome) -> None:
-    """`trainable` and `total` are the numbers of elements that changed place in the optimizer and in the model."""
-    trained = sum(p.numel() for group in made.run.trainer.optimizer.param_groups for p in group["params"])
+    """`trainable` and `total` are the numbers of elements in the optimizer and in the model, partners left out."""
+    beside = made.run.trainer.beside
+    theirs = {id(p) for p in beside.partner.parameters()} if beside is not None else set()
+    held = [p for group in made.run.trainer.optimizer.param_groups for p in group["params"]]
+    trained = sum(p.numel() for p in held if id(p) not in theirs)
     assert made.report.trainable == trained, f"the report says {made.report.trainable}, the optimizer holds {trained}"
     assert made.report.trainable <= made.report.total
 
@@ -215,6 +220,7 @@ def tiny_bert(folder: Path) -> str:
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    special["mask_token"] = "[UNK]"  # no word of the sentences is unknown
     torch.manual_seed(0)
     config = transformers.BertConfig(
         vocab_size=len(words),

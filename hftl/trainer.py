@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pickle import UnpicklingError
 from typing import Any
 
@@ -34,17 +34,7 @@ from hftl.packing import Packing
 from hftl.rates import RateGroup, optimizer_groups, rate_groups, scheduled, stage_share
 from hftl.reading import RowReader
 from hftl.strategies.base import Strategy
-
-
-@dataclass(frozen=True)
-class Step:
-    """What `Strategy.loss` sees of a micro-batch; `share` is its part of the update's items, progress is in [0, 1]."""
-
-    model: nn.Module
-    inputs: dict[str, Any]
-    outputs: Any
-    share: torch.Tensor
-    progress: float
+from hftl.streams import PARTNER, Step, Stream, beside
 
 
 class Trainer(RowReader):
@@ -55,6 +45,7 @@ class Trainer(RowReader):
         anatomy: where each parameter sits, computed from the model as it was loaded.
         item_losses: `(logits, labels) -> losses` of shape (items,) to train on in place of the model's own loss.
         cache, max_tokens, longest: as `RowReader` takes them.
+        streams: rows without labels by name, for a strategy that reads them; no frozen work is kept then.
         packing: run padded texts end to end, which spares the work on padding; off while the cache is replayed.
         The rest is the base class's.
     """
@@ -72,6 +63,7 @@ class Trainer(RowReader):
         anatomy: Anatomy | None = None,
         item_losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         cache: Cache | None = None,
+        streams: Mapping[str, Stream] | None = None,
         packing: bool = False,
         max_tokens: int | None = None,
         longest: int | None = None,
@@ -81,6 +73,7 @@ class Trainer(RowReader):
         self.anatomy = anatomy or anatomy_of(model)
         self.item_losses = item_losses
         model = self.strategy.prepare(model, self.anatomy)
+        self.beside = beside(model, self.strategy, streams or {}, args, packing) if self.strategy.streams else None
         self.groups: list[RateGroup] = rate_groups(model, self.anatomy, self.strategy)
         args.logging_nan_inf_filter = False  # the base class would log the last finite loss, and `log` here see nothing
         if packing and args.torch_compile:
@@ -103,6 +96,13 @@ class Trainer(RowReader):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _fitting(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+            if self.beside is not None and checkpoint is not None:
+                self.beside.load(checkpoint)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.beside is not None and self.args.should_save:
+            self.beside.save(output_dir)
 
     # --- the loss: a mean over the items of the whole update -------------------------------------------------------
 
@@ -127,9 +127,17 @@ class Trainer(RowReader):
             loss = outputs["loss"].mean()  # DataParallel returns one loss per device
         if self.model.training and num_items_in_batch is not None:
             share = labels.ne(-100).sum() / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
-            step = Step(self.model, inputs, outputs, share, self.progress)
+            step = self._step(inputs, outputs, share)
             loss = self.strategy.loss(loss * share, step) * self.accelerator.num_processes  # DDP takes the mean
         return (loss, outputs) if return_outputs else loss
+
+    def _step(self, inputs: dict[str, Any], outputs: Any, share: torch.Tensor) -> Step:
+        step = Step(self.model, inputs, outputs, share, self.progress)
+        if self.beside is None:
+            return step
+        seen = self.beside.reads.last
+        views = self.beside.views(self.model, self.state.global_step, self.args.device)
+        return replace(step, views=views, features=seen, partner=self.beside.partner)
 
     @property
     def progress(self) -> float:
@@ -151,9 +159,13 @@ class Trainer(RowReader):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._stage = None
+        if self.beside is not None:
+            self.beside.attach(self.model)
         try:
             return super().train(*args, **kwargs)
         finally:
+            if self.beside is not None:
+                self.beside.detach(self.model)
             if self.cache is not None:
                 self.cache.leave()  # what comes after sees the whole model
 
@@ -208,7 +220,7 @@ class Trainer(RowReader):
                 if self.accelerator.num_processes == 1:  # DDP has hooked every gradient by now
                     parameter.requires_grad_(on)
         self._eval_modules = frozen_modules(self.model, active)
-        if self.cache is not None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self.cache is not None and self.beside is None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             if self.packing is not None:
                 self.packing.stop()
             self.cache.enter(self.model, active, self._passes_of(stage), self.accelerator)
@@ -254,6 +266,12 @@ class Trainer(RowReader):
         )
         kept = self.cache.computed / self._size if self.cache is not None else 0.0
         return cost / steps * (self.state.epoch or 0.0) + kept
+
+    @property
+    def trained(self) -> int:
+        """Numbers of the model that train; a strategy's partner modules are not the model's."""
+        named = [(name, p) for group in self.groups for name, p in group.parameters.items()]
+        return sum(p.numel() for name, p in named if not name.startswith(f"{PARTNER}."))
 
     def _backward_share(self, stage: tuple[bool, ...]) -> float:
         names = [name for group, on in zip(self.groups, stage, strict=True) if on for name in group.parameters]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hftl import wording
 
 if TYPE_CHECKING:
     from hftl.report import Report
+
+
+SAYS = {"helped": "helped", "hurt": "hurt", "no clear difference": "made no clear difference"}
 
 
 def majority(report: Report) -> float | None:
@@ -34,6 +37,35 @@ def verdict(report: Report) -> str:
         reached = wording.known(test.low) and test.low <= trivial
         sentence += ", which the interval does not exclude." if reached else "."
     return sentence
+
+
+def adapted(report: Report) -> list[str]:
+    """What a run with a target domain shows of it, in sentences; [] without one."""
+    about, name = report.adaptation, wording.metric_name(report.headline)
+    if not about:
+        return []
+    how = {"source": "valid, of the source", "oracle": "labels of the target"}.get(about["select"], about["select"])
+    said = [f"The checkpoint was chosen by {how}."]
+    far = about["distance"]
+    if wording.known(far.get("after")) and wording.known(far.get("before")):
+        said.append(f"Proxy A-distance of the domains: {far['before']:.2f} before, {far['after']:.2f} after.")
+    chosen, oracle = about.get("chosen"), about.get("oracle")
+    if oracle and chosen and about["select"] != "oracle":
+        value = wording.number(oracle["oracle"])
+        said.append(f"Target labels would have chosen step {oracle['step']} ({name} {value} on target; not used).")
+    if plain := about.get("source_only"):
+        score = plain["scores"][plain["on"]]
+        said.append(
+            f"Adapting {SAYS[plain['verdict']]}: without the target's rows {name} on {plain['on']} is "
+            f"{wording.number(_of(score, 'value'))} {wording.interval(_of(score, 'low'), _of(score, 'high'))}."
+        )
+        if plain["verdict"] == "hurt":
+            said.append(f"Use {plain['folder']}, or another strategy.")
+    return said
+
+
+def _of(score: Any, name: str) -> float:
+    return score[name] if isinstance(score, dict) else getattr(score, name)
 
 
 def limits(report: Report) -> list[str]:

@@ -25,7 +25,17 @@ STRATEGIES = (
     "LoRA(r=4) | LastLayers(1)",
     "LayerDecay(0.7) | GradualUnfreeze",
 )
-CASES = [(strategy, task) for task in testing.TINY for strategy in STRATEGIES]
+ALIGNED = (
+    "DANN(weight=0.1)",
+    "CDAN(weight=0.1)",
+    "DAN",
+    "DeepCORAL",
+    "MCC(weight=0.1)",
+    "PseudoLabel(threshold=0.7)",
+    "FixMatch(threshold=0.7)",
+    "LoRA(r=4) | DANN(weight=0.1)",
+)
+CASES = [(strategy, task) for task in testing.TINY for strategy in (*STRATEGIES, *ALIGNED)] + [("UDALM", "text")]
 
 
 @pytest.fixture(scope="module")

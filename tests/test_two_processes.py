@@ -41,10 +41,11 @@ def start(processes: int, *flags: str, **env: str) -> None:
     assert found.returncode == 0, found.stderr[-3000:]
 
 
-@pytest.mark.parametrize("strategy", ["Full", "LoRA(r=4)", "GradualUnfreeze"])
+@pytest.mark.parametrize("strategy", ["Full", "LoRA(r=4)", "GradualUnfreeze", "DANN"])
 def test_two_processes_make_the_update_of_one(strategy, still_bert, reviews_csv, tmp_path):
     common = ["--model", still_bert, "--data", reviews_csv, "--strategy", strategy, "--optim", "sgd"]
     common += ["--learning_rate", "0.5", "--max_steps", "1", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
+    common += ["--unlabelled", reviews_csv] if strategy == "DANN" else []
     start(1, *common, "--per_device_train_batch_size", "16", "--output_dir", str(tmp_path / "one"))
     start(2, *common, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "two"))
     weights = "adapter_model.safetensors" if "LoRA" in strategy else "model.safetensors"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hftl.data.files import read_files
 from hftl.errors import UserError, suggest
 
 SAMPLES = Path(__file__).parent / "samples"
+REVIEWED = ("books", "electronics", "films", "kitchen")
 _DIGITS = 1  # part of the cache key: raise it when the images change
 _PER_CLASS = 20
 
@@ -26,15 +28,22 @@ def bundled(name: str) -> dict[str, datasets.Dataset]:
         UserError: a name that is not bundled.
     """
     known: dict[str, Callable[[], dict[str, datasets.Dataset]]] = {"reviews": _reviews, "digits": _digits}
+    for domain in REVIEWED:
+        known[f"reviews/{domain}"] = functools.partial(_reviews, [domain])
+        known[f"reviews/not-{domain}"] = functools.partial(_reviews, [one for one in REVIEWED if one != domain])
     if name not in known:
         names = ", ".join(f"hftl:{one}" for one in known)
         raise UserError(f"Expected one of the bundled samples {names}; it is 'hftl:{name}'.{suggest(name, known)}")
     return known[name]()
 
 
-def _reviews() -> dict[str, datasets.Dataset]:
+def _reviews(domains: Sequence[str] = ()) -> dict[str, datasets.Dataset]:
+    """All reviews, or those of some domains; their labels lose nothing."""
     files = {"train": "train.csv", "valid": "validation.csv", "test": "test.csv"}
-    return {split: read_files([SAMPLES / "reviews" / file]) for split, file in files.items()}
+    whole = {split: read_files([SAMPLES / "reviews" / file]) for split, file in files.items()}
+    if not domains:
+        return whole
+    return {s: rows.select(np.flatnonzero(np.isin(rows["domain"][:], domains))) for s, rows in whole.items()}
 
 
 def _digits() -> dict[str, datasets.Dataset]:

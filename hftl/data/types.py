@@ -15,7 +15,7 @@ PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
 
 @dataclass(frozen=True)
 class Role:
-    """What a task needs from a row: `kind` is text, image, label or domain; `candidates` are column names, best first."""
+    """What a task needs from a row: `kind` is text, image, label or domain; `candidates` are columns, best first."""
 
     kind: str
     candidates: tuple[str, ...]

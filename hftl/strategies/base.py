@@ -40,8 +40,15 @@ class Strategy:
         return 1.0
 
     def loss(self, loss: torch.Tensor, step: Any) -> torch.Tensor:
-        """Change the loss of one micro-batch; `step` is a `hftl.trainer.Step` (model, inputs, outputs, share)."""
+        """Change the loss of one micro-batch; `step` is a `hftl.trainer.Step`."""
         return loss
+
+    def partner(self, width: int, classes: int, model: nn.Module) -> nn.Module | None:
+        """A module that trains beside the model, and `loss` finds as `step.partner[class name]`; not kept.
+
+        Only for a strategy with `streams`. Args: width of the features that the output layer reads; its outputs.
+        """
+        return None
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Change the model after training, before it is tested and saved."""

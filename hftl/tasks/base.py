@@ -118,6 +118,19 @@ class Task:
         """The trained model as the folder holds it, and those of its weights that go there; None for all."""
         return model, weights
 
+    def stream(self, view: str, rows: Any, processor: Any, options: dict[str, Any]) -> tuple[Any, Callable]:
+        """Encoded rows without labels and their collator, as a strategy reads them under the name of a `view`.
+
+        "unlabelled" are the rows as they are; a task may have "strong", changed as far as a label survives, and
+        "masked", with tokens to be guessed in `labels`.
+
+        Raises:
+            UserError: the task has no such view.
+        """
+        if view != "unlabelled":
+            raise UserError(f"The strategy reads {view} rows, which {self.name} has none of. Pass another --strategy.")
+        return self.encode(rows, processor, **options), self.collate(processor)
+
     def changed(self, options: dict[str, Any]) -> str:
         """How training rows are changed at random when they are read, in words; "" where they are not."""
         return ""

@@ -90,6 +90,20 @@ class ImageClassification(Task):
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         return stack
 
+    def stream(
+        self, view: str, rows: datasets.Dataset, processor: Any, options: dict[str, Any]
+    ) -> tuple[Any, Callable]:
+        """As any task; "strong" is RandAugment (Cubuk et al. 2020) with two changes of magnitude 10."""
+        if view != "strong":
+            return super().stream(view, rows, processor, options)
+        change = v2.RandAugment(num_ops=2, magnitude=10)
+
+        def read(batch: dict[str, list]) -> dict[str, Any]:
+            images = [change(open_image(value)) for value in batch["image"]]
+            return {"pixel_values": list(processor(images, return_tensors="pt")["pixel_values"])}
+
+        return rows.with_transform(read), self.collate(processor)
+
     def changed(self, options: dict[str, Any]) -> str:
         return "" if options["augment"] == "none" else options["augment"]
 

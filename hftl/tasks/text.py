@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import datasets
 import torch
+import transformers
 from torch import nn
 
 from hftl.data import Labels, Role
@@ -101,6 +102,31 @@ class TextClassification(Task):
             return dict(made)
 
         return batch
+
+    def stream(
+        self, view: str, rows: datasets.Dataset, processor: Any, options: dict[str, Any]
+    ) -> tuple[Any, Callable]:
+        """As any task; "masked" hides 15 % of the tokens as BERT does, "strong" masks 20 % and asks for none."""
+        if view not in ("masked", "strong"):
+            return super().stream(view, rows, processor, options)
+        if processor.mask_token is None:
+            raise UserError(
+                "The strategy masks tokens, and this model's tokenizer has no mask token. Pass another --model."
+            )
+        encoded, plain = super().stream("unlabelled", rows, processor, options)
+        if view == "masked":
+            hide = transformers.DataCollatorForLanguageModeling(processor, mlm_probability=0.15)
+        else:
+            hide = transformers.DataCollatorForLanguageModeling(
+                processor, mlm_probability=0.2, mask_replace_prob=1.0, random_replace_prob=0.0
+            )
+
+        def batch(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            made = plain(rows)
+            ids, wanted = hide.torch_mask_tokens(made["input_ids"])
+            return made | {"input_ids": ids} | ({"labels": wanted} if view == "masked" else {})
+
+        return encoded, batch
 
     def identify(self, rows: datasets.Dataset, processor: Any) -> list[bytes]:
         """As any task, in a tenth of the time: the tokens of a row are hashed as they lie in memory."""
