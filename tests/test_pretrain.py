@@ -531,12 +531,14 @@ def test_then_runs_the_second_recipe_on_the_first_ones_folder(bert, texts, revie
 
 
 def test_the_second_recipes_exit_code_is_passed_on(bert, texts, tmp_path):
-    script = Path(__file__).parents[1] / "recipes" / "text_cls.py"
-    then = f"{script} --data {tmp_path}/absent.csv --output_dir {tmp_path}/second"
-    settings = QUICK | {"max_steps": 1, "then": then, "output_dir": str(tmp_path / "first")}
+    script = tmp_path / "second.py"
+    script.write_text(
+        "from hftl import Recipe\nRECIPE = Recipe()\nif __name__ == '__main__':\n    raise SystemExit(7)\n"
+    )
+    settings = QUICK | {"max_steps": 1, "then": f"{script} --seed 1", "output_dir": str(tmp_path / "first")}
     with pytest.raises(SystemExit) as stopped:
         PretrainRecipe(task="fill-mask", model=bert, data=texts, **settings).run()
-    assert stopped.value.code == 2
+    assert stopped.value.code == 7
     assert (tmp_path / "first" / "report.json").is_file()
 
 
@@ -568,9 +570,13 @@ def test_what_cannot_be_is_refused_in_one_sentence(name, bert, texts, tmp_path, 
     assert not (tmp_path / "o").exists()
 
 
-def test_a_tokenizer_without_a_mask_is_refused(tiny_bert, texts, tmp_path, capsys):
+def test_a_tokenizer_without_a_mask_is_refused(bert, texts, tmp_path, capsys):
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    del settings["mask_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
     with pytest.raises(SystemExit) as stopped:
-        launch("mlm.py", "--model", tiny_bert, "--data", texts, "--output_dir", str(tmp_path / "o"))
+        launch("mlm.py", "--model", str(folder), "--data", texts, "--output_dir", str(tmp_path / "o"))
     assert stopped.value.code == 2
     assert "has no mask token" in capsys.readouterr().err
 
