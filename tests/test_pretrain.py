@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import datasets
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -365,6 +366,27 @@ def test_the_embedding_of_a_new_word_is_the_mean_of_its_pieces(bert):
         assert model.get_output_embeddings().bias[one].item() == pytest.approx(float(np.mean(part)))
     assert model.get_output_embeddings().weight is new
     assert tokenizer(f"Good {SPLIT[0].upper()}s", add_special_tokens=False)["input_ids"][1] != one  # no whole word
+
+
+@pytest.mark.parametrize("kind", ["byte-level BPE", "unigram"])
+def test_added_words_are_found_by_tokenizers_to_which_a_space_belongs(kind):
+    special = ["<pad>", "<unk>", "<mask>"]
+    texts = [text for text, _ in testing.sentences(200)]
+    if kind == "unigram":
+        backend = tokenizers.SentencePieceUnigramTokenizer()
+        backend.train_from_iterator(texts, vocab_size=60, special_tokens=special, unk_token="<unk>")
+    else:
+        backend = tokenizers.ByteLevelBPETokenizer()
+        backend.train_from_iterator(texts, vocab_size=270, special_tokens=special)
+    names = {f"{name}_token": f"<{name}>" for name in ("pad", "unk", "mask")}
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend._tokenizer, **names)
+    words = new_words(tokenizer, texts, 2)
+    assert all(len(pieces(tokenizer, word)) > 1 for word in words)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.RobertaConfig(vocab_size=len(tokenizer), pad_token_id=0, **small)
+    extend(transformers.RobertaForMaskedLM(config), tokenizer, words)
+    assert [pieces(tokenizer, word) for word in words] == [[len(tokenizer) - 2], [len(tokenizer) - 1]]
+    assert pieces(tokenizer, f"{words[0]}x")[0] != len(tokenizer) - 2
 
 
 def test_added_words_are_in_the_folder(bert, texts, tmp_path):
