@@ -159,8 +159,8 @@ def domains(report: Report) -> dict[str, Any]:
             plots.Line(name, css, [tuple(point) for point in points[name]])
             for name, css in (("source", "valid"), ("target", "other"))
         ]
-        title = f"{moment}: proxy A-distance {distance}"
-        pictures.append((title, plots.scatter(f"domains-{moment}", f"Features of both domains {title}", clouds)))
+        picture = plots.scatter(f"domains-{moment}", f"Features of both domains {moment}", clouds)
+        pictures.append((f"{moment.capitalize()}: proxy A-distance {distance}", picture))
     rows = about.get("checkpoints", [])
     heads = list(dict.fromkeys(name for row in rows for name in row if name not in ("step", "epoch")))
     marked = {name: about[name]["step"] for name in ("chosen", "oracle") if about.get(name)}

@@ -54,6 +54,7 @@ CHOICES = {
     "on_bad_row": ("error", "skip"),
     "problem_type": ("single_label_classification", "multi_label_classification", "regression"),
     "class_weights": ("balanced",),
+    "select": ("source", "entropy", "snd", "iwv", "dev", "oracle"),
     "augment": ("none", "shift", "flip"),
     "classifier": ("logistic", "svm", "rbf_svm", "knn", "auto"),
     "pool": ("head", "mean", "first"),

@@ -114,6 +114,9 @@ def test_the_density_ratio_weighs_source_rows_that_lie_near_the_target():
     weights = domains.density_ratio(source, target)
     assert weights.shape == (400,)
     assert weights[source[:, 0] > 0.5].mean() > 2 * weights[source[:, 0] < -0.5].mean()
+    fewer = domains.density_ratio(source, target[:100])
+    assert fewer.mean() == pytest.approx(1, abs=0.3)  # whatever the numbers of rows
+    assert weights.mean() == pytest.approx(1, abs=0.3)
 
 
 def test_deep_embedded_validation_is_the_weighted_mean_where_weights_are_constant_and_varies_less_elsewhere():

@@ -35,7 +35,10 @@ ALIGNED = (
     "FixMatch(threshold=0.7)",
     "LoRA(r=4) | DANN(weight=0.1)",
 )
-CASES = [(strategy, task) for task in testing.TINY for strategy in (*STRATEGIES, *ALIGNED)] + [("UDALM", "text")]
+CASES = [(strategy, task) for task in testing.TINY for strategy in (*STRATEGIES, *ALIGNED)] + [
+    ("UDALM", "text"),
+    ("LoRA(r=4) | UDALM", "text"),
+]
 
 
 @pytest.fixture(scope="module")

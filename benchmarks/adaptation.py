@@ -1,0 +1,181 @@
+"""Adapting to a domain without labels, on real pairs: scores on the target over seeds; tables of docs/adaptation.md.
+
+    python benchmarks/adaptation.py digits --data DIR [--seeds 3] [--jobs 2] --out runs/adaptation.jsonl
+    python benchmarks/adaptation.py pacs --data DIR --weights DIR --out runs/adaptation.jsonl
+    python benchmarks/adaptation.py amazon --data DIR --out runs/adaptation.jsonl
+    python benchmarks/adaptation.py --table --out runs/adaptation.jsonl
+
+DIR (or the environment's HFTL_DATA, HFTL_WEIGHTS) holds the folders usps, mnist10k, pacs_small and amazon_books, _dvd,
+_electronics, _kitchen. Each run is a process of its own with one thread; what stands in the results file is not run
+again. No label of the target is read but to be measured: valid, of the source, chooses the checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from itertools import permutations
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+Arm = tuple[str, list[str]]  # how it is called in the table, and its flags
+
+DIGITS: list[Arm] = [(name, ["--strategy", name]) for name in ("Scratch", "Scratch | DANN", "Scratch | CDAN")]
+SKETCH = "Sketch(p=0.5)"
+PACS: list[Arm] = [
+    ("Full", []),
+    ("augmented", ["--augment", SKETCH]),
+    ("CDAN", ["--strategy", "CDAN"]),
+    ("augmented, CDAN", ["--strategy", "CDAN", "--augment", SKETCH]),
+]
+TEXTS: list[Arm] = [(name, ["--strategy", name]) for name in ("Full", "DANN", "MCC", "UDALM")]
+AMAZON = ("books", "dvd", "electronics", "kitchen")
+
+
+def digits(data: Path, weights: Path | None) -> list[tuple[str, list[str], list[Arm]]]:
+    """Both directions, a small network from random weights, 3,000 labelled images of the source."""
+    flags = ["--max_train_samples", "3000", "--num_train_epochs", "5", "--per_device_train_batch_size", "64"]
+    flags += ["--learning_rate", "2e-3", "--model", "hftl:glyphs"]
+    pairs = (("usps", "mnist10k"), ("mnist10k", "usps"))
+    return [
+        (f"{s} -> {t}", ["image_cls.py", *flags, *two(data / s, data / t, data / t / "test.parquet")], DIGITS)
+        for s, t in pairs
+    ]
+
+
+def pacs(data: Path, weights: Path | None) -> list[tuple[str, list[str], list[Arm]]]:
+    """Photo to sketch and photo to cartoon, MobileNetV2 from ImageNet; 60 photos a class."""
+    flags = ["--num_train_epochs", "10", "--per_device_train_batch_size", "32", "--learning_rate", "1e-3"]
+    flags += ["--model", str((weights or Path()) / "mobilenetv2_100_timm"), "--data", str(data / "pacs_small")]
+    flags += ["--domain", "domain", "--source", "photo"]
+    return [(f"photo -> {t}", ["image_cls.py", *flags, "--target", t], PACS) for t in ("sketch", "cartoon")]
+
+
+def amazon(data: Path, weights: Path | None) -> list[tuple[str, list[str], list[Arm]]]:
+    """The 12 pairs of four kinds of goods, MiniLM, reviews cut at 128 tokens, 800 labelled ones of the source."""
+    flags = ["--model", MINILM, "--max_length", "128", "--max_train_samples", "800", "--num_train_epochs", "3"]
+    flags += ["--per_device_train_batch_size", "32", "--learning_rate", "1e-4"]
+    where = {name: data / f"amazon_{name}" for name in AMAZON}
+    return [
+        (f"{s} -> {t}", ["text_cls.py", *flags, *two(where[s], where[t], where[t] / "test.jsonl")], TEXTS)
+        for s, t in permutations(AMAZON, 2)
+    ]
+
+
+JOBS = {"digits": digits, "pacs": pacs, "amazon": amazon}
+
+
+def two(source: Path, target: Path, test: Path) -> list[str]:
+    """Flags that name both domains."""
+    return ["--data", str(source), "--unlabelled", str(target), "--target_test", str(test)]
+
+
+def one(pair: str, arm: Arm, flags: list[str], seed: int) -> dict:
+    """Run once in a fresh process and read what came out."""
+    with tempfile.TemporaryDirectory() as scratch:
+        script = [sys.executable, str(ROOT / "recipes" / flags[0]), *flags[1:], *arm[1]]
+        words = [*script, "--seed", str(seed), "--output_dir", f"{scratch}/run", "--disable_tqdm"]
+        env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(words)}\n{done.stderr[-2000:]}")
+        report = json.loads(Path(f"{scratch}/run/report.json").read_text("utf-8"))
+    score, about = report["target"]["accuracy"], report["adaptation"]
+    oracle = about["oracle"]["oracle"] if about["oracle"] else None
+    return {
+        "pair": pair,
+        "arm": arm[0],
+        "seed": seed,
+        **{name: score[name] for name in ("value", "low", "high", "n")},
+        "source": report["test"]["accuracy"]["value"],
+        "oracle": oracle,
+        "distance": about["distance"],
+        "checkpoints": about["checkpoints"],
+        "seconds": report["seconds"],
+    }
+
+
+def table(results: list[dict]) -> str:
+    """Markdown: accuracy on the target, mean and spread over seeds, beside source, oracle and distance."""
+    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for result in results:
+        groups[result["pair"], result["arm"]].append(result)
+    first = dict(reversed(list(groups)))
+    lines = [
+        "| pair | strategy | target, mean (min to max) | above the first | n | seeds | source test | oracle choice "
+        "| A-distance before, after |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (pair, arm), runs in groups.items():
+        found, base = spread(runs), spread(groups[pair, first[pair]])[0]
+        far = ", ".join(f"{statistics.mean(run['distance'][when] for run in runs):.2f}" for when in ("before", "after"))
+        gain = "" if arm == first[pair] else f"{100 * (found[0] - base):+.1f}"
+        lines.append(
+            f"| {pair} | {arm} | {found[0]:.3f} ({found[1]:.3f} to {found[2]:.3f}) | {gain} | {runs[0]['n']} | "
+            f"{len(runs)} | {statistics.mean(run['source'] for run in runs):.3f} | "
+            f"{statistics.mean(run['oracle'] for run in runs):.3f} | {far} |"
+        )
+    return "\n".join([*lines, "", *averages(groups)])
+
+
+def averages(groups: dict[tuple[str, str], list[dict]]) -> list[str]:
+    """Over all pairs: the mean of each strategy, and on how many pairs it is above the first."""
+    arms = list(dict.fromkeys(arm for _, arm in groups))
+    pairs = list(dict.fromkeys(pair for pair, _ in groups))
+    mean = {key: spread(runs)[0] for key, runs in groups.items()}
+    lines = []
+    for arm in arms:
+        both = [pair for pair in pairs if (pair, arm) in mean and (pair, arms[0]) in mean]
+        if len(both) > 2:
+            above = sum(mean[pair, arm] > mean[pair, arms[0]] for pair in both)
+            whole = statistics.mean(mean[pair, arm] for pair in both)
+            lines.append(f"{arm}: {whole:.3f} over {len(both)} pairs, above {arms[0]} on {above}.")
+    return lines
+
+
+def spread(runs: list[dict]) -> tuple[float, float, float]:
+    """Mean, least and greatest accuracy on the target."""
+    found = [run["value"] for run in runs]
+    return statistics.mean(found), min(found), max(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"out of {', '.join(JOBS)}")
+    parser.add_argument("--data", default=os.environ.get("HFTL_DATA"))
+    parser.add_argument("--weights", default=os.environ.get("HFTL_WEIGHTS"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.add_argument("--pairs", type=int, default=12, help="of each set, this many pairs")
+    parser.add_argument("--out", default="runs/adaptation.jsonl")
+    parser.add_argument("--table", action="store_true", help="only print the table of --out")
+    given = parser.parse_args()
+    out = Path(given.out)
+    known = [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out.is_file() else []
+    done = {(run["pair"], run["arm"], run["seed"]) for run in known}
+    if not given.table:
+        if not given.data:
+            parser.error("pass --data, or set HFTL_DATA, to the folder that holds the data sets")
+        weights = Path(given.weights) if given.weights else None
+        jobs = [job for name in given.names for job in JOBS[name](Path(given.data), weights)[: given.pairs]]
+        wanted = [(p, arm, f, seed) for seed in range(1, given.seeds + 1) for p, f, arms in jobs for arm in arms]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool, out.open("a", encoding="utf-8") as file:
+            runs = [pool.submit(one, *job) for job in wanted if (job[0], job[1][0], job[3]) not in done]
+            for run in concurrent.futures.as_completed(runs):
+                known.append(run.result())
+                print(json.dumps(known[-1]), file=file, flush=True)
+                print(json.dumps({k: v for k, v in known[-1].items() if k != "checkpoints"}), flush=True)
+    print(table(known))
+
+
+if __name__ == "__main__":
+    main()
