@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hftl.cli import main as main
     from hftl.features import FeatureRecipe as FeatureRecipe
     from hftl.predict import load as load
+    from hftl.pretrain import PretrainRecipe as PretrainRecipe
     from hftl.recipe import Recipe as Recipe
     from hftl.report import Report as Report
     from hftl.strategies.base import Strategy as Strategy
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "FeatureRecipe": "hftl.features",
+    "PretrainRecipe": "hftl.pretrain",
     "Recipe": "hftl.recipe",
     "Report": "hftl.report",
     "Strategy": "hftl.strategies.base",

@@ -190,6 +190,7 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
         config = json.loads((folder / "config.json").read_text("utf-8"))
     except ValueError as failure:
         raise UserError(f"{name} holds a config.json that is not JSON ({failure}). Pass another folder.") from failure
+    refuse_unlabelled(str(name), folder)
     task = task_of_architecture(str(name), config)
     labels = labels_of(config)
     where = Source(str(folder), trust_remote_code=trust_remote_code)
@@ -217,6 +218,15 @@ def fetched(name: str, revision: str | None) -> Path:
         raise UserError(
             f"{name} is neither a folder nor a Hub repository that can be reached now. Check the name."
         ) from failure
+
+
+def refuse_unlabelled(name: str, folder: Path) -> None:
+    """Raise `UserError` for the folder of a pre-training, whose model knows no labels."""
+    report = folder / FINISHED
+    made = json.loads(report.read_text("utf-8")) if report.is_file() else {}
+    if made.get("task") in Task.known() and "label" not in Task.known()[made["task"]].roles:
+        script = made.get("usage", {}).get("next", "a recipe")
+        raise UserError(f"{name} holds a pre-trained encoder, which predicts no label. Pass it to {script} as --model.")
 
 
 def task_of_architecture(name: str, config: dict[str, Any]) -> Task:

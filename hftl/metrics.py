@@ -15,6 +15,7 @@ from hftl.accumulator import IGNORED, Accumulator, finite, narrow, shapes
 from hftl.bootstrap import Score, Statistic, Values
 from hftl.errors import UserError, suggest
 from hftl.extra import Extra, extra_metric
+from hftl.pretext import MaskedTokens, Pretext
 
 __all__ = ["Accumulator", "Extra", "MultiLabel", "Regression", "Score", "SingleLabel", "extra_metric", "metric_for"]
 
@@ -261,11 +262,13 @@ def _largest(values: np.ndarray, most: int) -> list[int]:
 
 
 def metric_for(problem_type: str, names: Sequence[str] = ()) -> Accumulator:
-    """Return an empty accumulator for a `problem_type` of transformers; `names` are the classes, index = id."""
+    """Return an empty accumulator for a problem type of transformers or a task; `names` are the classes, index = id."""
     kinds: dict[str, type[Accumulator]] = {
         "single_label_classification": SingleLabel,
         "multi_label_classification": MultiLabel,
         "regression": Regression,
+        "masked_tokens": MaskedTokens,
+        "pretext": Pretext,
     }
     if problem_type not in kinds:
         hint = suggest(problem_type, kinds)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hftl.recipe import Recipe
     from hftl.run import Run
 
-LOWER_IS_BETTER = ("loss", "log_loss", "mse", "mae", "ece")
+LOWER_IS_BETTER = ("loss", "log_loss", "mse", "mae", "ece", "pseudo_perplexity", "pretext_loss")
 PACKAGES = ("hftl", "torch", "transformers", "datasets", "peft", "accelerate", "timm", "scikit-learn")
 
 

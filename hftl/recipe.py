@@ -153,9 +153,11 @@ class Recipe:
         args = arguments.training_arguments(self, run.strategy_of(self.strategy), scratch)
         with args.main_process_first(desc="reading the data"):
             splits = run.read_data(self, task)
+            run.settle(self, task, splits)
         clock.mark("data")
         transformers.set_seed(self.seed)
         pretrained = task.build(run.source_of(self), splits.labels)
+        splits.checks += pretrained.checks
         clock.mark("model")
         with args.main_process_first(desc="encoding the data"):
             rows = run.encode(task, splits, pretrained.processor, self)

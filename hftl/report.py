@@ -187,7 +187,9 @@ class Report:
         return label if label in self.labels and metric not in {label, "f1_macro", "f1_micro"} else None
 
     def next_commands(self) -> list[str]:
-        """Two commands worth typing now: predict with this folder, and train the other way to compare."""
+        """Commands worth typing now: predict with this folder, and train the other way to compare."""
+        if "next" in self.usage:
+            return [f"accelerate launch {self.usage['next']} --model {shlex.quote(self.folder)} --data DATA"]
         new = self.usage.get("new", "new.csv")
         predict = f"hftl predict {shlex.quote(self.folder)} --data {new} --output predictions.csv"
         strategy, output = ("LinearProbe", "runs/probe") if self.adapter else ("LoRA(r=16)", "runs/lora")

@@ -96,7 +96,8 @@ class Run:
         """Write the folder from the first process; the others wait."""
         weights = hub.whole_weights(self.trainer)
         if self.first:
-            model = hub.unwrap(self.trainer)
+            model, weights = self.task.written(hub.unwrap(self.trainer), weights)
+            report.adapter = hasattr(model, "peft_config")
             self.folder.write(model, self.pretrained.processor, report, self.settings, weights)
         self.trainer.accelerator.wait_for_everyone()
 
@@ -111,11 +112,25 @@ def read_data(recipe: Recipe, task: Task) -> Splits:
         valid=recipe.valid,
         test=recipe.test,
         seed=recipe.seed,
-        problem_type=recipe.problem_type,
+        problem_type=task.problem_type or recipe.problem_type,
         on_bad_row=recipe.on_bad_row,
         max_train_samples=recipe.max_train_samples,
         target=Target(recipe.unlabelled, recipe.target_test, recipe.domain, recipe.target, tuple(recipe.source)),
     )
+
+
+def settle(recipe: Recipe, task: Task, splits: Splits) -> None:
+    """Give the task its settings and the training rows.
+
+    Raises:
+        UserError: a setting was given that belongs to another task.
+    """
+    known = own_settings(type(recipe))
+    others = {name for other in Task.known().values() for name in (*other.options, *other.settings)}
+    for name in sorted(others & known.keys() - {*task.options, *task.settings}):
+        if getattr(recipe, name) != known[name].default:
+            raise UserError(f"--{name} means nothing to {task.name}. Leave it out.")
+    task.settle({name: getattr(recipe, name) for name in task.settings}, splits.train)
 
 
 def make_trainer(
@@ -145,7 +160,7 @@ def make_trainer(
         eval_dataset=rows["valid"],
         data_collator=collate,
         compute_metrics=scorer,
-        preprocess_logits_for_metrics=logits_alone,
+        preprocess_logits_for_metrics=task.outputs,
         callbacks=early_stopping(recipe),
     )
     if domains is not None:
@@ -216,14 +231,7 @@ def source_of(recipe: Recipe) -> Source:
 
 
 def encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> dict[str, Rows]:
-    """The three splits as model inputs; only train is augmented.
-
-    Raises:
-        UserError: a setting was given that belongs to another task.
-    """
-    for name in sorted({name for other in Task.known().values() for name in other.options} - set(task.options)):
-        if getattr(recipe, name) != own_settings(type(recipe))[name].default:
-            raise UserError(f"--{name} means nothing to {task.name}. Leave it out.")
+    """The three splits as model inputs; only train is augmented."""
     options = options_of(task, splits, recipe)
 
     def made(name: str) -> Rows:
@@ -231,7 +239,8 @@ def encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> dict[s
         encoded = task.encode(split, processor, train=name == "train", **options)
         changed = task.changed(options) if name == "train" else ""
         identify = functools.partial(task.identify, encoded, processor)
-        labels = (encoded["labels"] if "labels" in encoded.column_names else split["label"])[:]
+        labelled = ((encoded, "labels"), (split, "label"))
+        labels = next((of[column][:] for of, column in labelled if column in of.column_names), None)
         return Rows(encoded, labels, identify, changed, recipe.cache_views, task.decoded, recipe.seed)
 
     there = [name for name in ("train", "valid", "test", "target") if getattr(splits, name) is not None]
@@ -270,8 +279,3 @@ def class_weighted(choice: str | None, splits: Splits) -> Callable[[torch.Tensor
         return each * weights.to(logits.device)[labels]
 
     return losses
-
-
-def logits_alone(logits: Any, labels: Any) -> torch.Tensor:
-    """What metrics need of a model's outputs; encoder-decoders also return hidden states."""
-    return logits[0] if isinstance(logits, tuple) else logits

@@ -73,7 +73,8 @@ def limits(report: Report) -> list[str]:
     score = report.test.get(report.headline) or report.valid.get(report.headline)
     said = []
     if score is not None:
-        rows = f"{score.n:,} row{'' if score.n == 1 else 's'}"
+        unit = "masked token" if report.problem_type == "masked_tokens" else "row"
+        rows = f"{score.n:,} {unit}{'' if score.n == 1 else 's'}"
         said.append(
             f"The numbers come from one run (seed {report.seed}). The intervals are bootstrap 95 % intervals over "
             f"{rows}: they show how much the choice of rows matters, not how much another seed would change."

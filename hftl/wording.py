@@ -24,11 +24,13 @@ METRICS = {
     "matthews": "Matthews correlation",
     "mse": "Mean squared error",
     "pearson": "Pearson correlation",
+    "pretext_loss": "Pre-training loss",
+    "pseudo_perplexity": "Pseudo-perplexity",
     "spearman": "Spearman correlation",
 }
 
 ABSENT = "–"
-LOWER_IS_BETTER = {"loss", "log_loss", "mse", "mae", "ece"}
+LOWER_IS_BETTER = {"loss", "log_loss", "mse", "mae", "ece", "pseudo_perplexity", "pretext_loss"}
 
 # Marks that reorder or hide the text around them; a label could use them to read as another label.
 _INVISIBLE = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C, 0xFEFF], "\ufffd")

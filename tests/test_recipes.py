@@ -67,7 +67,7 @@ def test_the_features_recipe_runs_as_a_script(tiny_bert, reviews_csv, tmp_path):
 
 def test_every_recipe_is_a_thin_script():
     found = sorted(path.name for path in RECIPES.glob("*.py"))
-    assert found == ["domain_adapt.py", "features.py", "image_cls.py", "text_cls.py"], (
+    assert found == ["domain_adapt.py", "features.py", "image_cls.py", "mim.py", "mlm.py", "text_cls.py"], (
         "add a run of the new recipe here"
     )
     for path in RECIPES.glob("*.py"):

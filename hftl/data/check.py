@@ -22,7 +22,7 @@ _EXAMPLES = 3
 def split_checks(parts: dict[str, Part], labels: Labels) -> list[Check]:
     """Everything that the splits themselves show."""
     found = [_rows(parts, labels), *_sizes(parts), _duplicates(parts["train"]), _overlap(parts)]
-    if labels.problem_type != "regression":
+    if labels.names:
         found.append(_balance(parts, labels))
     return found
 
@@ -45,7 +45,7 @@ def _rows(parts: dict[str, Part], labels: Labels) -> Check:
             values = np.concatenate(list(part.label_batches()))
             numbers = {"min": values.min(), "mean": values.mean(dtype=np.float64), "max": values.max()}
             details.append({"split": split, **{name: round(float(value), 4) for name, value in numbers.items()}})
-    else:
+    elif labels.names:
         table = {split: counts(part, labels) for split, part in parts.items()}
         for i, name in enumerate(labels.names):
             details.append({"class": name, **{split: int(column[i]) for split, column in table.items()}})

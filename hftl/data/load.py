@@ -46,11 +46,11 @@ def load(
     Args:
         source: a csv, tsv, json, jsonl, parquet or arrow file, a folder, a list of files, a Hub id (`name` or
             `name:config`), `hftl:reviews`, `hftl:digits`, a Dataset or a DatasetDict.
-        roles: what the task needs from a row, by role name; one of them is `label`.
+        roles: what the task needs from a row, by role name; rows bear labels where one of them is `label`.
         columns: role -> column, where the candidates of the role do not do.
         valid, test: sources of their own, or names of further splits of a Hub source.
         seed: of splits that must be carved from train, and of `max_train_samples`.
-        problem_type: forces how labels are read; None guesses from their kind.
+        problem_type: forces how labels are read; None guesses from their kind. Without a role `label`: what is learned.
         on_bad_row: "error", or "skip" to leave out rows that are empty, unreadable or without a label, and count them.
         max_train_samples: train on this many rows only, each class with its share.
         revision: of a Hub source.
@@ -59,11 +59,13 @@ def load(
     Raises:
         UserError: a source, a column, a label or a row that is not what it should be.
     """
-    check_problem_type(problem_type)
+    if "label" in roles:
+        check_problem_type(problem_type)
     if on_bad_row not in ("error", "skip"):
         raise UserError(f"Expected --on_bad_row error or skip; it is {on_bad_row!r}.")
     with _quiet(True):
-        opened = open_source(source, revision)
+        loose = None if "label" in roles else loose_images(source)
+        opened = open_source(source if loose is None else loose, revision)
         given = {split: one for split, one in (("valid", valid), ("test", test)) if one is not None}
         for split, one in given.items():
             opened.parts[split] = _given(one, split, opened)
@@ -120,9 +122,8 @@ class _Loading:
 
     def run(self, problem_type: str | None, on_bad_row: str, max_train_samples: int | None) -> Splits:
         columns = {"train": find_columns(self.rows["train"], self.roles, self.mapped)}
-        where = f"column {columns['train']['label']!r} of {self.rows['train'].name}"
-        reading = self._read_labels(columns, where, problem_type)
-        labels = Labels(reading.problem_type, reading.names)
+        reading = self._read_labels(columns, problem_type)
+        labels = Labels(reading.problem_type, reading.names) if reading else Labels(problem_type or "", [])
         parts = {split: make_part(rows, columns[split], self.roles, reading) for split, rows in self.rows.items()}
         parts = self._drop_bad(parts, on_bad_row)
         self._carve(parts, labels)
@@ -146,7 +147,13 @@ class _Loading:
             checks=self.checks,
         )
 
-    def _read_labels(self, columns: dict[str, dict[str, str]], where: str, problem_type: str | None) -> Reading:
+    def _read_labels(self, columns: dict[str, dict[str, str]], problem_type: str | None) -> Reading | None:
+        """How the labels of all splits read; None where the task asks for none."""
+        if "label" not in self.roles:
+            for split in [split for split in self.rows if split != "train"]:
+                columns[split] = self._as_in_train(split, columns["train"])
+            return None
+        where = f"column {columns['train']['label']!r} of {self.rows['train'].name}"
         train = survey(label_column(self.rows["train"], columns["train"]["label"]), where, problem_type)
         reading = decide(train, where, problem_type)
         for split in [split for split in self.rows if split != "train"]:
@@ -163,14 +170,18 @@ class _Loading:
         self, rows: Rows, columns: dict[str, dict[str, str]], split: str, train: Survey, problem_type: str | None
     ) -> Survey | None:
         """Find the columns of train in valid or test and survey the labels; None where there are none."""
-        same = {role: column for role, column in columns["train"].items() if column in rows.data.column_names}
-        needed = {role: replace(self.roles[role], required=role != "label") for role in columns["train"]}
-        columns[split] = find_columns(rows, needed, same)
+        columns[split] = self._as_in_train(split, columns["train"])
         if "label" not in columns[split]:
             return None
         column = columns[split]["label"]
         found = survey(label_column(rows, column), f"column {column!r} of {rows.name}", problem_type)
         return None if found.unlabelled(train) else found
+
+    def _as_in_train(self, split: str, train: dict[str, str]) -> dict[str, str]:
+        """The columns of another split: those of train where they are there; only the label may be missing."""
+        rows = self.rows[split]
+        same = {role: column for role, column in train.items() if column in rows.data.column_names}
+        return find_columns(rows, {role: replace(self.roles[role], required=role != "label") for role in train}, same)
 
     def _leave_out(self, split: str) -> None:
         rows = self.rows.pop(split)

@@ -29,7 +29,7 @@ class Part:
 
     data: datasets.Dataset
     scan: Scan
-    values: np.ndarray | None  # (n,) labels: int64 ids or float32 numbers; None where a row has several
+    values: np.ndarray | None  # (n,) labels: int64 ids or float32 numbers; None where a row has several, or none
     name: str
 
     def take(self, rows: np.ndarray) -> Part:
@@ -42,7 +42,9 @@ class Part:
         return self.values if self.values is not None and self.values.dtype == np.int64 else None
 
     def label_batches(self) -> Iterator[np.ndarray]:
-        """All labels, in one batch where they are held already, else in batches of (n, classes) float32."""
+        """All labels, in one batch where they are held already, else in batches of (n, classes) float32; maybe none."""
+        if "label" not in self.data.column_names:
+            return iter(())
         return _batches(self.data) if self.values is None else iter([self.values])
 
     def fingerprint(self, labels: Labels) -> str:
@@ -75,11 +77,13 @@ def label_column(rows: Rows, column: str) -> datasets.Dataset:
     return piece if column == "label" else piece.rename_column(column, "label")
 
 
-def make_part(rows: Rows, columns: dict[str, str], roles: dict[str, Role], reading: Reading) -> Part:
-    """Scan the inputs and encode the labels, side by side: neither copies the texts or images."""
+def make_part(rows: Rows, columns: dict[str, str], roles: dict[str, Role], reading: Reading | None) -> Part:
+    """Scan the inputs and encode the labels, if any, side by side: neither copies the texts or images."""
     given = inputs(rows, columns, roles)
     kinds = {role: roles[role].kind for role in given.column_names if roles[role].kind != "domain"}
     found = scan(given, kinds, image_roots(rows))
+    if reading is None:
+        return Part(given, found, None, rows.name)
     label = encode(label_column(rows, columns["label"]), reading)
     data = datasets.concatenate_datasets([given, label], axis=1)
     values = None if reading.problem_type == MULTI else np.concatenate(list(_batches(data)))

@@ -12,7 +12,7 @@ import importlib.util
 import pickle
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 
-from hftl.data import Labels, Role
+from hftl.data import Check, Labels, Role
 from hftl.errors import UserError
 
 LOAD_FAILURES = (
@@ -50,6 +50,8 @@ class Pretrained:
     processor: Any
     fresh: set[str]
     revision: str
+    checks: list[Check] = field(default_factory=list)
+    """What a person should know of how it was built; shown with the checks of the data."""
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,23 @@ class Task:
     roles: ClassVar[dict[str, Role]]
     usage: ClassVar[dict[str, str]]
     """Words for a person who uses the model: `script` is the recipe, `new` what to predict, `example` an input in
-    Python (`example_pair` one with two texts), `processor` and `arguments` what a transformers pipeline needs."""
+    Python (`example_pair` one with two texts), `processor` and `arguments` what a transformers pipeline needs; `next`
+    is the recipe that goes on from a model which predicts nothing itself."""
     options: ClassVar[tuple[str, ...]] = ()
     """Settings of a Recipe that `encode` takes."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Settings of a Recipe that `settle` takes."""
+    problem_type: ClassVar[str | None] = None
+    """What `hftl.metrics.metric_for` measures where rows bear no labels; None where their labels tell."""
     decoded: ClassVar[bool] = False
     """Whether reading an encoded row does work that is worth keeping, such as decoding an image."""
 
     @classmethod
     def known(cls) -> dict[str, type[Task]]:
         return {task.name: task for task in cls.__subclasses__()}
+
+    def settle(self, settings: dict[str, Any], train: Any) -> None:
+        """Take in `settings` and the training rows, before anything is built."""
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
         """Load the model with a head for these labels, and its processor."""
@@ -99,6 +109,14 @@ class Task:
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         """Return a function that makes one batch of encoded rows."""
         raise NotImplementedError
+
+    def outputs(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
+        """What metrics need of a model's outputs, a row each; encoder-decoders also return hidden states."""
+        return logits[0] if isinstance(logits, tuple) else logits
+
+    def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
+        """The trained model as the folder holds it, and those of its weights that go there; None for all."""
+        return model, weights
 
     def stream(self, view: str, rows: Any, processor: Any, options: dict[str, Any]) -> tuple[Any, Callable]:
         """Encoded rows without labels and their collator, as a strategy reads them under the name of a `view`.
@@ -179,8 +197,12 @@ def revision_of(path: str, config: Any) -> str:
     return "sha256:" + ",".join(_sha256(str(file))[:16] for file in files) if files else "unknown"
 
 
-def load_pretrained(auto: str, source: Source, labels: Labels, **config_settings: Any) -> tuple[Any, set[str], str]:
+def load_pretrained(auto: str, source: Source, labels: Labels, config: Any = None) -> tuple[Any, set[str], str]:
     """Load a checkpoint for a task: the model in float32, the names of its fresh parameters, and its revision.
+
+    Args:
+        auto: the name of an auto class or of a model's class.
+        config: the model's settings, where they are not the checkpoint's own with these labels.
 
     Raises:
         UserError: no such model, no network, only pickle weights, or an architecture without such a head.
@@ -194,7 +216,7 @@ def load_pretrained(auto: str, source: Source, labels: Labels, **config_settings
     auto_class = getattr(transformers, auto)
     common = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
     try:
-        config = transformers.AutoConfig.from_pretrained(path, **common, **label_settings(labels))
+        config = config or transformers.AutoConfig.from_pretrained(path, **common, **label_settings(labels))
         if hasattr(config, "label_names"):  # a timm config keeps the old names beside id2label, and saves these
             config.label_names = labels.names
         model, info = auto_class.from_pretrained(
@@ -224,9 +246,11 @@ def load_processor(auto: str, source: Source) -> Any:
 
 
 def label_settings(labels: Labels) -> dict[str, Any]:
-    """The part of a transformers config that says what is predicted."""
+    """The part of a transformers config that says what is predicted; nothing where there are no labels."""
     if labels.problem_type == "regression":
         return {"num_labels": 1, "problem_type": "regression"}
+    if not labels.names:
+        return {}
     return {
         "num_labels": len(labels.names),
         "id2label": dict(enumerate(labels.names)),

@@ -1,0 +1,117 @@
+"""Pretext tasks on images: what is hidden, what is guessed from the rest, and its loss row by row. Knows no files.
+
+Each pretext is put over a model of transformers or timm as one more class: its `forward` takes `labels` that say where
+a loss is asked for (-100: nowhere) and returns `loss`, the mean over those places, and `logits` of shape (rows, 2), the
+summed loss of each row and its number of places.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.transforms import v2
+
+TEMPERATURE = 0.5
+"""Of SimCLR; Chen et al. 2020, appendix B.9, for images as small as CIFAR's."""
+
+
+def two_views(size: tuple[int, int]) -> v2.Transform:
+    """The changes between two views of an image of this height and width (Chen et al. 2020, appendix A), less blur."""
+    jitter = v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.4, 0.1)], p=0.8)
+    return v2.Compose(
+        [v2.RandomResizedCrop(size, scale=(0.2, 1.0)), v2.RandomHorizontalFlip(), jitter, v2.RandomGrayscale(0.2)]
+    )
+
+
+def hidden_cells(cells: int, share: float) -> int:
+    """How many of so many cells are hidden: what MAE and SimMIM both leave after keeping the rest, rounded down."""
+    return cells - int(cells * (1 - share))
+
+
+def patch_mask(side: int, unit: int, share: float, generator: torch.Generator | None = None) -> torch.Tensor:
+    """A random mask over `side` x `side` patches, hidden in squares of `unit` x `unit`: (side * side,), true is hidden.
+
+    Exactly the share of squares is hidden (He et al. 2022, section 3; Xie et al. 2022, section 3.2).
+    """
+    cells = (side // unit) ** 2
+    mask = torch.zeros(cells, dtype=torch.bool)
+    mask[torch.randperm(cells, generator=generator)[: hidden_cells(cells, share)]] = True
+    squares = mask.view(side // unit, side // unit)
+    return squares.repeat_interleave(unit, 0).repeat_interleave(unit, 1).flatten()
+
+
+def summed(losses: torch.Tensor, here: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The mean of losses (rows, places) where `here` is true, and each row's sum and number of places."""
+    sums, places = (losses.float() * here).sum(1), here.sum(1)
+    return {"loss": sums.sum() / places.sum().clamp(min=1), "logits": torch.stack([sums, places.float()], dim=1)}
+
+
+class Pretext(nn.Module):
+    """What is laid over a model. `plain` is the class of the model below."""
+
+    plain: type[nn.Module]
+    config: Any
+    patchify: Any
+    projector: Any
+
+    @classmethod
+    def over(cls, model: Any) -> None:
+        """Let a model learn this pretext from now on; its weights and their names stay."""
+        below = type(model)
+        model.__class__ = type(below.__name__, (cls, below), {"plain": below, "__module__": below.__module__})
+
+    @staticmethod
+    def off(model: Any) -> None:
+        """Give the model its own class back."""
+        model.__class__ = model.plain
+
+
+class SimMIM(Pretext):
+    """Hidden patches are replaced by a learned token, and their pixels guessed; L1 (Xie et al. 2022)."""
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, **others: Any) -> dict[str, torch.Tensor]:
+        here = labels != -100
+        guess = super().forward(pixel_values, bool_masked_pos=here, **others).reconstruction
+        error = (pixel_values - guess).abs().mean(1, keepdim=True)
+        patch = pixel_values.shape[-1] // round(here.shape[1] ** 0.5)
+        return summed(nn.functional.avg_pool2d(error, patch).flatten(1), here)
+
+
+class MAE(Pretext):
+    """Hidden patches are left out of the encoder, and a small decoder guesses their pixels; MSE (He et al. 2022)."""
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, **others: Any) -> dict[str, torch.Tensor]:
+        here = labels != -100
+        guess = super().forward(pixel_values, noise=here.float(), **others).logits  # it hides the largest noise
+        target = self.patchify(pixel_values)
+        if self.config.norm_pix_loss:
+            spread, mean = torch.var_mean(target, dim=-1, keepdim=True)
+            target = (target - mean) / (spread + 1e-6) ** 0.5
+        return summed(((guess - target) ** 2).mean(-1), here)
+
+
+class SimCLR(Pretext):
+    """Two views of an image are to be found among those of all images of the batch (Chen et al. 2020).
+
+    Takes pixels (rows, 2, channels, height, width). The model's own last layer is the first of the projection head,
+    `projector` the rest; both are thrown away in the end.
+    """
+
+    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, **others: Any) -> dict[str, torch.Tensor]:
+        made = self.projector(super().forward(pixel_values.flatten(0, 1), **others).logits)
+        losses = contrast(made.unflatten(0, (-1, 2)), TEMPERATURE)
+        return summed(losses[:, None], (labels != -100)[:, None])
+
+
+def contrast(views: torch.Tensor, temperature: float) -> torch.Tensor:
+    """NT-Xent (Chen et al. 2020, equation 1) of views (rows, 2, width): (rows,), the mean of both directions.
+
+    Orthogonal rows with equal views give log(1 + (2 rows - 2) exp(-1 / temperature)); equal ones log(2 rows - 1).
+    """
+    flat = nn.functional.normalize(views.float().flatten(0, 1), dim=-1)
+    alike = flat @ flat.T / temperature
+    alike = alike.masked_fill(torch.eye(len(flat), dtype=torch.bool, device=flat.device), -torch.inf)
+    other = torch.arange(len(flat), device=flat.device) ^ 1
+    return nn.functional.cross_entropy(alike, other, reduction="none").view(-1, 2).mean(1)
