@@ -107,13 +107,13 @@ def turned(points: np.ndarray, degrees: float) -> np.ndarray:
 
 
 def moons(seeds: int, picture: str | None) -> None:
-    """Accuracy on 1,000 points of the turned moons, 300 points of each domain to train with."""
+    """Accuracy on 1,000 points of the turned moons; as many of each domain to train with."""
     for name in ("Full", "DANN(hidden=64, boost=1.0)", "CDAN(hidden=64, boost=1.0)", "DAN", "MCC"):
         found = []
         for seed in range(seeds):
-            source, labels = make_moons(300, noise=0.1, random_state=seed)
+            source, labels = make_moons(1000, noise=0.1, random_state=seed)
             middle = source.mean(axis=0)
-            target = turned(make_moons(300, noise=0.1, random_state=seed + 1000)[0] - middle, 35)
+            target = turned(make_moons(1000, noise=0.1, random_state=seed + 1000)[0] - middle, 35)
             points, truth = make_moons(1000, noise=0.1, random_state=seed + 2000)
             points = turned(points - middle, 35)
             transformers.set_seed(seed)
