@@ -98,7 +98,6 @@ def test_a_source_of_its_own_needs_no_labels_and_its_label_column_is_not_read(do
         ({"select": "entropy"}, "--select entropy looks at the target. Pass --unlabelled"),
         ({"strategy": "MCC"}, "MCC reads unlabelled rows of the target domain. Pass --unlabelled"),
         ({"strategy": "UDALM"}, "UDALM reads unlabelled texts of the target domain. Pass --unlabelled"),
-        ({"domain": "domain", "target": "pan", "select": "sdn"}, "--select takes one of source, entropy.*Did you mean"),
         ({"domain": "domain", "target": "pan", "source_only": True}, "--strategy reads none of it"),
         ({"domain": "domain", "target": "pan", "strategy": "DANN", "packing": True}, "do not go together"),
         ({"strategy": "DANN(weight=-1.0)"}, "takes a number of 0 or more"),
@@ -110,6 +109,11 @@ def test_a_target_that_cannot_be_is_answered_with_what_to_type(settings, words, 
     with pytest.raises(UserError, match=words):
         recipe.run()
     assert not (tmp_path / "o" / "report.json").exists()
+
+
+def test_a_criterion_that_does_not_exist_is_answered_with_those_that_do():
+    with pytest.raises(UserError, match=r"select.*source, entropy, snd.*Did you mean 'snd'"):
+        Recipe(select="sdn")
 
 
 def test_the_report_holds_the_target_beside_test_and_each_domain_of_test(adapted):
