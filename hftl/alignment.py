@@ -84,10 +84,11 @@ def mmd(source: torch.Tensor, target: torch.Tensor, kernels: int = 5, factor: fl
     """Squared maximum mean discrepancy of (n, d) and (m, d), biased, under the mean of Gaussian kernels.
 
     Kernel i is `exp(-|x - y|^2 / (s f^i))` with i centred on 0 and s the mean squared distance of all pairs.
+    s is part of the gradient: held fixed, as elsewhere, it makes all features shrink to one point.
     """
     both = torch.cat([source, target])
     squares = (both[:, None] - both[None]).square().sum(-1)
-    n, width = len(source), squares.detach().sum() / (len(both) ** 2 - len(both))
+    n, width = len(source), squares.sum() / (len(both) ** 2 - len(both))
     widths = [width * factor ** (i - kernels // 2) for i in range(kernels)]
     kernel = torch.stack([(-squares / scale.clamp(min=1e-12)).exp() for scale in widths]).sum(0)
     return (kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2 * kernel[:n, n:].mean()) / kernels

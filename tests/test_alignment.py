@@ -55,6 +55,15 @@ def test_mmd_is_the_mean_of_kernels_within_and_between(two):
     assert alignment.mmd(source, source).item() == pytest.approx(0, abs=1e-15)
 
 
+def test_mmd_gains_nothing_by_making_all_features_smaller(two):
+    source, target = (part.clone().requires_grad_() for part in two)
+    far = alignment.mmd(source, target)
+    assert alignment.mmd(source * 1e-3, target * 1e-3).item() == pytest.approx(far.item(), rel=1e-9)
+    far.backward()
+    along = (source * source.grad).sum() + (target * target.grad).sum()  # the derivative by the scale of all
+    assert along.item() == pytest.approx(0, abs=1e-12)
+
+
 def test_cdan_conditions_on_the_explicit_outer_product(two):
     features, guess = two[0], torch.rand(7, 3, dtype=torch.float64)
     expected = torch.stack([torch.outer(g, f).flatten() for f, g in zip(features, guess, strict=True)])
