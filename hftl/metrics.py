@@ -87,6 +87,10 @@ class SingleLabel(Accumulator):
         wrong = _largest(np.where(label != predicted, confidence, 0.0), most)
         return [(int(row[i]), self.names[label[i]], self.names[predicted[i]], float(confidence[i])) for i in wrong]
 
+    def paired(self) -> Statistic:
+        right = self._column("predicted") == self._column("label")
+        return bootstrap.per_example(len(right), lambda weights: {"accuracy": weights @ right / weights.sum(axis=1)})
+
     def _cells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """True class, predicted class and count of the cells of the confusion matrix that are not empty."""
         pairs = self._column("label") * len(self.names) + self._column("predicted")
