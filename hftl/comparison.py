@@ -61,7 +61,7 @@ def _alone(run: MultiRun, name: str, batches: int) -> tuple[Accumulator, Score]:
     own.train()
     scores = outcome.measured(own, "test")
     if run.first:
-        shutil.rmtree(args.output_dir, ignore_errors=True)
+        shutil.rmtree(recipe.output_dir, ignore_errors=True)
     return scorer.metric, scores[scorer.headline]
 
 

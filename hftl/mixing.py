@@ -1,4 +1,4 @@
-"""Of which task each micro-batch is, and which rows are in it: a function of a seed alone. Knows sizes, no model, no text.
+"""Of which task each micro-batch is, and which rows are in it: a function of a seed. Knows sizes, no model, no text.
 
 The order is the same after a resume and on every process; at any time all processes work on one task.
 """

@@ -94,7 +94,9 @@ class MultiTaskRecipe(Recipe):
         own = own_settings(type(self))
         for name in self.hidden:
             if getattr(self, name) != own[name].default:
-                cure = f"Write it after a task's source: --tasks NAME=SOURCE,{name}=VALUE" if name in self.settable else ""
+                cure = (
+                    f"Write it after a task's source: --tasks NAME=SOURCE,{name}=VALUE" if name in self.settable else ""
+                )
                 raise UserError(f"--{name} is for one task; here there are several. {cure or 'Leave it out'}.")
         for name, why in REFUSED.items():
             if self.training.get(name):

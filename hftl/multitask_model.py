@@ -1,4 +1,4 @@
-"""Several models of transformers that share one encoder object, each with a head of its own. Knows no data, no training.
+"""Several models of transformers that share one encoder object, each with a head of its own. Knows no data.
 
 What is fresh belongs to a head, wherever it lies: each task has its own copy of a new pooler inside the encoder, too.
 """

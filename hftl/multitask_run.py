@@ -108,7 +108,8 @@ def prepare(recipe: MultiTaskRecipe, clock: Clock) -> MultiRun:
     args = training_arguments(recipe, strategy, scratch)
     if args.world_size > 1:  # at any time the heads of the other tasks are idle
         args.ddp_find_unused_parameters = True
-        args.accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": True}
+        settings: Any = args.accelerator_config
+        settings.gradient_accumulation_kwargs = {"sync_each_batch": True}  # else what idles last is not averaged
     pieces = {}
     for name, one in alone.items():
         with about(name, recipe.settable):
@@ -196,9 +197,7 @@ def recipes(recipe: MultiTaskRecipe) -> dict[str, Recipe]:
         common["strategy"] = task_adapters.with_lora(single.strategy_of(recipe.strategy))
     folder = Path(recipe.output_dir).expanduser() / hub.CHECKPOINTS / "alone"
     told = {"resume": False, "overwrite": True, "show_rates": False}
-    return {
-        name: Recipe(**common | {"output_dir": str(folder / name)} | told | own) for name, own in read.items()
-    }
+    return {name: Recipe(**common | {"output_dir": str(folder / name)} | told | own) for name, own in read.items()}
 
 
 def task_of(word: str, settable: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
@@ -271,7 +270,7 @@ def measure(run: MultiRun) -> tuple[Report, dict[str, Any]]:
         test=_means({name: report.test[report.headline] for name, report in reports.items()}, reports),
         data=_data(run, weights),
         checks=[replace(c, sentence=f"{n}: {c.sentence}") for n, r in reports.items() for c in r.checks],
-        strategy=_strategy(run),
+        strategy=spec.spell(run.strategy),
         examples_per_second=_rate(run, first.seconds),
         confusion=[],
         calibration=[],
@@ -305,10 +304,6 @@ def _uncertainty(run: MultiRun) -> dict[str, float]:
     """The learnt log-variance of each task; empty where losses are not weighted."""
     found = [module for module in run.trainer.model.modules() if hasattr(module, "log_variances")]
     return dict(zip(run.parts, found[-1].log_variances.tolist(), strict=True)) if found else {}
-
-
-def _strategy(run: MultiRun) -> str:
-    return spec.spell(run.strategy)
 
 
 def _rate(run: MultiRun, seconds: float) -> float:
@@ -349,7 +344,7 @@ def write(run: MultiRun, report: Report) -> None:
             own = replace(
                 own,
                 folder=str(Path(run.recipe.output_dir) / name),
-                strategy=_strategy(run),
+                strategy=spec.spell(run.strategy),
                 adapter=hasattr(model, "peft_config"),
                 total=sum(p.numel() for p in model.parameters()),
                 trainable=_trained(run, name, model),

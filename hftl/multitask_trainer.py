@@ -1,7 +1,7 @@
 """A Trainer whose micro-batches are of one task each, in a planned order. Knows rows by task, no kind of task.
 
-An update weighs its tasks by their micro-batches, and within a task it is the mean over all items, as `hftl.Trainer` has
-it for one. Every evaluation is of all tasks; the mean of their headline metrics selects.
+An update weighs its tasks by their micro-batches, and within a task it is the mean over all items, as with
+`hftl.Trainer`. Every evaluation is of all tasks; the mean of their headline metrics selects.
 """
 
 from __future__ import annotations
@@ -95,10 +95,12 @@ class MultiTaskTrainer(Trainer):
     ) -> None:
         self.scorers, self.mixing, self.temperature = scorers, mixing, temperature
         self.whole: Any = model
-        self.order = {task: i for i, task in enumerate(model.tasks)}  # type: ignore[union-attr, arg-type]
+        self.order = {task: i for i, task in enumerate(self.whole.tasks)}
         super().__init__(model, args, compute_metrics=next(iter(scorers.values())), **others)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise UserError("One encoder for several tasks is not split over processes. Launch without FSDP, DeepSpeed.")
+            raise UserError(
+                "One encoder for several tasks is not split over processes. Launch without FSDP, DeepSpeed."
+            )
         common = [p for g in self.groups for n, p in g.parameters.items() if self.whole.common(_inner(n))]
         self.surgery = Surgery(common, self._averaged, args.seed) if pcgrad else None
 
@@ -158,7 +160,8 @@ class MultiTaskTrainer(Trainer):
         if eval_dataset is not None:
             self.compute_metrics = self.scorers[eval_dataset.task]
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
-        started, found = time.time(), {}
+        started = time.time()
+        found: dict[str, float] = {}
         parts: Any = self.eval_dataset
         for task, rows in parts.items():
             self.compute_metrics = self.scorers[task]

@@ -1,4 +1,4 @@
-"""Gradients of several tasks on shared weights, with their conflicts projected away. Knows tensors, no model, no task."""
+"""Gradients of several tasks on shared weights, with conflicts projected away. Knows tensors, no model, no task."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ class _Named(LoRA):
         options["target_modules"] = anatomy.targets() if targets is None else list(targets)
         for task in model.tasks:
             inject_adapter_in_model(LoraConfig(**options), model, adapter_name=task)
-        vars(model).pop("peft_config", None)  # it would pass for peft's own model, whose folder holds one adapter
-        layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+            vars(model).pop("peft_config", None)  # it would pass for peft's own model, whose folder holds one adapter
+        layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
         if not layers:
             raise UserError(f"LoRA found nothing to adapt in {type(model.shared).__name__}. Leave --adapters out.")
 

@@ -1,7 +1,7 @@
 """Train one encoder on several tasks at once, and see of each whether the others helped it.
 
-    accelerate launch recipes/multitask.py
-    accelerate launch recipes/multitask.py --tasks sst2=sst2/ stsb=stsb/ --mixing temperature --output_dir runs/both
+accelerate launch recipes/multitask.py
+accelerate launch recipes/multitask.py --tasks sst2=sst2/ stsb=stsb/ --mixing temperature --output_dir runs/both
 """
 
 from hftl import MultiTaskRecipe, main

@@ -48,6 +48,14 @@ TABLE = {
     "feature_model": "",
     "classical": "feature_model",
     "feature_run": "arguments cache classical feature_model outcome store",
+    "mixing": "sampling",
+    "pcgrad multitask_model": "",
+    "task_adapters": "anatomy strategies.base strategies.peft",
+    "multitask_trainer": "mixing pcgrad rows sampling trainer",
+    "multitask_run": "anatomy arguments hub metrics multitask_model multitask_trainer outcome recipe report run "
+    "settings spec startup strategies task_adapters values",
+    "comparison": "arguments bootstrap metrics outcome run wording",
+    "multitask": "comparison hub multitask_run progress recipe settings startup",
     "features": "feature_run hub progress recipe settings startup",
     "recipe": "anatomy arguments hub kernels memory outcome progress run settings spec startup values",
     "help": "settings spec strategies.base values",
@@ -59,7 +67,7 @@ TABLE = {
 MAY = {module: f"errors {allowed}".split() for modules, allowed in TABLE.items() for module in modules.split()}
 
 HOMES = {
-    "peft": {"strategies.peft", "hub"},
+    "peft": {"strategies.peft", "task_adapters", "hub"},
     "timm": {"tasks.image", "anatomy", "layout"},
 }
 """Packages of others -> the only modules that may import them."""
