@@ -84,7 +84,7 @@ class MultiTaskTrainer(Trainer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         args: Any,
         *,
         scorers: dict[str, Any],
