@@ -55,7 +55,7 @@ def table(results: list[dict]) -> str:
         told = {name: value for name, value in row["key"].items() if name not in ("seed", "tasks", "model")}
         groups[json.dumps(told), row["task"]].append(row)
     lines = [
-        "| flags | rows | task | metric | alone | together | difference, mean (min to max) | gained | lost | seeds | n |",
+        "| flags | rows | task | metric | alone | together | difference (min to max) | gained | lost | seeds | n |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (told, task), rows in groups.items():

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hftl.report import Report
 
 METRIC_TYPES = {
+    "f1_entity": "f1",
     "f1_macro": "f1",
     "f1_micro": "f1",
     "matthews": "matthews_correlation",

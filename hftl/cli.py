@@ -68,6 +68,7 @@ PREDICT = {
         Setting("batch_size", "int", 32, "rows a step", "Flags"),
         Setting("text", "str", None, "the column that holds the text, where its name differs from training", "Flags"),
         Setting("text_pair", "str", None, "the column that holds the second text of a pair", "Flags"),
+        Setting("tokens", "str", None, "the column that holds the words", "Flags"),
         Setting("image", "str", None, "the column that holds the image or its file name", "Flags"),
         Setting("overwrite", "bool", False, "replace the output file", "Flags"),
     )

@@ -201,6 +201,7 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
         raise UserError(f"{name} holds a config.json that is not JSON ({failure}). Pass another folder.") from failure
     task = task_of_architecture(str(name), config)
     labels = labels_of(config)
+    labels.problem_type = task.problem or labels.problem_type
     where = Source(str(folder), trust_remote_code=trust_remote_code)
     if not adapter.is_file():
         built = task.build(where, labels)

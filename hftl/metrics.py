@@ -13,6 +13,7 @@ import numpy as np
 from hftl import bootstrap, calibration
 from hftl.accumulator import IGNORED, Accumulator, finite, narrow, shapes
 from hftl.bootstrap import Score, Statistic, Values
+from hftl.entities import Entities
 from hftl.errors import UserError, suggest
 from hftl.extra import Extra, extra_metric
 
@@ -270,6 +271,7 @@ def metric_for(problem_type: str, names: Sequence[str] = ()) -> Accumulator:
         "single_label_classification": SingleLabel,
         "multi_label_classification": MultiLabel,
         "regression": Regression,
+        "token_classification": Entities,
     }
     if problem_type not in kinds:
         hint = suggest(problem_type, kinds)

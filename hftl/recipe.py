@@ -45,6 +45,7 @@ class Recipe:
     test: str | None = flag(None, "test data, where it is a source of its own", IN)
     text: str | None = flag(None, "the column that holds the text", IN)
     text_pair: str | None = flag(None, "the column that holds the second text of a pair", IN)
+    tokens: str | None = flag(None, "the column that holds the words of a text, as a list", IN)
     image: str | None = flag(None, "the column that holds the image or its file name", IN)
     label: str | None = flag(None, "the column that holds the label", IN)
     problem_type: str | None = flag(

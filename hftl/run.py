@@ -98,7 +98,7 @@ def read_data(recipe: Recipe, task: Task) -> Splits:
         valid=recipe.valid,
         test=recipe.test,
         seed=recipe.seed,
-        problem_type=recipe.problem_type,
+        problem_type=task.problem or recipe.problem_type,
         on_bad_row=recipe.on_bad_row,
         max_train_samples=recipe.max_train_samples,
     )

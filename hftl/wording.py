@@ -17,6 +17,7 @@ METRICS = {
     "average_precision": "Average precision",
     "ece": "Calibration error",
     "exact_match": "Exact match",
+    "f1_entity": "Entity F1",
     "f1_macro": "Macro F1",
     "f1_micro": "Micro F1",
     "log_loss": "Log loss (nats)",
@@ -24,7 +25,10 @@ METRICS = {
     "matthews": "Matthews correlation",
     "mse": "Mean squared error",
     "pearson": "Pearson correlation",
+    "precision": "Entity precision",
+    "recall": "Entity recall",
     "spearman": "Spearman correlation",
+    "tag_accuracy": "Accuracy of tags",
 }
 
 ABSENT = "–"

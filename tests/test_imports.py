@@ -21,9 +21,11 @@ TABLE = {
     "anatomy": "layout",
     "accumulator calibration": "bootstrap",
     "extra": "accumulator",
-    "metrics": "accumulator bootstrap calibration extra",
+    "entities": "accumulator bootstrap",
+    "metrics": "accumulator bootstrap calibration entities extra",
     "strategies strategies.base strategies.layers strategies.peft": "anatomy strategies.base",
     "tasks tasks.base tasks.text tasks.image": "metrics data tasks.base",
+    "tasks.token": "data tasks.base tasks.text",
     "data": "data",
     "rates": "anatomy strategies.base",
     "packing": "packed untouched",
@@ -76,7 +78,7 @@ NEVER = {
     "data": {"torch", "transformers"},
     "trainer": {"peft", "datasets", "huggingface_hub"},
     "values settings spec recipe_file help cli failures": {"torch", "transformers"},
-    "accumulator calibration bootstrap extra metrics": {"torch", "transformers"},
+    "accumulator calibration bootstrap entities extra metrics": {"torch", "transformers"},
     "report page card plots plain verdict wording": {"torch", "transformers"},
 }
 

@@ -67,7 +67,9 @@ def test_the_features_recipe_runs_as_a_script(tiny_bert, reviews_csv, tmp_path):
 
 def test_every_recipe_is_a_thin_script():
     found = sorted(path.name for path in RECIPES.glob("*.py"))
-    assert found == ["features.py", "image_cls.py", "multitask.py", "text_cls.py"], "add a run of the new recipe here"
+    assert found == ["features.py", "image_cls.py", "multitask.py", "text_cls.py", "token_cls.py"], (
+        "add a run of the new recipe here"
+    )
     for path in RECIPES.glob("*.py"):
         assert len(path.read_text("utf-8").splitlines()) <= 25
 

@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import pickle
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from hftl.data import Labels, Role
+from hftl.data.types import PROBLEM_TYPES
 from hftl.errors import UserError
 
 LOAD_FAILURES = (
@@ -77,6 +78,8 @@ class Task:
     Python (`example_pair` one with two texts), `processor` and `arguments` what a transformers pipeline needs."""
     options: ClassVar[tuple[str, ...]] = ()
     """Settings of a Recipe that `encode` takes."""
+    problem: ClassVar[str | None] = None
+    """The problem type, where the task has but one."""
     decoded: ClassVar[bool] = False
     """Whether reading an encoded row does work that is worth keeping, such as decoding an image."""
 
@@ -99,6 +102,10 @@ class Task:
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         """Return a function that makes one batch of encoded rows."""
         raise NotImplementedError
+
+    def answers(self, logits: np.ndarray, batch: dict[str, torch.Tensor]) -> Iterable[np.ndarray]:
+        """What the model says of each row of a batch: here (n, classes); arrays of their own where rows differ."""
+        return logits
 
     def changed(self, options: dict[str, Any]) -> str:
         """How training rows are changed at random when they are read, in words; "" where they are not."""
@@ -203,7 +210,7 @@ def label_settings(labels: Labels) -> dict[str, Any]:
         "num_labels": len(labels.names),
         "id2label": dict(enumerate(labels.names)),
         "label2id": {name: index for index, name in enumerate(labels.names)},
-        "problem_type": labels.problem_type,
+        "problem_type": labels.problem_type if labels.problem_type in PROBLEM_TYPES else None,
     }
 
 

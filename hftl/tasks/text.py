@@ -88,7 +88,7 @@ class TextClassification(Task):
             tokenise,
             batched=True,
             remove_columns=rows.column_names,
-            new_fingerprint=_fingerprint(rows, processor, limit),
+            new_fingerprint=fingerprint(rows, processor, limit),
             desc=f"Tokenising {len(rows):,} rows",
         )
 
@@ -141,7 +141,7 @@ def _bytes_of(lists: Any) -> Iterator[bytes]:
     return (whole[a:b] for a, b in pairwise(ends))
 
 
-def _fingerprint(rows: datasets.Dataset, tokenizer: Any, limit: int) -> str:
+def fingerprint(rows: datasets.Dataset, tokenizer: Any, limit: int, how: str = "") -> str:
     """Cache key of the tokenised rows. datasets' own hash of a tokenizer changes once it has been used."""
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_padding()
@@ -149,4 +149,4 @@ def _fingerprint(rows: datasets.Dataset, tokenizer: Any, limit: int) -> str:
         rules = tokenizer.backend_tokenizer.to_str()
     else:
         rules = repr((tokenizer.name_or_path, sorted(tokenizer.get_vocab().items())))
-    return hashlib.sha256(repr((rows._fingerprint, rules, limit)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((rows._fingerprint, rules, limit, *how.split())).encode()).hexdigest()[:32]
