@@ -56,8 +56,8 @@ class Predictor:
         """Predict one input (a dict comes back) or a list of them (a list comes back, in the same order).
 
         Each prediction holds `label` and `score`, and `scores` by label name. With several labels `label` is the list
-        of those at 0.5 or above, and `score` is left out; a regression gives `value` alone. A tagger gives a list with the
-        label of each word (of a text, what white space parts), fewer where the text was cut.
+        of those at 0.5 or above, and `score` is left out; a regression gives `value` alone. A tagger gives the list of
+        the labels of the words (of a text, what white space parts), fewer where it was cut.
         """
         single = not isinstance(inputs, list)
         rows = [self._row(value) for value in ([inputs] if single else inputs)]
@@ -80,7 +80,7 @@ class Predictor:
             order = np.arange(len(encoded)) if lengths is None else LongestFirst(lengths).order
             found: list[np.ndarray] = []
             for numbers in np.split(order, range(batch_size, len(order), batch_size)):
-                found += self._logits(encoded.__getitems__(numbers.tolist()))
+                found.extend(self._logits(encoded.__getitems__(numbers.tolist())))
                 tell(len(numbers))
             yield from self.read([found[i] for i in np.argsort(order)])
 
@@ -90,8 +90,12 @@ class Predictor:
         for i, row in enumerate(part, start=start + 1):
             if empty := [role for role in self.roles if row.get(role, "") is None]:
                 raise UserError(f"Expected a {empty[0]} in row {i} of the data; there is none. Correct it.")
-        columns = {role: [row[role] for row in part] for role in self.roles if role in part[0]}
+        columns = {role: [self._cell(role, row[role]) for row in part] for role in self.roles if role in part[0]}
         return self.task.encode(datasets.Dataset.from_dict(columns), self.processor)
+
+    def _cell(self, role: str, value: Any) -> Any:
+        """Words that came as one text are parted at white space."""
+        return value.split() if self.task.roles[role].kind == "words" and isinstance(value, str) else value
 
     def _logits(self, encoded: list[dict[str, Any]]) -> Iterable[np.ndarray]:
         """What the task reads off the model for each row."""

@@ -9,7 +9,7 @@ from hftl import MultiTaskRecipe, main
 RECIPE = MultiTaskRecipe(
     model="sentence-transformers/all-MiniLM-L6-v2",
     tasks=["sentiment=hftl:reviews", "domain=hftl:reviews,label=domain"],
-    num_train_epochs=5,
+    num_train_epochs=3,
     output_dir="runs/multitask",
 )
 

@@ -43,7 +43,7 @@ class Part:
         return self.values if self.values is not None and self.values.dtype == np.int64 else None
 
     def label_batches(self) -> Iterator[np.ndarray]:
-        """All labels, in one batch where they are held already, else in batches: (n, classes) float32, (n, words) int64."""
+        """All labels, in one batch where they are held, else in batches: (n, classes) float32, (n, words) int64."""
         return _batches(self.data) if self.values is None else iter([self.values])
 
     def fingerprint(self, labels: Labels) -> str:
