@@ -87,7 +87,7 @@ class MultiTaskModel(nn.Module):
             del model._modules[self.prefixes[name]]
             model.__dict__[self.prefixes[name]] = shared  # it is called there, and registered here alone
         self.shared, self.heads = shared, nn.ModuleDict(models)
-        self.config = shared.config
+        self.config = models[largest].config
         self.weighting = Uncertainty(len(models)) if uncertainty else None
         self.turned: list[Callable[[str], None]] = []
         self._turn = ""
@@ -140,7 +140,12 @@ class MultiTaskModel(nn.Module):
     def forward(self, task: str, **inputs: Any) -> Any:
         """What the task's own model gives for a batch of its rows; in training its loss is weighted."""
         self.turn_to(task)
-        outputs = self.heads[task](**inputs)
+        head: Any = self.heads[task]
+        head._modules[self.prefixes[task]] = self.shared  # for now: some models ask their own parameters for a device
+        try:
+            outputs = head(**inputs)
+        finally:
+            del head._modules[self.prefixes[task]]
         if self.training and self.weighting is not None and outputs.get("loss") is not None:
             outputs["loss"] = self.weighting(outputs["loss"], self.tasks.index(task))
         return outputs

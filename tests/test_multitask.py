@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import families
 import numpy as np
 import pytest
 import torch
@@ -242,6 +243,28 @@ def test_each_task_gives_what_its_own_model_gave(model):
             found = whole(task=task, **batch).logits
             assert found.shape == (4, {"one": 3, "two": 1}[task])
         assert torch.equal(whole(task="one", **batch).logits, alone(**batch).logits)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_any_family_shares_its_body_and_keeps_its_heads(family):
+    """One task of three classes and one of five: what differs in shape is the head, and is new."""
+    torch.manual_seed(0)
+    alone = {"one": families.FAMILIES[family](3).eval(), "two": families.FAMILIES[family](5).eval()}
+    states = {name: model.state_dict() for name, model in alone.items()}
+    fresh = {name for name, value in states["one"].items() if value.shape != states["two"][name].shape}
+    alone["two"].load_state_dict(states["two"] | {n: v for n, v in states["one"].items() if n not in fresh})
+    models = copy.deepcopy(alone)
+    if families.MODALITY[family] == "text" or family.startswith("timm-"):
+        fresh |= {n for n in states["one"] if not n.startswith(f"{alone['one'].base_model_prefix}.")}
+    whole = MultiTaskModel(models, {"one": fresh, "two": fresh}).eval()
+    batch, there = families.batch(family), whole.state_dict()
+    with torch.inference_mode():
+        for name, model in alone.items():
+            torch.testing.assert_close(whole(task=name, **batch).logits, model(**batch).logits)
+            for own, value in model.state_dict().items():
+                assert torch.equal(there[whole.where(name, own)], value)
+    both = sum(p.numel() for model in alone.values() for p in model.parameters())
+    assert sum(p.numel() for p in whole.parameters()) < 0.75 * both
 
 
 def test_a_step_on_one_task_leaves_the_heads_of_the_others_alone(model):
