@@ -52,18 +52,18 @@ def table(results: list[dict]) -> str:
     """Markdown: means over seeds, the spread of the difference, and how many of the paired intervals leave zero out."""
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for row in results:
-        told = {name: value for name, value in row["key"].items() if name not in ("seed", "tasks", "model")}
+        told = {name: value for name, value in row["key"].items() if name not in ("seed", "model")}
         groups[json.dumps(told), row["task"]].append(row)
     lines = [
-        "| flags | rows | task | metric | alone | together | difference (min to max) | gained | lost | seeds | n |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| flags | rows | tasks | task | metric | alone | together | difference (range) | gained | lost | seeds | n |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (told, task), rows in groups.items():
         alone, both, apart = ([row[kind]["value"] for row in rows] for kind in ("single", "multi", "difference"))
         verdicts = [row["verdict"] for row in rows]
         key = json.loads(told)
         lines.append(
-            f"| {key['flags'] or 'defaults'} | {key['rows']} | {task} | {rows[0]['metric']} "
+            f"| {key['flags'] or 'defaults'} | {key['rows']} | {len(key['tasks'])} | {task} | {rows[0]['metric']} "
             f"| {statistics.mean(alone):.3f} | {statistics.mean(both):.3f} "
             f"| {statistics.mean(apart):+.3f} ({min(apart):+.3f} to {max(apart):+.3f}) "
             f"| {verdicts.count('gained')} | {verdicts.count('lost')} | {len(rows)} | {rows[0]['multi']['n']} |"

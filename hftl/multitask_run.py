@@ -374,5 +374,8 @@ def _trained(run: MultiRun, name: str, model: nn.Module) -> int:
 
 def next_commands(run: MultiRun) -> list[str]:
     """What is worth typing now: predict with each of the first two folders."""
-    folders = [shlex.quote(str(Path(run.recipe.output_dir) / name)) for name in list(run.parts)[:2]]
-    return [f"hftl predict {folder} --data new.csv --output predictions.csv" for folder in folders]
+    told = []
+    for name, part in list(run.parts.items())[:2]:
+        folder, new = shlex.quote(str(Path(run.recipe.output_dir) / name)), part.task.usage.get("new", "new.csv")
+        told.append(f"hftl predict {folder} --data {new} --output {name}.csv")
+    return told

@@ -1,7 +1,10 @@
 """Train one encoder on several tasks at once, and see of each whether the others helped it.
 
-accelerate launch recipes/multitask.py
-accelerate launch recipes/multitask.py --tasks sst2=sst2/ stsb=stsb/ --mixing temperature --output_dir runs/both
+    accelerate launch recipes/multitask.py
+    accelerate launch recipes/multitask.py --tasks sst2=sst2/ stsb=stsb/ --mixing temperature --output_dir runs/both
+    accelerate launch recipes/multitask.py --tasks mood=reviews.csv,label=stars names=conll/,task=token-classification
+
+The first command needs no network: the bundled reviews, for their mood and for what they are about.
 """
 
 from hftl import MultiTaskRecipe, main
@@ -9,7 +12,8 @@ from hftl import MultiTaskRecipe, main
 RECIPE = MultiTaskRecipe(
     model="sentence-transformers/all-MiniLM-L6-v2",
     tasks=["sentiment=hftl:reviews", "domain=hftl:reviews,label=domain"],
-    num_train_epochs=3,
+    learning_rate=1e-4,
+    num_train_epochs=4,
     output_dir="runs/multitask",
 )
 
