@@ -66,7 +66,7 @@ class MultiTaskRecipe(Recipe):
         self._refuse()
         clock = Clock()
         with imports():
-            from hftl import comparison, hub, multitask_run, progress
+            from hftl import comparison, hub, multitask_outcome, multitask_run, progress
         try:
             with progress.quiet():
                 run = multitask_run.prepare(self, clock)
@@ -74,15 +74,15 @@ class MultiTaskRecipe(Recipe):
                     run.print_rates()
                     return None
                 run.train()
-                report, scores = multitask_run.measure(run)
+                report, scores = multitask_outcome.measure(run)
                 if self.compare:
                     report.tasks = comparison.compare(run, report.tasks, scores)
-                multitask_run.write(run, report)
+                multitask_outcome.write(run, report)
         finally:
             hub.OutputFolder(self.output_dir).tidy()
             gc.unfreeze()
         if run.first:
-            print(report.table(multitask_run.next_commands(run)))
+            print(report.table(multitask_outcome.next_commands(run)))
             print(comparison.table(report.tasks))
         return report
 

@@ -54,10 +54,11 @@ TABLE = {
     "pcgrad multitask_model": "",
     "task_adapters": "anatomy strategies.base strategies.peft",
     "multitask_trainer": "mixing pcgrad rows sampling trainer",
-    "multitask_run": "anatomy arguments hub metrics multitask_model multitask_trainer outcome recipe report run "
-    "settings spec startup strategies task_adapters values",
+    "multitask_run": "anatomy arguments hub multitask_model multitask_trainer outcome recipe run settings startup "
+    "strategies task_adapters values",
+    "multitask_outcome": "anatomy hub metrics multitask_trainer outcome report run spec task_adapters",
     "comparison": "arguments bootstrap metrics outcome run wording",
-    "multitask": "comparison hub multitask_run progress recipe settings startup",
+    "multitask": "comparison hub multitask_outcome multitask_run progress recipe settings startup",
     "features": "feature_run hub progress recipe settings startup",
     "recipe": "anatomy arguments hub kernels memory outcome progress run settings spec startup values",
     "help": "settings spec strategies.base values",

@@ -21,7 +21,7 @@ import yaml
 from safetensors.torch import load_file
 from scipy import stats
 
-from hftl import MultiTaskRecipe, Recipe, Report, bootstrap, load, multitask_run, testing
+from hftl import MultiTaskRecipe, Recipe, Report, bootstrap, load, multitask_outcome, multitask_run, testing
 from hftl.cli import main
 from hftl.comparison import verdict
 from hftl.errors import UserError
@@ -322,8 +322,8 @@ def test_a_folder_gives_the_logits_of_the_model_of_all(how, tiny_bert, reviews_c
     )
     run = multitask_run.prepare(recipe, Clock())
     run.train()
-    report, _ = multitask_run.measure(run)
-    multitask_run.write(run, report)
+    report, _ = multitask_outcome.measure(run)
+    multitask_outcome.write(run, report)
     for name, part in run.parts.items():
         batch = part.task.collate(part.pretrained.processor)(part.rows["test"].rows.plain([0, 1, 2, 3]))
         batch.pop("labels")
