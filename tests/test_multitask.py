@@ -377,7 +377,11 @@ def test_the_report_says_of_each_task_what_it_gained(both):
     assert section.count("<tr>") == 3
     assert "mood" in section
     assert "pairs" in section
+    gained, lost = ([row["task"] for row in report.tasks if row["verdict"] == said] for said in ("gained", "lost"))
+    told = f"alone, {', '.join(gained) or 'none'} gained and {', '.join(lost) or 'none'} lost."
     card = (both / "README.md").read_text("utf-8")
+    assert told in page
+    assert told in card
     assert 'mood = hftl.load("run/mood")' in card
     assert "| `pairs` | Pearson correlation |" in card
 
