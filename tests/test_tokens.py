@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import runpy
+import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -12,7 +15,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from hftl import Recipe, Report, load, testing
+from hftl import FeatureRecipe, Recipe, Report, load, testing
 from hftl.cli import hftl, main
 from hftl.data import load as load_data
 from hftl.entities import Entities, spans
@@ -42,7 +45,14 @@ def tagged_jsonl(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tiny_bert, tagged_jsonl, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokens") / "run"
-    Recipe(task="token-classification", model=tiny_bert, data=tagged_jsonl, output_dir=str(folder), **QUICK).run()
+    script = Path(__file__).parent.parent / "recipes" / "token_cls.py"
+    flags = ["--model", tiny_bert, "--data", tagged_jsonl, "--output_dir", str(folder)]
+    flags += [word for name, value in QUICK.items() for word in (f"--{name}", str(value))]
+    argv, sys.argv = sys.argv, [str(script), *flags]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        sys.argv = argv
     return folder
 
 
@@ -204,6 +214,18 @@ def test_the_loss_of_an_update_is_the_mean_over_its_words(tiny_bert, tagged_json
         found.append({name: p.detach().clone() for name, p in prepared.trainer.model.named_parameters()})
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, atol=1e-5, rtol=0)
+
+
+def test_features_refuse_a_tag_for_each_word(tiny_bert, tagged_jsonl, tmp_path):
+    recipe = FeatureRecipe(
+        task="token-classification",
+        model=tiny_bert,
+        data=tagged_jsonl,
+        output_dir=str(tmp_path / "o"),
+        disable_tqdm=True,
+    )
+    with pytest.raises(UserError, match="Use recipes/token_cls"):
+        recipe.run()
 
 
 def test_tags_that_do_not_fit_their_words_are_refused(tiny_bert, tmp_path, capsys):
