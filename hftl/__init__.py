@@ -13,6 +13,7 @@ from hftl.errors import suggest
 if TYPE_CHECKING:
     from hftl.cli import main as main
     from hftl.features import FeatureRecipe as FeatureRecipe
+    from hftl.multitask import MultiTaskRecipe as MultiTaskRecipe
     from hftl.predict import load as load
     from hftl.pretrain import PretrainRecipe as PretrainRecipe
     from hftl.recipe import Recipe as Recipe
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "FeatureRecipe": "hftl.features",
+    "MultiTaskRecipe": "hftl.multitask",
     "PretrainRecipe": "hftl.pretrain",
     "Recipe": "hftl.recipe",
     "Report": "hftl.report",

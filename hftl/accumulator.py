@@ -59,6 +59,10 @@ class Accumulator:
         """
         raise NotImplementedError
 
+    def paired(self) -> Statistic:
+        """The headline metric with one cell for each example, to be compared with another model's on the same ones."""
+        return next(one for one in self._statistics() if self.headline in one.values())
+
     def _statistics(self) -> list[Statistic]:
         raise NotImplementedError
 

@@ -64,6 +64,20 @@ class Statistic:
         return scores
 
 
+def difference(first: Statistic, second: Statistic, name: str) -> Score:
+    """A metric of `second` less that of `first` with its paired 95 % interval: both see the same resamples.
+
+    Args:
+        first, second: with one cell for each example, of the same examples in the same order.
+    """
+
+    def between(weights: np.ndarray) -> Values:
+        return {name: second.of(weights)[name] - first.of(weights)[name]}
+
+    found = replace(first, of=between, resamples=min(first.resamples, second.resamples)).scores()
+    return found[name]
+
+
 def per_example(n: int, of: Callable[[np.ndarray], Values]) -> Statistic:
     """Metrics of n examples, each a cell of its own."""
     return Statistic(np.ones(n, dtype=np.int64), of)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hftl.report import Report
 
 METRIC_TYPES = {
+    "f1_entity": "f1",
     "f1_macro": "f1",
     "f1_micro": "f1",
     "matthews": "matthews_correlation",
@@ -73,12 +74,13 @@ def metadata(report: Report) -> dict[str, Any]:
     if base and not scratch:
         found["base_model"] = base
         found["base_model_relation"] = "adapter" if report.adapter else "finetune"
-    found["pipeline_tag"] = report.task
+    if not report.tasks:
+        found["pipeline_tag"] = report.task
     if data:
         found["datasets"] = [data]
     found["tags"] = ["hftl", "transfer-learning", *_strategies(report.strategy)]
     results = _results(report, data)
-    if results:
+    if results and not report.tasks:  # the cards of the tasks have them
         found["model-index"] = [{"name": _title(report), "results": results}]
     return found
 

@@ -58,17 +58,12 @@ ELSEWHERE = {
 PREDICT = {
     s.name: s
     for s in (
-        Setting(
-            "data",
-            "str",
-            None,
-            "any source that training takes, without labels; - reads a text or an image path a line",
-            "Flags",
-        ),
+        Setting("data", "str", None, "any source of training, without labels; - reads a text or path a line", "Flags"),
         Setting("output", "str", None, "the csv file to write", "Flags"),
         Setting("batch_size", "int", 32, "rows a step", "Flags"),
         Setting("text", "str", None, "the column that holds the text, where its name differs from training", "Flags"),
         Setting("text_pair", "str", None, "the column that holds the second text of a pair", "Flags"),
+        Setting("tokens", "str", None, "the column that holds the words", "Flags"),
         Setting("image", "str", None, "the column that holds the image or its file name", "Flags"),
         Setting("overwrite", "bool", False, "replace the output file", "Flags"),
     )

@@ -164,6 +164,8 @@ def head_of(model: nn.Module, example: dict[str, Any]) -> str | None:
 def choose(run: Run) -> Choice:
     """Fit on train for each C or k, keep what is best on valid, and make it part of the run's model."""
     recipe: Any = run.recipe
+    if run.task.problem_type:
+        raise UserError(f"Features are one vector a row, and {run.task.name} is not. Use {run.task.usage['script']}.")
     if run.trainer.is_fsdp_enabled or run.trainer.is_deepspeed_enabled:
         raise UserError("Features are extracted from whole models. Launch without FSDP and DeepSpeed.")
     if not recipe.cache_gb:

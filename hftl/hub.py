@@ -126,6 +126,15 @@ class OutputFolder:
         self.partial.rmdir()
         self.forget_checkpoints()
 
+    def write_report(self, report: Report, recipe: dict[str, Any]) -> None:
+        """Write the report alone, where the models lie in folders of their own; then the run is finished."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        for old in [path for pattern in REPLACED for path in self.path.glob(pattern)]:
+            old.unlink()
+        (self.path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "utf-8")
+        report.write(self.path)
+        self.forget_checkpoints()
+
     def _fill(self, folder: Path, model: Any, processor: Any, report: Report, recipe: dict[str, Any]) -> None:
         processor.save_pretrained(folder)
         if report.adapter:
@@ -193,6 +202,7 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
     refuse_unlabelled(str(name), folder)
     task = task_of_architecture(str(name), config)
     labels = labels_of(config)
+    labels.problem_type = task.problem_type or labels.problem_type
     where = Source(str(folder), trust_remote_code=trust_remote_code)
     if not adapter.is_file():
         built = task.build(where, labels)

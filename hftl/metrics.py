@@ -13,6 +13,7 @@ import numpy as np
 from hftl import bootstrap, calibration
 from hftl.accumulator import IGNORED, Accumulator, finite, narrow, shapes
 from hftl.bootstrap import Score, Statistic, Values
+from hftl.entities import Entities
 from hftl.errors import UserError, suggest
 from hftl.extra import Extra, extra_metric
 from hftl.pretext import MaskedTokens, Pretext
@@ -87,6 +88,10 @@ class SingleLabel(Accumulator):
         row, label, predicted, confidence = map(self._column, ("row", "label", "predicted", "confidence"))
         wrong = _largest(np.where(label != predicted, confidence, 0.0), most)
         return [(int(row[i]), self.names[label[i]], self.names[predicted[i]], float(confidence[i])) for i in wrong]
+
+    def paired(self) -> Statistic:
+        right = self._column("predicted") == self._column("label")
+        return bootstrap.per_example(len(right), lambda weights: {"accuracy": weights @ right / weights.sum(axis=1)})
 
     def _cells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """True class, predicted class and count of the cells of the confusion matrix that are not empty."""
@@ -269,6 +274,7 @@ def metric_for(problem_type: str, names: Sequence[str] = ()) -> Accumulator:
         "regression": Regression,
         "masked_tokens": MaskedTokens,
         "pretext": Pretext,
+        "token_classification": Entities,
     }
     if problem_type not in kinds:
         hint = suggest(problem_type, kinds)

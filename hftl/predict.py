@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 from tqdm.auto import tqdm
 
 from hftl.data import read
+from hftl.data.types import TAGS
 from hftl.errors import UserError
 from hftl.hub import Loaded, load_folder
 from hftl.progress import quiet
-from hftl.sampling import LongestFirst, in_order, lengths_of
+from hftl.sampling import LongestFirst, lengths_of
 from hftl.tasks.base import softmax_or_sigmoid
 
 WINDOW = 64
@@ -55,7 +56,8 @@ class Predictor:
         """Predict one input (a dict comes back) or a list of them (a list comes back, in the same order).
 
         Each prediction holds `label` and `score`, and `scores` by label name. With several labels `label` is the list
-        of those at 0.5 or above, and `score` is left out; a regression gives `value` alone.
+        of those at 0.5 or above, and `score` is left out; a regression gives `value` alone. A tagger gives the list of
+        the labels of the words (of a text, what white space parts), fewer where it was cut.
         """
         single = not isinstance(inputs, list)
         rows = [self._row(value) for value in ([inputs] if single else inputs)]
@@ -76,11 +78,11 @@ class Predictor:
             encoded = self._encoded(rows, start, min(start + window, len(rows)))
             lengths = lengths_of(encoded, "length")
             order = np.arange(len(encoded)) if lengths is None else LongestFirst(lengths).order
-            found = []
+            found: list[np.ndarray] = []
             for numbers in np.split(order, range(batch_size, len(order), batch_size)):
-                found.append(self._logits(encoded.__getitems__(numbers.tolist())))
+                found.extend(self._logits(encoded.__getitems__(numbers.tolist())))
                 tell(len(numbers))
-            yield from self.read(in_order(np.concatenate(found), order))
+            yield from self.read([found[i] for i in np.argsort(order)])
 
     def _encoded(self, rows: Sequence[dict[str, Any]], start: int, stop: int) -> Any:
         """Some of the rows as model inputs."""
@@ -88,18 +90,26 @@ class Predictor:
         for i, row in enumerate(part, start=start + 1):
             if empty := [role for role in self.roles if row.get(role, "") is None]:
                 raise UserError(f"Expected a {empty[0]} in row {i} of the data; there is none. Correct it.")
-        columns = {role: [row[role] for row in part] for role in self.roles if role in part[0]}
+        columns = {role: [self._cell(role, row[role]) for row in part] for role in self.roles if role in part[0]}
         return self.task.encode(datasets.Dataset.from_dict(columns), self.processor)
 
-    def _logits(self, encoded: list[dict[str, Any]]) -> np.ndarray:
+    def _cell(self, role: str, value: Any) -> Any:
+        """Words that came as one text are parted at white space."""
+        return value.split() if self.task.roles[role].kind == "words" and isinstance(value, str) else value
+
+    def _logits(self, encoded: list[dict[str, Any]]) -> Iterable[np.ndarray]:
+        """What the task reads off the model for each row."""
         batch = self.task.collate(self.processor)(encoded)
         device = next(self.model.parameters()).device
         with torch.inference_mode():
-            return self.model(**{name: value.to(device) for name, value in batch.items()}).logits.float().cpu().numpy()
+            logits = self.model(**{name: value.to(device) for name, value in batch.items()}).logits
+        return self.task.answers(logits.float().cpu().numpy(), batch)
 
     def read(self, logits: Any) -> list[dict[str, Any]]:
-        """Turn logits of shape (n, classes) into predictions."""
-        values = softmax_or_sigmoid(logits, self.labels.problem_type)
+        """Turn logits of shape (n, classes), or (words, tags) for each row, into predictions."""
+        if self.task.problem_type == TAGS:
+            return [{"label": [self.labels.names[i] for i in row.argmax(axis=1)]} for row in logits]
+        values = softmax_or_sigmoid(np.asarray(logits), self.labels.problem_type)
         if self.labels.problem_type == "regression":
             return [{"value": float(row[0])} for row in values]
         made: list[dict[str, Any]] = []
@@ -130,6 +140,7 @@ def predict_file(
     output: str,
     text: str | None = None,
     text_pair: str | None = None,
+    tokens: str | None = None,
     image: str | None = None,
     batch_size: int = 32,
 ) -> None:
@@ -142,7 +153,7 @@ def predict_file(
         UserError: the folder, the data or a column cannot be read.
     """
     predictor = load(folder)
-    mapped = {"text": text, "text_pair": text_pair, "image": image}
+    mapped = {"text": text, "text_pair": text_pair, "tokens": tokens, "image": image}
     columns = {role: name for role, name in mapped.items() if name}
     rows: Any = [{predictor.roles[0]: line.rstrip("\n")} for line in sys.stdin] if data == "-" else None
     if rows is None:
@@ -171,10 +182,12 @@ def flat(predictor: Predictor, row: dict[str, Any], prediction: dict[str, Any]) 
     if "value" in prediction:
         return inputs | {"prediction": prediction["value"]}
     label = prediction["label"]
-    scores = {f"score_{name}": f"{score:.6f}" for name, score in prediction["scores"].items()}
+    scores = {f"score_{name}": f"{score:.6f}" for name, score in prediction.get("scores", {}).items()}
     return inputs | {"prediction": "|".join(label) if isinstance(label, list) else label} | scores
 
 
 def named(value: Any) -> str:
-    """A text as it is, an image by the name of its file."""
+    """A text as it is, words with spaces between, an image by the name of its file."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
     return Path(value["path"]).name if isinstance(value, dict) and value.get("path") else str(value)

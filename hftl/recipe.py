@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from hftl.report import Report
     from hftl.run import Run
 
+TWO_DOMAINS = ("unlabelled", "target_test", "domain", "target", "source", "select", "source_only")
+"""Settings of a recipe that adapts to a target domain; subclasses that do not hide them."""
 IN, HOW, RUN, OUT, SAFE = "What goes in", "How it learns", "The run", "What comes out", "Safety"
 
 
@@ -45,6 +47,7 @@ class Recipe:
     test: str | None = flag(None, "test data, where it is a source of its own", IN)
     text: str | None = flag(None, "the column that holds the text", IN)
     text_pair: str | None = flag(None, "the column that holds the second text of a pair", IN)
+    tokens: str | None = flag(None, "the column that holds the words of a text, as a list", IN)
     image: str | None = flag(None, "the column that holds the image or its file name", IN)
     label: str | None = flag(None, "the column that holds the label", IN)
     unlabelled: str | None = flag(None, "rows of a target domain to adapt to; no label of theirs is read", IN)

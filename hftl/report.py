@@ -102,6 +102,8 @@ class Report:
     """Whether the folder holds an adapter and not full weights."""
     beside: bool = False
     """Whether a classifier lies beside the model, which hftl reads and plain transformers does not."""
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    """Of a run on several tasks, each with its folder; `single`, `multi` and `difference` are scores on test."""
     folder: str = ""
 
     def as_dict(self) -> dict[str, Any]:

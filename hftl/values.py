@@ -47,6 +47,7 @@ RANGES = {
     "max_tokens_per_batch": "[1, inf)",
     "cache_gb": "[0, inf)",
     "cache_views": "[0, inf)",
+    "temperature": "(0, inf)",
 }
 """Intervals in the notation of mathematics: a round bracket leaves its end out."""
 
@@ -58,6 +59,8 @@ CHOICES = {
     "classifier": ("logistic", "svm", "rbf_svm", "knn", "auto"),
     "pool": ("head", "mean", "first"),
     "cache_dtype": ("auto", "float32", "bfloat16"),
+    "mixing": ("proportional", "uniform", "temperature", "annealed"),
+    "weighting": ("none", "uncertainty"),
 }
 
 

@@ -36,7 +36,18 @@ def verdict(report: Report) -> str:
         sentence += f" Always answering the most frequent class would give {trivial:.3f}"
         reached = wording.known(test.low) and test.low <= trivial
         sentence += ", which the interval does not exclude." if reached else "."
-    return sentence
+    return sentence + _together(report)
+
+
+def _together(report: Report) -> str:
+    """Which tasks were better, and which worse, than when each was trained alone; nothing where that was not tried."""
+    if not report.tasks or "verdict" not in report.tasks[0]:
+        return ""
+    said = []
+    for word in ("gained", "lost"):
+        names = [wording.visible(row["task"]) for row in report.tasks if row["verdict"] == word]
+        said.append(f"{', '.join(names) or 'none'} {word}")
+    return f" Beside each task trained alone, {' and '.join(said)}."
 
 
 def adapted(report: Report) -> list[str]:

@@ -17,6 +17,7 @@ METRICS = {
     "average_precision": "Average precision",
     "ece": "Calibration error",
     "exact_match": "Exact match",
+    "f1_entity": "Entity F1",
     "f1_macro": "Macro F1",
     "f1_micro": "Micro F1",
     "log_loss": "Log loss (nats)",
@@ -26,7 +27,10 @@ METRICS = {
     "pearson": "Pearson correlation",
     "pretext_loss": "Pre-training loss",
     "pseudo_perplexity": "Pseudo-perplexity",
+    "precision": "Entity precision",
+    "recall": "Entity recall",
     "spearman": "Spearman correlation",
+    "tag_accuracy": "Accuracy of tags",
 }
 
 ABSENT = "–"

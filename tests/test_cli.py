@@ -13,6 +13,7 @@ import pytest
 from hftl import cli
 from hftl.errors import UserError
 from hftl.features import FeatureRecipe
+from hftl.multitask import MultiTaskRecipe
 from hftl.recipe import Recipe
 from hftl.settings import flag, named_choices, training_settings
 from hftl.values import CHOICES, RANGES
@@ -236,7 +237,11 @@ def test_settings_are_those_of_the_installed_training_arguments() -> None:
 
 
 def test_every_range_and_choice_belongs_to_a_setting() -> None:
-    known = {f.name for f in (*fields(Recipe), *fields(FeatureRecipe))} | set(training_settings()) | set(cli.PREDICT)
+    known = (
+        {f.name for f in (*fields(FeatureRecipe), *fields(MultiTaskRecipe))}
+        | set(training_settings())
+        | set(cli.PREDICT)
+    )
     assert set(RANGES) | set(CHOICES) | set(cli.ALIASES.values()) <= known
 
 

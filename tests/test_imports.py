@@ -21,16 +21,17 @@ TABLE = {
     "anatomy": "layout",
     "accumulator calibration": "bootstrap",
     "extra": "accumulator",
-    "pretext": "accumulator bootstrap",
-    "metrics": "accumulator bootstrap calibration extra pretext",
+    "pretext entities": "accumulator bootstrap",
+    "metrics": "accumulator bootstrap calibration entities extra pretext",
     "alignment checkpoints domains head": "",
     "strategies strategies.base strategies.layers strategies.mixstyle strategies.peft": "anatomy strategies.base",
     "strategies.align": "alignment anatomy strategies.base",
     "augment augment.base augment.image augment.text augment.pixels augment.models": "augment spec",
-    "tasks tasks.base tasks.text tasks.image": "augment metrics data tasks.base",
-    "tasks.vocabulary tasks.views": "",
+    "tasks tasks.base tasks.text tasks.image": "augment metrics data tasks.base tasks.failures",
+    "tasks.failures tasks.vocabulary tasks.views": "",
+    "tasks.token": "data tasks.base tasks.text",
     "tasks.masked_text": "data tasks.base tasks.text tasks.vocabulary",
-    "tasks.masked_image": "data tasks.base tasks.image tasks.views",
+    "tasks.masked_image": "data tasks.base tasks.failures tasks.image tasks.views",
     "data": "data",
     "rates": "anatomy strategies.base",
     "packing": "packed untouched",
@@ -57,6 +58,15 @@ TABLE = {
     "feature_model": "",
     "classical": "feature_model",
     "feature_run": "arguments cache classical feature_model outcome store",
+    "mixing": "sampling",
+    "pcgrad multitask_model": "",
+    "task_adapters": "anatomy strategies.base strategies.peft",
+    "multitask_trainer": "mixing pcgrad rows sampling trainer",
+    "multitask_run": "anatomy arguments hub multitask_model multitask_trainer outcome recipe run settings spec startup "
+    "strategies task_adapters values",
+    "multitask_outcome": "anatomy hub metrics multitask_trainer outcome report run spec task_adapters",
+    "comparison": "arguments bootstrap metrics outcome run wording",
+    "multitask": "comparison hub multitask_outcome multitask_run progress recipe settings startup",
     "features": "feature_run hub progress recipe settings startup",
     "pretrain": "cli recipe settings startup",
     "recipe": "anatomy arguments hub kernels memory outcome progress run settings spec startup strategies values",
@@ -69,7 +79,7 @@ TABLE = {
 MAY = {module: f"errors {allowed}".split() for modules, allowed in TABLE.items() for module in modules.split()}
 
 HOMES = {
-    "peft": {"strategies.peft", "hub"},
+    "peft": {"strategies.peft", "task_adapters", "hub"},
     "timm": {"tasks.image", "anatomy", "layout"},
 }
 """Packages of others -> the only modules that may import them."""
@@ -81,7 +91,7 @@ NEVER = {
         "torch",
         "transformers",
     },
-    "accumulator calibration bootstrap extra metrics pretext": {"torch", "transformers"},
+    "accumulator calibration bootstrap entities extra metrics pretext": {"torch", "transformers"},
     "report page card plots plain verdict wording": {"torch", "transformers"},
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hftl.data.part import Part
-from hftl.data.types import MULTI, Check, Labels
+from hftl.data.types import MULTI, TAGS, Check, Labels
 
 _SHOWN = 12  # rows of a small table on the terminal
 _EXAMPLES = 3
@@ -22,17 +22,20 @@ _EXAMPLES = 3
 def split_checks(parts: dict[str, Part], labels: Labels) -> list[Check]:
     """Everything that the splits themselves show."""
     found = [_rows(parts, labels), *_sizes(parts), _duplicates(parts["train"]), _overlap(parts)]
-    if labels.names:
+    if labels.names and labels.problem_type != TAGS:
         found.append(_balance(parts, labels))
     return found
 
 
 def counts(part: Part, labels: Labels) -> np.ndarray:
-    """Rows of each class, (classes,) int64; a row with several classes counts for each."""
+    """Rows of each class, (classes,) int64; a row with several classes counts for each. Words of each tag."""
     total = np.zeros(len(labels.names), np.int64)
     if part.classes is not None:
         return total + np.bincount(part.classes, minlength=len(total))
     for values in part.label_batches():
+        if labels.problem_type == TAGS:
+            total += np.bincount(values[values >= 0], minlength=len(total))
+            continue
         total += values.sum(axis=0).astype(np.int64)
     return total
 
@@ -48,8 +51,13 @@ def _rows(parts: dict[str, Part], labels: Labels) -> Check:
     elif labels.names:
         table = {split: counts(part, labels) for split, part in parts.items()}
         for i, name in enumerate(labels.names):
-            details.append({"class": name, **{split: int(column[i]) for split, column in table.items()}})
-        sentence += f"; {len(labels.names)} classes"
+            details.append(
+                {
+                    "tag" if labels.problem_type == TAGS else "class": name,
+                    **{split: int(column[i]) for split, column in table.items()},
+                }
+            )
+        sentence += f"; {len(labels.names)} {'tags' if labels.problem_type == TAGS else 'classes'}"
     return Check("rows", "ok", sentence, details)
 
 
@@ -154,6 +162,7 @@ def _show(part: Part, row: int) -> str:
 def _brief(value: Any) -> str:
     if isinstance(value, dict):
         return value["path"].rsplit("/", 1)[-1] if value.get("path") else "an image"
+    value = " ".join(map(str, value)) if isinstance(value, list) else value
     return textwrap.shorten(str(value), 80, placeholder=" ...")
 
 

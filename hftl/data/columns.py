@@ -53,6 +53,17 @@ def _missing(wanted: str, role: str, rows: Rows, found: dict[str, str], near: st
     return f"Expected a column {wanted!r} in {rows.name}; it has {listed}.{hint} Pass --{role} {guess}."
 
 
+def check_words(data: datasets.Dataset, columns: Sequence[tuple[str, str]], where: str) -> None:
+    """Raise `UserError` where a column of words, given as `(role, column)`, holds no lists of texts."""
+    for role, column in columns:
+        inner = getattr(data.features[column], "feature", None)
+        if getattr(inner, "dtype", "") not in ("string", "large_string"):
+            raise UserError(
+                f"Expected a list of words in each row of column {column!r} of {where}, as jsonl and parquet have it. "
+                f"Pass --{role} COLUMN."
+            )
+
+
 def check_text(data: datasets.Dataset, columns: Sequence[tuple[str, str]], where: str) -> None:
     """Raise `UserError` where a text column, given as `(role, column)`, holds something else."""
     for role, column in columns:

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from hftl.data.survey import MOST_CLASSES, Survey, class_names, key, number, split_cell
-from hftl.data.types import MULTI, PROBLEM_TYPES, REGRESSION, SINGLE, Check
+from hftl.data.types import MULTI, PROBLEM_TYPES, REGRESSION, SINGLE, TAGS, Check
 from hftl.errors import UserError, suggest
 
 _ENCODING = 1  # part of the cache key of encoded columns: raise it when `_encode` changes
@@ -28,7 +28,7 @@ class Reading:
 
 def check_problem_type(problem_type: str | None) -> None:
     """Raise `UserError` for a word that transformers does not know."""
-    if problem_type is not None and problem_type not in PROBLEM_TYPES:
+    if problem_type is not None and problem_type not in (*PROBLEM_TYPES, TAGS):
         known = f"{SINGLE}, {MULTI} or {REGRESSION}"
         raise UserError(
             f"Expected --problem_type {known}; it is {problem_type!r}.{suggest(problem_type, PROBLEM_TYPES)}"
@@ -46,6 +46,8 @@ def decide(train: Survey, where: str, problem_type: str | None) -> Reading:
         return _numbers(train, where)
     if chosen == MULTI:
         return _several(train, where)
+    if chosen == TAGS:
+        return _tags(train, where)
     if train.listed:
         raise UserError(f"Expected one label a row in {where}; its rows hold lists. Pass --problem_type {MULTI}.")
     lower = train.kind == "string" and {value.lower() for value in train.values} <= {"true", "false"}
@@ -90,6 +92,13 @@ def _several(train: Survey, where: str) -> Reading:
     _check_many(values, where)
     split = train.listed and train.kind == "string"
     return Reading(MULTI, train.class_names or ordered(values), split=split)
+
+
+def _tags(train: Survey, where: str) -> Reading:
+    if not train.listed:
+        raise UserError(f"Expected a list of tags in each row of {where}, one a word. Pass --label COLUMN.")
+    _check_classes(train, train.values, where)
+    return Reading(TAGS, train.class_names or ordered(train.values))
 
 
 def _check_classes(train: Survey, values: set[str], where: str) -> None:
@@ -173,11 +182,15 @@ def reading_checks(train: Survey, reading: Reading, where: str) -> list[Check]:
 
 
 def encode(column: datasets.Dataset, reading: Reading) -> datasets.Dataset:
-    """The column `label` as int64 ids, float32 multi-hot lists or float32 numbers; a missing one is -1 or NaN."""
+    """The column `label` as int64 ids, float32 multi-hot lists or float32 numbers; a missing one is -1 or NaN.
+
+    Tags are int64 lists, a missing one -100.
+    """
     types = {
         SINGLE: datasets.Value("int64"),
         MULTI: datasets.List(datasets.Value("float32")),
         REGRESSION: datasets.Value("float32"),
+        TAGS: datasets.List(datasets.Value("int64")),
     }
     return column.map(
         _encode,
@@ -198,6 +211,8 @@ def _encode(
     ids = {name: i for i, name in enumerate(how.names)}
     if how.problem_type == MULTI:
         return {"label": [_multi_hot(cell, how, ids, class_names) for cell in cells]}
+    if how.problem_type == TAGS:
+        return {"label": [[_tag(value, ids, class_names) for value in cell or []] for cell in cells]}
     names = [key(cell, class_names) for cell in cells]
     if how.lower:
         names = [name and name.lower() for name in names]
@@ -210,6 +225,11 @@ def _id(name: str | None, ids: dict[str, int]) -> int:
     found = ids.get(name)
     # "1.0" is class 1 where whole numbers were forced to be classes
     return found if found is not None else ids.get(key(number(name)) or "", -1)
+
+
+def _tag(value: Any, ids: dict[str, int], class_names: list[str] | None) -> int:
+    name = key(value, class_names)
+    return -100 if name is None else ids[name]
 
 
 def _multi_hot(cell: Any, how: Reading, ids: dict[str, int], class_names: list[str] | None) -> list[float]:

@@ -11,14 +11,15 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import config
 
-from hftl.data.columns import check_text
+from hftl.data.columns import check_text, check_words
 from hftl.data.images import as_images
 from hftl.data.labels import Reading, encode
 from hftl.data.scan import Scan, scan
 from hftl.data.source import Rows
-from hftl.data.types import MULTI, Labels, Role
+from hftl.data.types import MULTI, TAGS, Labels, Role
 
 _BATCH = 10_000
 
@@ -42,7 +43,7 @@ class Part:
         return self.values if self.values is not None and self.values.dtype == np.int64 else None
 
     def label_batches(self) -> Iterator[np.ndarray]:
-        """All labels, in one batch where they are held already, else in batches of (n, classes) float32; maybe none."""
+        """All labels, in one batch where they are held, else in (n, classes) float32 or (n, words) int64; or none."""
         if "label" not in self.data.column_names:
             return iter(())
         return _batches(self.data) if self.values is None else iter([self.values])
@@ -61,6 +62,7 @@ def inputs(rows: Rows, columns: dict[str, str], roles: dict[str, Role]) -> datas
     wanted = {role: column for role, column in columns.items() if roles[role].kind != "label"}
     texts = [(role, column) for role, column in wanted.items() if roles[role].kind == "text"]
     check_text(rows.data, texts, rows.name)
+    check_words(rows.data, [(r, c) for r, c in wanted.items() if roles[r].kind == "words"], rows.name)
     pieces = []
     for role, column in wanted.items():
         piece = rows.data.select_columns([column])
@@ -86,10 +88,11 @@ def make_part(rows: Rows, columns: dict[str, str], roles: dict[str, Role], readi
         return Part(given, found, None, rows.name)
     label = encode(label_column(rows, columns["label"]), reading)
     data = datasets.concatenate_datasets([given, label], axis=1)
-    values = None if reading.problem_type == MULTI else np.concatenate(list(_batches(data)))
+    values = None if reading.problem_type in (MULTI, TAGS) else np.concatenate(list(_batches(data)))
     part = Part(data, found, values, rows.name)
-    for row in _unlabelled(part.label_batches()):
-        found.reasons.setdefault(row, "no label")
+    missing = _untagged(data, columns) if reading.problem_type == TAGS else _unlabelled(part.label_batches())
+    for row, why in missing:
+        found.reasons.setdefault(row, why)
     return part
 
 
@@ -105,14 +108,32 @@ def _batches(data: datasets.Dataset) -> Iterator[np.ndarray]:
     for table in data.select_columns("label").with_format("arrow").iter(_BATCH):
         cells = table.column(0).combine_chunks()
         if isinstance(cells, pa.ListArray):
-            yield cells.flatten().to_numpy(zero_copy_only=False).reshape(len(cells), -1)
+            flat, sizes = cells.flatten().to_numpy(zero_copy_only=False), np.diff(cells.offsets.to_numpy())
+            if flat.dtype == np.int64:  # tags: as many as there are words
+                padded = np.full((len(cells), sizes.max(initial=0)), -100, np.int64)
+                padded[np.arange(padded.shape[1]) < sizes[:, None]] = flat
+                yield padded
+            else:
+                yield flat.reshape(len(cells), -1)
         else:
             yield cells.to_numpy(zero_copy_only=False)
 
 
-def _unlabelled(batches: Iterator[np.ndarray]) -> Iterator[int]:
+def _untagged(data: datasets.Dataset, columns: dict[str, str]) -> Iterator[tuple[int, str]]:
+    """Rows that have not one tag a word, and why."""
+    role = next(name for name in columns if name != "label")
+    start = 0
+    for table in data.select_columns([role, "label"]).with_format("arrow").iter(_BATCH):
+        words, tags = (pc.list_value_length(table[name]).to_numpy() for name in (role, "label"))
+        for i in np.flatnonzero(words != tags).tolist():
+            yield start + i, f"{words[i]} words and {tags[i]} tags"
+        start += len(table)
+
+
+def _unlabelled(batches: Iterator[np.ndarray]) -> Iterator[tuple[int, str]]:
     start = 0
     for values in batches:
         first = values[:, 0] if values.ndim == 2 else values
-        yield from (start + np.flatnonzero((first == -1) if first.dtype == np.int64 else np.isnan(first))).tolist()
+        gone = np.flatnonzero((first == -1) if first.dtype == np.int64 else np.isnan(first))
+        yield from ((start + int(i), "no label") for i in gone)
         start += len(values)

@@ -59,7 +59,7 @@ def scan(rows: datasets.Dataset, kinds: dict[str, str], roots: list[str] | None)
 
     Args:
         rows: one column per input role.
-        kinds: role -> "text" or "image".
+        kinds: role -> "text", "words" or "image".
         roots: folders that an image's path may lie in; None trusts every path.
     """
     found = rows.map(
@@ -98,8 +98,9 @@ def _scan(
     sums = [hashlib.sha256() for _ in range(n)]
     words, width, height, mode, reason = [0] * n, [0] * n, [0] * n, [""] * n, [""] * n
     for role, kind in kinds.items():
-        if kind == "text":
-            for i, text in enumerate(batch[role]):
+        if kind in ("text", "words"):
+            for i, cell in enumerate(batch[role]):
+                text = cell if kind == "text" else "\n".join(word or "" for word in cell or [])
                 raw = (text or "").encode()
                 sums[i].update(len(raw).to_bytes(8, "little") + raw)
                 words[i] += len(raw.split())

@@ -11,11 +11,16 @@ if TYPE_CHECKING:
 SPLITS = ("train", "valid", "test")
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
+TAGS = "token_classification"
+"""A tag for each word. transformers has no problem type for it: the task is all there is to say."""
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a task needs from a row: `kind` is text, image, label or domain; `candidates` are columns, best first."""
+    """What a task needs from a row.
+
+    `kind` is "text", "words" (a list of texts), "image", "label" or "domain"; `candidates` are columns, best first.
+    """
 
     kind: str
     candidates: tuple[str, ...]
@@ -44,7 +49,8 @@ class Check:
 class Splits:
     """Three data sets ready for a task: columns carry the names of the roles, `label` is encoded.
 
-    `label` is an int64 id (single label), a float32 multi-hot list (multi-label) or a float32 (regression).
+    `label` is an int64 id (single label), a float32 multi-hot list (multi-label), a float32 (regression) or a list of
+    int64 ids (tags; -100 for none).
     An image cell is `{"bytes": bytes | None, "path": str | None}`, undecoded.
     """
 

@@ -5,13 +5,10 @@ Knows the Hub, local folders and the checkpoints that ship with packages; knows 
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import importlib.util
-import pickle
-import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,23 +16,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 
 from hftl.data import Check, Labels, Role
+from hftl.data.types import PROBLEM_TYPES
 from hftl.errors import UserError
-
-LOAD_FAILURES = (
-    OSError,
-    ValueError,
-    KeyError,
-    ImportError,
-    pickle.UnpicklingError,
-    SafetensorError,
-    StrictDataclassError,
-)
-"""What transformers raises on a checkpoint that it cannot read."""
+from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
 
 DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -83,7 +69,7 @@ class Task:
     settings: ClassVar[tuple[str, ...]] = ()
     """Settings of a Recipe that `settle` takes."""
     problem_type: ClassVar[str | None] = None
-    """What `hftl.metrics.metric_for` measures where rows bear no labels; None where their labels tell."""
+    """What `hftl.metrics.metric_for` measures where the labels do not tell; None where they do."""
     decoded: ClassVar[bool] = False
     """Whether reading an encoded row does work that is worth keeping, such as decoding an image."""
 
@@ -130,6 +116,10 @@ class Task:
         if view != "unlabelled":
             raise UserError(f"The strategy reads {view} rows, which {self.name} has none of. Pass another --strategy.")
         return self.encode(rows, processor, **options), self.collate(processor)
+
+    def answers(self, logits: np.ndarray, batch: dict[str, torch.Tensor]) -> Iterable[np.ndarray]:
+        """What the model says of each row of a batch: here (n, classes); arrays of their own where rows differ."""
+        return logits
 
     def changed(self, options: dict[str, Any]) -> str:
         """How training rows are changed at random when they are read, in words; "" where they are not."""
@@ -255,53 +245,8 @@ def label_settings(labels: Labels) -> dict[str, Any]:
         "num_labels": len(labels.names),
         "id2label": dict(enumerate(labels.names)),
         "label2id": {name: index for index, name in enumerate(labels.names)},
-        "problem_type": labels.problem_type,
+        "problem_type": labels.problem_type if labels.problem_type in PROBLEM_TYPES else None,
     }
-
-
-def explain_load_failure(failure: Exception, model: str, auto: str) -> UserError:
-    """One sentence for the many ways in which transformers says that it cannot load a model.
-
-    Raises:
-        OSError: the failure itself, where the machine refused (a full disk, no rights); `hftl.failures` has the words.
-    """
-    if isinstance(failure, OSError) and failure.errno not in (None, errno.ENOENT):
-        raise failure
-    text = str(failure)
-    if "trust_remote_code" in text:
-        return UserError(f"{model} comes with its own code. Read it, then pass --trust_remote_code to run it.")
-    if "Unrecognized configuration class" in text:
-        return UserError(
-            f"{model} has no head for this task: transformers' {auto} does not know its architecture. "
-            "Pass another --model, or use the recipe that reads what this one reads."
-        )
-    if Path(model).is_file():
-        return UserError(f"--model {model} is a file. Pass the folder that holds its config.json and weights.")
-    if (Path(model) / "adapter_config.json").is_file():
-        return UserError(f"{model} holds an adapter. Pass --model with its base model, or merge the two first.")
-    if Path(model).is_dir() and not (Path(model) / "config.json").is_file():
-        return UserError(f"{model} holds no config.json. Pass --model with a folder that save_pretrained has written.")
-    if isinstance(failure, pickle.UnpicklingError):
-        return UserError(
-            f"{model} holds a pickle file with more than tensors in it, which is not opened even with --allow_pickle. "
-            "Convert its weights to safetensors."
-        )
-    absent = isinstance(failure, OSError) and "safetensors" in text and Path(model).is_dir()
-    if absent or "not appear to have a file named model.safetensors" in text:
-        return UserError(
-            f"{model} holds no readable model.safetensors. Convert its weights to safetensors; where it has a pickle "
-            "file from a source you trust, pass --allow_pickle."
-        )
-    if Path(model).exists():
-        what = {"AutoTokenizer": "a tokenizer", "AutoImageProcessor": "an image processor"}.get(auto, "a model")
-        reason = textwrap.shorten(text, 200, placeholder=" ...").rstrip(".")
-        return UserError(f"{model} does not load as {what}: {reason}. Fetch or save it again, or pass another --model.")
-    if "offline" in text.lower() or "couldn't connect" in text.lower() or "cached files" in text.lower():
-        return UserError(
-            f"{model} is neither a local folder nor in the Hugging Face cache, and the Hub cannot be reached. "
-            "Check the name and the network, or pass --model with a local folder."
-        )
-    return UserError(f"{model} is neither a local folder nor a model that the Hub gives out. Check --model for typos.")
 
 
 def softmax_or_sigmoid(logits: np.ndarray, problem_type: str) -> np.ndarray:

@@ -14,7 +14,8 @@ from torch import nn
 
 from hftl.data import Labels, Role
 from hftl.errors import UserError, suggest
-from hftl.tasks.base import LOAD_FAILURES, Pretrained, Source, Task, explain_load_failure, load_pretrained, resolve
+from hftl.tasks.base import Pretrained, Source, Task, load_pretrained, resolve
+from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
 from hftl.tasks.image import ImageClassification, content, open_image, stack
 from hftl.tasks.views import MAE, Pretext, SimCLR, SimMIM, hidden_cells, patch_mask, two_views
 

@@ -104,7 +104,7 @@ class TextClassification(Task):
             tokenise,
             batched=True,
             remove_columns=rows.column_names,
-            new_fingerprint=_fingerprint(rows, processor, limit),
+            new_fingerprint=fingerprint(rows, processor, limit),
             desc=f"Tokenising {len(rows):,} rows",
         )
         if found is None:
@@ -244,9 +244,9 @@ def _bytes_of(lists: Any) -> Iterator[bytes]:
     return (whole[a:b] for a, b in pairwise(ends))
 
 
-def _fingerprint(rows: datasets.Dataset, tokenizer: Any, limit: int) -> str:
+def fingerprint(rows: datasets.Dataset, tokenizer: Any, limit: int, how: str = "") -> str:
     """Cache key of the tokenised rows. datasets' own hash of a tokenizer changes once it has been used."""
-    return hashlib.sha256(repr((rows._fingerprint, _rules(tokenizer), limit)).encode()).hexdigest()[:32]
+    return hashlib.sha256(repr((rows._fingerprint, _rules(tokenizer), limit, *how.split())).encode()).hexdigest()[:32]
 
 
 def _rules(tokenizer: Any) -> str:
