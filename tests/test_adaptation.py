@@ -86,6 +86,17 @@ def test_a_source_of_its_own_needs_no_labels_and_its_label_column_is_not_read(do
     assert splits.target.column_names == ["text", "label"]
 
 
+def test_the_bundled_target_of_the_recipe_does_not_stay_beside_the_users_own_data(domains_csv, target_csv):
+    bundled = {"unlabelled": "hftl:reviews/electronics", "target_test": "hftl:reviews/electronics"}
+    with pytest.raises(UserError, match=r"does not go with .*domains\.csv\. Pass --unlabelled"):
+        splits_of(data=domains_csv, **bundled)
+    splits = splits_of(data=domains_csv, **bundled | {"unlabelled": target_csv})
+    assert len(splits.unlabelled) == 60
+    assert splits.target is None
+    assert len(splits_of(data=domains_csv, domain="domain", target="pan", **bundled).target) == 20
+    assert len(splits_of(data="hftl:reviews/not-electronics", **bundled).target) == 50
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

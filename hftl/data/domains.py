@@ -6,7 +6,7 @@ rows to train with, and labelled ones to test on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ def set_aside(opened: Source, target: Target, seed: int) -> tuple[Rows | None, R
     Raises:
         UserError: no such file, column or domain, or two answers to one question.
     """
+    target = _own(opened, target)
     if target.domain is None or target.target is None:
         for flag, given in (("target", target.target), ("source", " ".join(target.source))):
             if given:
@@ -68,6 +69,24 @@ def set_aside(opened: Source, target: Target, seed: int) -> tuple[Rows | None, R
     if empty:
         raise UserError(f"All rows of {empty} are of the domain {target.target!r}; there is no source to learn from.")
     return _halves(opened, taken, seed)
+
+
+def _own(opened: Source, target: Target) -> Target:
+    """The target without the bundled rows that a recipe names by default, where the user's own data does not fit them.
+
+    Raises:
+        UserError: bundled rows would be the only target of the user's own data.
+    """
+    bundled = {name for name in ("unlabelled", "target_test") if str(getattr(target, name)).startswith("hftl:")}
+    if target.domain is not None and target.target is not None:
+        gone: dict[str, Any] = dict.fromkeys(bundled)
+        return replace(target, **gone)
+    if "unlabelled" in bundled and not opened.name.startswith("hftl:"):
+        raise UserError(
+            f"--unlabelled is {target.unlabelled}, which does not go with {opened.name}. Pass --unlabelled with rows "
+            "of your target, or --domain and --target."
+        )
+    return replace(target, target_test=None) if bundled == {"target_test"} else target
 
 
 def _halves(opened: Source, taken: dict[str, Rows], seed: int) -> tuple[Rows, Rows]:
