@@ -145,8 +145,11 @@ def _kept_at_evaluations(args: transformers.TrainingArguments) -> transformers.T
     return args
 
 
-def early_stopping(recipe: Recipe) -> list[transformers.TrainerCallback]:
-    """Early stopping, unless the patience is 0 or nothing is evaluated."""
-    if recipe.early_stopping_patience <= 0 or recipe.training.get("eval_strategy") == "no":
+def early_stopping(recipe: Recipe, strategy: Strategy) -> list[transformers.TrainerCallback]:
+    """Early stopping, unless the patience is 0 or nothing is evaluated, or the strategy aligns two domains.
+
+    Valid is the source's: it no longer rises while the target still gains, and the alignment's schedule has to end.
+    """
+    if recipe.early_stopping_patience <= 0 or recipe.training.get("eval_strategy") == "no" or strategy.streams:
         return []
     return [transformers.EarlyStoppingCallback(early_stopping_patience=recipe.early_stopping_patience)]

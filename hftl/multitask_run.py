@@ -170,7 +170,7 @@ def _trainer(
         eval_dataset={name: piece["rows"]["valid"] for name, piece in pieces.items()},
         data_collator=Collate(collates),
         preprocess_logits_for_metrics=next(iter(pieces.values()))["task"].outputs,
-        callbacks=early_stopping(recipe),
+        callbacks=early_stopping(recipe, strategy),
     )
 
 

@@ -83,7 +83,9 @@ class Recipe:
     source_only: bool = flag(
         False, "also train without what reads the target, first, and say whether adapting helped", HOW
     )
-    early_stopping_patience: int = flag(3, "evaluations without a better valid metric before stopping; 0 never", HOW)
+    early_stopping_patience: int = flag(
+        3, "evaluations without a better metric before stopping; 0 never; not where a strategy reads the target", HOW
+    )
 
     seed: int = flag(42, "fixes splits, initial weights, order and dropout", RUN)
     bf16: bool | None = flag(None, "bfloat16 autocast; by default where the hardware is faster with it", RUN)

@@ -161,7 +161,7 @@ def make_trainer(
         data_collator=collate,
         compute_metrics=scorer,
         preprocess_logits_for_metrics=task.outputs,
-        callbacks=early_stopping(recipe),
+        callbacks=early_stopping(recipe, strategy),
     )
     if domains is not None:
         trainer.further = functools.partial(domains.criteria, trainer)

@@ -200,6 +200,18 @@ def test_a_label_free_criterion_restores_its_checkpoint(tiny_bert, domains_csv, 
     assert made.domains.criteria(made.trainer)["entropy"] == pytest.approx(made.trainer.state.best_metric, rel=1e-5)
 
 
+def test_an_alignment_goes_to_the_end_of_its_run(tiny_bert, domains_csv, tmp_path):
+    """Valid stands still at a rate of nearly 0: the plain run stops early, the aligned one does not."""
+    settings = {"model": tiny_bert, "data": domains_csv, "domain": "domain", "target": "pan"}
+    settings |= QUICK | {"num_train_epochs": 6, "learning_rate": 1e-9, "early_stopping_patience": 2}
+    epochs = []
+    for strategy in ("Full", "DANN"):
+        made = Recipe(**settings, strategy=strategy, output_dir=str(tmp_path / strategy)).prepare()
+        made.train()
+        epochs.append(made.trainer.state.epoch)
+    assert epochs == [3, 6]
+
+
 def test_target_labels_never_reach_training_or_choice(tiny_bert, domains_csv, tmp_path):
     """Turned around, the target's labels change what is measured on it and nothing else."""
     with open(domains_csv, encoding="utf-8") as file:
