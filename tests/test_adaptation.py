@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,14 @@ def test_a_source_of_its_own_needs_no_labels_and_its_label_column_is_not_read(do
     splits = splits_of(data=domains_csv, unlabelled=target_csv, target_test=target_csv)
     assert splits.unlabelled.column_names == ["text"]
     assert splits.target.column_names == ["text", "label"]
+
+
+def test_an_empty_file_is_no_target(domains_csv, tmp_path, tiny_bert):
+    (tmp_path / "empty.csv").write_text("text\n")
+    recipe = Recipe(model=tiny_bert, data=domains_csv, unlabelled=str(tmp_path / "empty.csv"), strategy="DANN")
+    recipe.output_dir = str(tmp_path / "o")
+    with pytest.raises(UserError, match=r"empty\.csv|no rows|there are none"):
+        recipe.run()
 
 
 def test_the_bundled_target_of_the_recipe_does_not_stay_beside_the_users_own_data(domains_csv, target_csv):
@@ -245,11 +254,15 @@ def test_frozen_layers_are_kept_and_the_target_is_still_seen_whole(tiny_bert, do
 
 
 def test_images_are_adapted_with_two_views(tiny_cnn, colour_folder, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, path in enumerate(sorted(Path(colour_folder).rglob("*.png"))):
+        shutil.copy(path, flat / f"{i}.png")  # no labels, no folders by class
     recipe = Recipe(
         task="image-classification",
         model=tiny_cnn,
         data=colour_folder,
-        unlabelled=colour_folder,
+        unlabelled=str(flat),
         strategy="FixMatch(threshold=0.6)",
         output_dir=str(tmp_path / "o"),
         **QUICK,
