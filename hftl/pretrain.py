@@ -60,7 +60,11 @@ class PretrainRecipe(Recipe):
         Raises:
             UserError: as there, and for what cannot be written as one model in the end.
         """
+        from hftl.run import strategy_of
+
         self._refuse()
+        if strategy_of(self.strategy).streams:
+            raise UserError(f"{self.strategy} adapts what labels taught, and there are none here. Use it in --then.")
         run = super().prepare(clock)
         model = run.trainer.model
         if hasattr(model, "peft_config") and not hasattr(model, "merge_and_unload"):

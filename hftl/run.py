@@ -145,6 +145,8 @@ def make_trainer(
 ) -> Trainer:
     """The Trainer of a recipe, its strategy applied to the model."""
     collate, strategy = task.collate(pretrained.processor), strategy_of(recipe.strategy)
+    if recipe.fit_batch and strategy.streams:
+        raise UserError("--fit_batch sizes labelled rows alone, and the --strategy reads others beside. Leave it out.")
     trainer = Trainer(
         pretrained.model,
         selection(args, scorer, recipe.select),

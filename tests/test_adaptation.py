@@ -120,6 +120,10 @@ def test_the_bundled_target_of_the_recipe_does_not_stay_beside_the_users_own_dat
         ({"strategy": "UDALM"}, "UDALM reads unlabelled texts of the target domain. Pass --unlabelled"),
         ({"domain": "domain", "target": "pan", "source_only": True}, "--strategy reads none of it"),
         ({"domain": "domain", "target": "pan", "strategy": "DANN", "packing": True}, "do not go together"),
+        (
+            {"domain": "domain", "target": "pan", "strategy": "DANN", "fit_batch": True},
+            "--fit_batch sizes labelled rows",
+        ),
         ({"strategy": "DANN(weight=-1.0)"}, "takes a number of 0 or more"),
         ({"strategy": "PseudoLabel(threshold=2.0)"}, "lies in"),
     ],

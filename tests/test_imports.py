@@ -68,7 +68,7 @@ TABLE = {
     "comparison": "arguments bootstrap metrics outcome run wording",
     "multitask": "comparison hub multitask_outcome multitask_run progress recipe settings startup",
     "features": "feature_run hub progress recipe settings startup",
-    "pretrain": "cli recipe settings startup",
+    "pretrain": "cli recipe run settings startup",
     "recipe": "anatomy arguments hub kernels memory outcome progress run settings spec startup strategies values",
     "help": "augment settings spec strategies.base values",
     "cli": "augment failures help predict recipe_file settings spec startup strategies.base values",

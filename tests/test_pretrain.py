@@ -566,6 +566,7 @@ def test_the_second_recipes_exit_code_is_passed_on(bert, texts, tmp_path):
 
 THEN = str(Path(__file__).parents[1] / "recipes" / "text_cls.py")
 REFUSED = {
+    "a strategy for two domains": (["--strategy", "DANN"], "adapts what labels taught"),
     "mask of 0": (["--mask", "0"], "between 0 and 1; 0 came"),
     "mask of 1": (["--mask", "1"], "between 0 and 1; 1 came"),
     "negative words": (["--add_tokens", "-1"], "--add_tokens expected a whole number of 0 or more"),
