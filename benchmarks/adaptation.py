@@ -42,7 +42,7 @@ AMAZON = ("books", "dvd", "electronics", "kitchen")
 
 def digits(data: Path, weights: Path | None) -> list[tuple[str, list[str], list[Arm]]]:
     """Both directions, a small network from random weights; 1,800 images of USPS, 2,000 of MNIST with labels."""
-    flags = ["--model", "hftl:glyphs", "--num_train_epochs", "20", "--per_device_train_batch_size", "64"]
+    flags = ["--model", "hftl:glyphs", "--num_train_epochs", "10", "--per_device_train_batch_size", "64"]
     flags += ["--learning_rate", "2e-3", "--early_stopping_patience", "0"]
     pairs = (("usps", "mnist10k", "1800"), ("mnist10k", "usps", "2000"))
     return [
