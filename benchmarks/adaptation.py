@@ -24,6 +24,8 @@ from collections import defaultdict
 from itertools import permutations
 from pathlib import Path
 
+from hftl.domains import CRITERIA
+
 ROOT = Path(__file__).parent.parent
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 Arm = tuple[str, list[str]]  # how it is called in the table, and its flags
@@ -121,13 +123,25 @@ def table(results: list[dict]) -> str:
     for (pair, arm), runs in groups.items():
         found, base = spread(runs), spread(groups[pair, first[pair]])[0]
         far = ", ".join(f"{statistics.mean(run['distance'][when] for run in runs):.2f}" for when in ("before", "after"))
+        named = arm.replace("|", "\\|")
         gain = "" if arm == first[pair] else f"{100 * (found[0] - base):+.1f}"
         lines.append(
-            f"| {pair} | {arm} | {found[0]:.3f} ({found[1]:.3f} to {found[2]:.3f}) | {gain} | {runs[0]['n']} | "
+            f"| {pair} | {named} | {found[0]:.3f} ({found[1]:.3f} to {found[2]:.3f}) | {gain} | {runs[0]['n']} | "
             f"{len(runs)} | {statistics.mean(run['source'] for run in runs):.3f} | "
             f"{statistics.mean(run['oracle'] for run in runs):.3f} | {far} |"
         )
-    return "\n".join([*lines, "", *averages(groups)])
+    return "\n".join([*lines, "", *averages(groups), *chosen(results)])
+
+
+def chosen(results: list[dict]) -> list[str]:
+    """What each criterion would have chosen in the same runs: the mean accuracy on the target; the last epoch, too."""
+    better = {"source": True, "oracle": True} | CRITERIA
+    lines = ["", "| chosen by | target, mean over all runs |", "|---|---|"]
+    for name, greater in better.items():
+        rows = [max(run["checkpoints"], key=lambda c: c[name] if greater else -c[name]) for run in results]
+        lines.append(f"| {name} | {statistics.mean(row['oracle'] for row in rows):.3f} |")
+    last = statistics.mean(run["checkpoints"][-1]["oracle"] for run in results)
+    return [*lines, f"| the last epoch | {last:.3f} |"]
 
 
 def averages(groups: dict[tuple[str, str], list[dict]]) -> list[str]:
