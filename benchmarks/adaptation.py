@@ -12,22 +12,17 @@ again. No label of the target is read but to be measured: valid, of the source, 
 
 from __future__ import annotations
 
-import argparse
-import concurrent.futures
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from itertools import permutations
 from pathlib import Path
 
+from kept import MINILM, known, need_data, recipe, run, several
+
 from hftl.domains import CRITERIA
 
-ROOT = Path(__file__).parent.parent
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 Arm = tuple[str, list[str]]  # how it is called in the table, and its flags
 
 DIGITS: list[Arm] = [(name, ["--strategy", name]) for name in ("Scratch", "Scratch | DANN", "Scratch | CDAN")]
@@ -87,13 +82,7 @@ def two(source: Path, target: Path, test: Path) -> list[str]:
 def one(pair: str, arm: Arm, flags: list[str], seed: int) -> dict:
     """Run once in a fresh process and read what came out."""
     with tempfile.TemporaryDirectory() as scratch:
-        script = [sys.executable, str(ROOT / "recipes" / flags[0]), *flags[1:], *arm[1]]
-        words = [*script, "--seed", str(seed), "--output_dir", f"{scratch}/run", "--disable_tqdm"]
-        env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(words)}\n{done.stderr[-2000:]}")
-        report = json.loads(Path(f"{scratch}/run/report.json").read_text("utf-8"))
+        report = recipe(*flags, *arm[1], "--seed", str(seed), out=f"{scratch}/run")
     score, about = report["target"]["accuracy"], report["adaptation"]
     oracle = about["oracle"]["oracle"] if about["oracle"] else None
     return {
@@ -166,33 +155,19 @@ def spread(runs: list[dict]) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"out of {', '.join(JOBS)}")
-    parser.add_argument("--data", default=os.environ.get("HFTL_DATA"))
+    parser = several(__doc__, "runs/adaptation.jsonl", list(JOBS))
     parser.add_argument("--weights", default=os.environ.get("HFTL_WEIGHTS"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--pairs", type=int, default=12, help="of each set, this many pairs")
-    parser.add_argument("--out", default="runs/adaptation.jsonl")
-    parser.add_argument("--table", action="store_true", help="only print the table of --out")
     given = parser.parse_args()
-    out = Path(given.out)
-    known = [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out.is_file() else []
-    done = {(run["pair"], run["arm"], run["seed"]) for run in known}
+    wanted = []
     if not given.table:
-        if not given.data:
-            parser.error("pass --data, or set HFTL_DATA, to the folder that holds the data sets")
-        weights = Path(given.weights) if given.weights else None
-        jobs = [job for name in given.names for job in JOBS[name](Path(given.data), weights)[: given.pairs]]
-        wanted = [(p, arm, f, seed) for seed in range(1, given.seeds + 1) for p, f, arms in jobs for arm in arms]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool, out.open("a", encoding="utf-8") as file:
-            runs = [pool.submit(one, *job) for job in wanted if (job[0], job[1][0], job[3]) not in done]
-            for run in concurrent.futures.as_completed(runs):
-                known.append(run.result())
-                print(json.dumps(known[-1]), file=file, flush=True)
-                print(json.dumps({k: v for k, v in known[-1].items() if k != "checkpoints"}), flush=True)
-    print(table(known))
+        need_data(parser, given)
+        done = {(run["pair"], run["arm"], run["seed"]) for run in known(given.out)}
+        where = Path(given.data), Path(given.weights) if given.weights else None
+        jobs = [job for name in given.names for job in JOBS[name](*where)[: given.pairs]]
+        every = [(p, arm, f, seed) for seed in range(1, given.seeds + 1) for p, f, arms in jobs for arm in arms]
+        wanted = [job for job in every if (job[0], job[1][0], job[3]) not in done]
+    print(table(run(wanted, one, given, hidden=["checkpoints"])))
 
 
 if __name__ == "__main__":

@@ -13,32 +13,24 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections import defaultdict
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from kept import MINILM, add, arguments, known, need_data, recipe
+
 TASKS = ("sst2", "trec", "cola", "mrpc", "stsb")
 
 
 def one(given: argparse.Namespace, seed: int) -> list[dict]:
     """Run once in a fresh process: the row of each task in the report, with what was run."""
     tasks = [f"{n}={given.data}/{n},max_train_samples={given.rows}" for n in given.tasks]
+    flags = ["--tasks", *tasks, "--model", given.model, "--num_train_epochs", str(given.epochs)]
+    flags += ["--learning_rate", str(given.learning_rate), "--per_device_train_batch_size", "32", "--seed", str(seed)]
+    flags += shlex.split(given.flags)
     with tempfile.TemporaryDirectory() as scratch:
-        words = [sys.executable, str(ROOT / "recipes" / "multitask.py"), "--tasks", *tasks, "--model", given.model]
-        words += ["--num_train_epochs", str(given.epochs), "--learning_rate", str(given.learning_rate)]
-        words += ["--per_device_train_batch_size", "32", "--seed", str(seed), "--output_dir", f"{scratch}/run"]
-        words += ["--disable_tqdm", *shlex.split(given.flags)]
-        env = os.environ | {"OMP_NUM_THREADS": str(given.threads), "TOKENIZERS_PARALLELISM": "false"}
-        done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
-        if done.returncode:
-            raise SystemExit(f"{' '.join(words)}\n{done.stderr[-2000:]}")
-        report = json.loads(Path(f"{scratch}/run/report.json").read_text("utf-8"))
+        report = recipe("multitask.py", *flags, out=f"{scratch}/run", threads=given.threads)
     return [{"key": key_of(given, seed), "seconds": report["seconds"]} | row for row in report["tasks"]]
 
 
@@ -72,35 +64,24 @@ def table(results: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "runs/multitask.jsonl")
     parser.add_argument("tasks", nargs="*", default=TASKS, help=f"out of {', '.join(TASKS)}; all of them")
-    parser.add_argument("--data", default=os.environ.get("HFTL_DATA"))
-    parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--model", default=MINILM)
     parser.add_argument("--rows", type=int, default=2000, help="training rows of each task, at most")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--learning_rate", type=float, default=1e-4)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--flags", default="", help="further flags of recipes/multitask.py, in one word")
-    parser.add_argument("--out", default="runs/multitask.jsonl")
-    parser.add_argument("--table", action="store_true", help="only print the table of --out")
     given = parser.parse_args()
-    out = Path(given.out)
-    known = [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out.is_file() else []
     if not given.table:
-        if not given.data or set(given.tasks) - set(TASKS):
-            parser.error(
-                "pass --data, or set HFTL_DATA, to the folder that holds the data sets, and tasks out of these"
-            )
-        out.parent.mkdir(parents=True, exist_ok=True)
+        need_data(parser, given)
+        if set(given.tasks) - set(TASKS):
+            parser.error(f"pass tasks out of {', '.join(TASKS)}")
+        done = [row["key"] for row in known(given.out)]
         for seed in range(1, given.seeds + 1):
-            if any(row["key"] == key_of(given, seed) for row in known):
-                continue
-            rows = one(given, seed)
-            with out.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
-            known += rows
-    print(table(known))
+            if key_of(given, seed) not in done:
+                add(given.out, one(given, seed))
+    print(table(known(given.out)))
 
 
 if __name__ == "__main__":

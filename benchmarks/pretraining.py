@@ -13,35 +13,18 @@ Each run is a process of its own with one thread; what stands in the results fil
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
-import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+from kept import MINILM, known, need_data, recipe, run, several
+
 MASKED = ["--learning_rate", "3e-4", "--per_device_train_batch_size", "32", "--max_length", "128", "--eval_on_start"]
 LABELLED = ["--learning_rate", "1e-4", "--per_device_train_batch_size", "32", "--max_length", "128"]
 DOMAIN = {"chemprot": "biomed_raw"}
 ARMS = {"acl_arc": ["none", "TAPT"], "chemprot": ["none", "TAPT", "DAPT", "DAPT+TAPT"]}
 """Data set -> ways to the encoder, in order of what they cost."""
-
-
-def recipe(script: str, *flags: str) -> dict:
-    """Run a recipe in a fresh process; return its report."""
-    words = [sys.executable, str(ROOT / "recipes" / script), *flags, "--disable_tqdm"]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(words)}\n{done.stderr[-2000:]}")
-    folder = flags[flags.index("--output_dir") + 1]
-    return json.loads((Path(folder) / "report.json").read_text("utf-8"))
 
 
 def one(name: str, arm: str, seed: int, given: argparse.Namespace) -> dict:
@@ -53,16 +36,14 @@ def one(name: str, arm: str, seed: int, given: argparse.Namespace) -> dict:
             flags = [*MASKED, "--num_train_epochs", str(given.epochs), "--seed", str(seed)]
             flags += ["--max_train_samples", str(given.texts)] if given.texts else []
             out = f"{scratch}/{stage}"
-            made = recipe("mlm.py", "--model", model, "--data", f"{given.data}/{source}", *flags, "--output_dir", out)
+            made = recipe("mlm.py", "--model", model, "--data", f"{given.data}/{source}", *flags, out=out)
             seen = [row["eval_pseudo_perplexity"] for row in made["history"] if "eval_pseudo_perplexity" in row]
             end = made["test"]["pseudo_perplexity"]
             steps.append({"stage": stage, "before": seen[0], "valid": min(seen), "test": end["value"], "n": end["n"]})
             model = out
         flags = [*LABELLED, "--num_train_epochs", str(given.label_epochs), "--seed", str(seed)]
         flags += ["--max_train_samples", str(given.rows)] if given.rows else []
-        report = recipe(
-            "text_cls.py", "--model", model, "--data", f"{given.data}/{name}", *flags, "--output_dir", f"{scratch}/o"
-        )
+        report = recipe("text_cls.py", "--model", model, "--data", f"{given.data}/{name}", *flags, out=f"{scratch}/o")
     score = report["test"]["accuracy"]
     key = {"data": name, "arm": arm, "seed": seed, "rows": report["data"]["rows"]["train"], "pretraining": steps}
     key |= {name: score[name] for name in ("low", "high", "n")} | {"accuracy": score["value"]}
@@ -94,39 +75,20 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"data sets out of {', '.join(ARMS)}")
-    parser.add_argument("--data", default=os.environ.get("HFTL_DATA"))
-    parser.add_argument("--seeds", type=int, default=3)
+def main() -> None:
+    parser = several(__doc__, "runs/pretraining.jsonl", list(ARMS))
     parser.add_argument("--rows", type=int, help="labelled rows of train for the classifier; else all")
     parser.add_argument("--texts", type=int, help="texts of train for each pre-training; else all")
     parser.add_argument("--epochs", type=int, default=10, help="of pre-training")
     parser.add_argument("--label_epochs", type=int, default=5, help="of the classifier")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
-    parser.add_argument("--out", default="runs/pretraining.jsonl")
-    parser.add_argument("--table", action="store_true", help="only print the table of --out")
-    return parser
-
-
-def main() -> None:
-    parser = arguments()
     given = parser.parse_args()
-    out = Path(given.out)
-    known = [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out.is_file() else []
-    done = {(run["data"], run["arm"], run["seed"]) for run in known}
+    wanted = []
     if not given.table:
-        if not given.data:
-            parser.error("pass --data, or set HFTL_DATA, to the folder that holds the data sets")
-        wanted = [(n, arm, seed) for seed in range(1, given.seeds + 1) for n in given.names for arm in ARMS[n]]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool, out.open("a", encoding="utf-8") as file:
-            runs = [pool.submit(one, *job, given) for job in wanted if job not in done]
-            for run in concurrent.futures.as_completed(runs):
-                known.append(run.result())
-                print(json.dumps(known[-1]), file=file, flush=True)
-                print(json.dumps(known[-1]), flush=True)
-    print(table(known))
+        need_data(parser, given)
+        done = {(run["data"], run["arm"], run["seed"]) for run in known(given.out)}
+        jobs = [(n, arm, seed) for seed in range(1, given.seeds + 1) for n in given.names for arm in ARMS[n]]
+        wanted = [(*job, given) for job in jobs if job not in done]
+    print(table(run(wanted, one, given)))
 
 
 if __name__ == "__main__":

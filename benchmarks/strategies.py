@@ -10,20 +10,17 @@ thread; a run that stands in the results file already is not run again. `valid` 
 
 from __future__ import annotations
 
-import argparse
-import concurrent.futures
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+from kept import MINILM, ROOT, fresh, known, need_data, run, several
+
 TEXT = ["--per_device_train_batch_size", "32"]
 PHOTO = ["--num_train_epochs", "6", "--per_device_train_batch_size", "16"]
 COMPARED = ["Full", "LayerDecay(0.9)", "LastLayers(2)", "LoRA(r=16)", "LinearProbe", "Scratch"]
@@ -58,15 +55,11 @@ def one(name: str, strategy: str, seed: int, data: Path, weights: Path | None) -
     """Run once in a fresh process and read what came out."""
     with tempfile.TemporaryDirectory() as scratch:
         words = command(name, strategy, seed, data, weights, f"{scratch}/run")
-        env = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         started = time.monotonic()
-        done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
-        wall = time.monotonic() - started
-        if done.returncode:
-            raise SystemExit(f"{' '.join(words)}\n{done.stderr[-2000:]}")
-        key = {"data": name, "strategy": strategy, "seed": seed, "wall": wall}
+        said = fresh(words)
+        key = {"data": name, "strategy": strategy, "seed": seed, "wall": time.monotonic() - started}
         if strategy == "plain Trainer":
-            return key | json.loads(done.stdout.strip().splitlines()[-1])
+            return key | json.loads(said.strip().splitlines()[-1])
         report = json.loads(Path(f"{scratch}/run/report.json").read_text("utf-8"))
     metric = report["headline"]
     kept = ("seconds", "examples_per_second", "forward_passes", "trainable", "total", "peak_memory")
@@ -100,31 +93,17 @@ def table(results: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help=f"data sets out of {', '.join(JOBS)}")
-    parser.add_argument("--data", default=os.environ.get("HFTL_DATA"))
+    parser = several(__doc__, "runs/results.jsonl", list(JOBS))
     parser.add_argument("--weights", default=os.environ.get("HFTL_WEIGHTS"))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
-    parser.add_argument("--out", default="runs/results.jsonl")
-    parser.add_argument("--table", action="store_true", help="only print the table of --out")
     given = parser.parse_args()
-    out = Path(given.out)
-    known = [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out.is_file() else []
-    done = {(run["data"], run["strategy"], run["seed"]) for run in known}
+    wanted = []
     if not given.table:
-        if not given.data:
-            parser.error("pass --data, or set HFTL_DATA, to the folder that holds the data sets")
-        weights = Path(given.weights) if given.weights else None
-        wanted = [(n, s, seed) for seed in range(1, given.seeds + 1) for n in given.names for s in JOBS[n][2]]
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with concurrent.futures.ThreadPoolExecutor(given.jobs) as pool, out.open("a", encoding="utf-8") as file:
-            runs = [pool.submit(one, *job, Path(given.data), weights) for job in wanted if job not in done]
-            for run in concurrent.futures.as_completed(runs):
-                known.append(run.result())
-                print(json.dumps(known[-1]), file=file, flush=True)
-                print(json.dumps(known[-1]), flush=True)
-    print(table(known))
+        need_data(parser, given)
+        done = {(run["data"], run["strategy"], run["seed"]) for run in known(given.out)}
+        where = Path(given.data), Path(given.weights) if given.weights else None
+        jobs = [(n, s, seed) for seed in range(1, given.seeds + 1) for n in given.names for s in JOBS[n][2]]
+        wanted = [(*job, *where) for job in jobs if job not in done]
+    print(table(run(wanted, one, given)))
 
 
 if __name__ == "__main__":
