@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hftl.data.images import loose_images
-from hftl.data.source import Rows, Source, open_source
+from hftl.data.source import Rows, Source, one_set, open_source
 from hftl.data.split import generator
 from hftl.errors import UserError, suggest
 
@@ -105,11 +105,7 @@ def _one(source: Any, split: str, name: str) -> Rows | None:
     if source is None:
         return None
     loose = loose_images(source) if split == "train" else None  # without labels a folder needs no folder by class
-    parts = open_source(source if loose is None else loose).parts
-    rows = next(iter(parts.values())) if len(parts) == 1 else parts.get(split)
-    if rows is None:
-        raise UserError(f"Expected one set of rows in --{name} {source}; it has {', '.join(parts)}. Name a file.")
-    return rows
+    return one_set(open_source(source if loose is None else loose), split, f"--{name} {source}")
 
 
 def _rows(rows: Rows, chosen: np.ndarray, what: str) -> Rows:

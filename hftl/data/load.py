@@ -16,7 +16,7 @@ from hftl.data.domains import Target, set_aside
 from hftl.data.images import loose_images
 from hftl.data.labels import Reading, check_problem_type, check_same, decide, reading_checks
 from hftl.data.part import Part, inputs, label_column, make_part
-from hftl.data.source import WORDS, Rows, Source, open_source
+from hftl.data.source import WORDS, Rows, Source, one_set, open_source
 from hftl.data.split import carve, scarce, subset
 from hftl.data.survey import Survey, survey
 from hftl.data.types import SPLITS, Check, Labels, Role, Splits
@@ -98,11 +98,7 @@ def read(
     with _quiet(True):
         loose = loose_images(source)
         opened = open_source(source if loose is None else loose, revision)
-        rows = next(iter(opened.parts.values())) if len(opened.parts) == 1 else opened.parts.get("test")
-        if rows is None:
-            raise UserError(
-                f"Expected one set of rows in {opened.name}; it has {', '.join(opened.parts)}. Name a file."
-            )
+        rows = one_set(opened, "test", opened.name)
         wanted = {role: need for role, need in roles.items() if need.kind != "label"}
         return inputs(rows, find_columns(rows, wanted, columns or {}), wanted)
 
@@ -232,11 +228,7 @@ class _Loading:
 def _given(one: Any, split: str, opened: Source) -> Rows:
     if isinstance(one, str) and one in opened.others:
         return opened.others.pop(one)
-    parts = open_source(one).parts
-    rows = next(iter(parts.values())) if len(parts) == 1 else parts.get(split)
-    if rows is None:
-        raise UserError(f"Expected one set of rows in --{split} {one}; it has {', '.join(parts)}. Name a file.")
-    return rows
+    return one_set(open_source(one), split, f"--{split} {one}")
 
 
 def _split_by_column(opened: Source, mapped: dict[str, str]) -> None:

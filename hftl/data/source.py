@@ -83,6 +83,22 @@ def open_source(source: Any, revision: str | None = None) -> Source:
     return _hub(name, revision)
 
 
+def one_set(opened: Source, split: str, named: str) -> Rows:
+    """The rows of a source: all of it, or one split where it has several.
+
+    Args:
+        named: what the user calls it.
+
+    Raises:
+        UserError: it has several splits, and not this one.
+    """
+    parts = opened.parts
+    rows = next(iter(parts.values())) if len(parts) == 1 else parts.get(split)
+    if rows is None:
+        raise UserError(f"Expected one set of rows in {named}; it has {', '.join(parts)}. Name a file.")
+    return rows
+
+
 def _glob(pattern: Path) -> list[Path]:
     return list(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
 
