@@ -93,6 +93,12 @@ def finite(logits: np.ndarray) -> np.ndarray:
     return logits
 
 
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Probabilities of shape (n, classes), in float64."""
+    shifted = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
 def narrow(scores: np.ndarray) -> np.ndarray:
     """Return scores as float32, to keep many."""
     with np.errstate(over="ignore"):  # beyond float32 is as certain as infinity

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hftl import domains
-from hftl.accumulator import Accumulator
+from hftl.accumulator import Accumulator, softmax
 from hftl.errors import UserError
 from hftl.head import Reads, output_layer
 from hftl.metrics import metric_for
@@ -75,8 +75,9 @@ class Domains:
         if self.problem_type == SINGLE:
             features, logits = self.look(trainer, "source")
             others, guesses = self.look(trainer, "target")
-            losses = -np.log(np.maximum(softmax(logits)[np.arange(len(logits)), self._labels], 1e-12))
-            found |= {"entropy": domains.entropy(softmax(guesses)), "snd": domains.snd(softmax(guesses))}
+            labels, guessed = self.labels[self._rows["source"]], softmax(guesses)
+            losses = -np.log(np.maximum(softmax(logits)[np.arange(len(logits)), labels], 1e-12))
+            found |= {"entropy": domains.entropy(guessed), "snd": domains.snd(guessed)}
             if min(len(features), len(others)) >= 5:
                 weights = domains.density_ratio(features, others, self.seed)
                 found["iwv"] = domains.importance_weighted(losses, weights)
@@ -100,44 +101,34 @@ class Domains:
         """Features (rows, width) and logits (rows, classes) of the rows of a domain that are watched."""
         return self._run(trainer, self.source if name == "source" else self.target, self._rows[name])
 
-    @property
-    def _labels(self) -> np.ndarray:
-        return self.labels[self._rows["source"]]
-
     def _metric(self) -> Accumulator:
         return metric_for(self.problem_type, self.names)
 
     def _run(self, trainer: Trainer, stream: Stream, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         model, read = trainer.model, plain_of(stream.rows)
         model.eval()
-        batches = [numbers[i : i + self.batch].tolist() for i in range(0, len(numbers), self.batch)]
-        inputs = (self._moved(stream.collate(read(rows)), trainer.args.device) for rows in batches)
+
+        def batch(start: int) -> dict[str, Any]:
+            made = stream.collate(read(numbers[start : start + self.batch].tolist()))
+            return {name: value.to(trainer.args.device) for name, value in made.items() if name != "labels"}
+
         features, logits = [], []
         with torch.no_grad(), trainer.whole():
-            for batch in inputs:
-                if self._layer is None:
-                    self._layer = output_layer(model, batch) or ""
-                reads = Reads(model.get_submodule(self._layer)) if self._layer else None
-                found = model(**batch)["logits"].float()
+            if self._layer is None:
+                self._layer = output_layer(model, batch(0)) or ""
+            reads = Reads(model.get_submodule(self._layer)) if self._layer else None
+            for start in range(0, len(numbers), self.batch):
+                found = model(**batch(start))["logits"].float()
                 features.append((found if reads is None else reads.last).flatten(1).cpu().numpy())
                 logits.append(found.cpu().numpy())
-                if reads is not None:
-                    reads.stop()
+        if reads is not None:
+            reads.stop()
         return np.concatenate(features), np.concatenate(logits)
-
-    def _moved(self, batch: dict[str, Any], device: Any) -> dict[str, Any]:
-        return {name: value.to(device) for name, value in batch.items() if name != "labels"}
 
 
 def plain_of(rows: Any) -> Callable[[list[int]], list[Any]]:
     """How to read rows whole: `hftl.rows.Rows` may be light."""
     return getattr(rows, "plain", rows.__getitems__)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """(rows, classes) probabilities in float64."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def told(watched: Domains, history: list[dict[str, Any]], lower: bool) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from torch import nn
 from hftl import kernels
 from hftl.domains import CRITERIA
 from hftl.errors import UserError, suggest
-from hftl.outcome import LOWER_IS_BETTER, Scorer
+from hftl.outcome import Scorer
 from hftl.strategies import Strategy
+from hftl.wording import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     from hftl.recipe import Recipe

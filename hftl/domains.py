@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from hftl.accumulator import softmax
+
 CRITERIA = {"entropy": False, "snd": True, "iwv": False, "dev": False}
 """Criteria of a model that need no target label -> whether greater is better."""
 
@@ -47,8 +49,7 @@ def snd(target: np.ndarray, temperature: float = 0.05) -> float:
     unit = target / np.maximum(np.linalg.norm(target, axis=1, keepdims=True), 1e-12)
     near = unit @ unit.T / temperature
     np.fill_diagonal(near, -np.inf)
-    near = np.exp(near - near.max(axis=1, keepdims=True))
-    return entropy(near / near.sum(axis=1, keepdims=True))
+    return entropy(softmax(near))
 
 
 def importance_weighted(losses: np.ndarray, weights: np.ndarray) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hftl import bootstrap
-from hftl.accumulator import IGNORED, Accumulator, finite, shapes
+from hftl.accumulator import IGNORED, Accumulator, finite, shapes, softmax
 from hftl.bootstrap import Statistic, Values
 
 LISTED_TYPES = 20  # per-type F1 is listed up to here
@@ -79,8 +79,7 @@ class Entities(Accumulator):
                     counts[column, i, self.types.index(kind)] += 1
             words[i], right[i] = len(true), (true == guess).sum()
             if right[i] < words[i]:
-                odds = np.exp(scores - scores.max(axis=1, keepdims=True))
-                sure[i] = (odds.max(axis=1) / odds.sum(axis=1))[true != guess].max()
+                sure[i] = softmax(scores).max(axis=1)[true != guess].max()
                 said[:, i] = [" ".join(one) for one in tags]
         self._keep(hits=counts[0], actual=counts[1], found=counts[2], label=words, right=right, sure=sure)
         self._keep(true=said[0], guess=said[1], row=self._arrived(len(labels)))

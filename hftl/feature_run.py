@@ -15,11 +15,12 @@ import transformers
 from torch import nn
 
 from hftl import classical, outcome
-from hftl.arguments import LOWER_IS_BETTER
 from hftl.cache import Cache, Work, digest
 from hftl.errors import UserError
 from hftl.feature_model import Decision, FeatureModel, Taps
+from hftl.head import output_layer
 from hftl.store import NoRoom
+from hftl.wording import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     from hftl.features import FeatureRecipe
@@ -143,22 +144,9 @@ class Features:
 
 
 def head_of(model: nn.Module, example: dict[str, Any]) -> str | None:
-    """The linear layer with a bias whose output is the logits, found by watching the model run; None without one."""
-    called: list[tuple[str, torch.Tensor]] = []
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    hooks = [
-        module.register_forward_hook(lambda module, args, output, name=name: called.append((name, output)))
-        for name, module in linear
-        if module.bias is not None
-    ]
-    try:
-        with torch.no_grad():
-            logits = model(**{name: value for name, value in example.items() if name != "labels"}).logits
-    finally:
-        for hook in hooks:
-            hook.remove()
-    name, output = called[-1] if called else ("", torch.empty(0))
-    return name if output.shape == logits.shape and torch.equal(output, logits) else None
+    """The output layer, where it has a bias, which a classifier needs; else None."""
+    name = output_layer(model, {name: value for name, value in example.items() if name != "labels"})
+    return name if name is not None and model.get_submodule(name).bias is not None else None
 
 
 def choose(run: Run) -> Choice:

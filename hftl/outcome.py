@@ -22,12 +22,12 @@ from hftl.data import Labels
 from hftl.metrics import Score, extra_metric, metric_for
 from hftl.report import Report
 from hftl.trainer import Trainer
+from hftl.wording import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     from hftl.recipe import Recipe
     from hftl.run import Run
 
-LOWER_IS_BETTER = ("loss", "log_loss", "mse", "mae", "ece", "pseudo_perplexity", "pretext_loss")
 PACKAGES = ("hftl", "torch", "transformers", "datasets", "peft", "accelerate", "timm", "scikit-learn")
 
 

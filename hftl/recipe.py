@@ -171,8 +171,9 @@ class Recipe:
             run.print_checks(splits, rows, pretrained.processor)
         arguments.suit_machine(self, args, pretrained.model, task.decoded)
         scorer = run.Scorer(splits.labels, self.metrics)
-        domains = run.domains_of(self, task, splits, pretrained.processor, rows)
-        trainer = run.make_trainer(self, args, task, splits, pretrained, rows, scorer, domains)
+        streams = run.streams_of(self, task, splits, pretrained.processor)
+        domains = run.domains_of(self, task, splits, pretrained.processor, rows, streams.get("unlabelled"))
+        trainer = run.make_trainer(self, args, task, splits, pretrained, rows, scorer, streams, domains)
         clock.mark("trainer")
         return run.Run(self, folder, task, splits, pretrained, rows, scorer, trainer, clock, domains)
 

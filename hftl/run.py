@@ -6,7 +6,7 @@ Knows no modality and no file format; what is measured after training is in `hft
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +141,7 @@ def make_trainer(
     pretrained: Pretrained,
     rows: dict[str, Any],
     scorer: Scorer,
+    streams: Mapping[str, Stream] | None = None,
     domains: Domains | None = None,
 ) -> Trainer:
     """The Trainer of a recipe, its strategy applied to the model."""
@@ -151,7 +152,7 @@ def make_trainer(
         pretrained.model,
         selection(args, scorer, recipe.select),
         strategy=strategy,
-        streams=streams(recipe, task, splits, pretrained.processor, strategy),
+        streams=streams,
         anatomy=anatomy(pretrained.model, pretrained.fresh),
         item_losses=class_weighted(recipe.class_weights, splits),
         cache=kept(recipe, rows, collate, args),
@@ -172,31 +173,32 @@ def make_trainer(
     return trainer
 
 
-def domains_of(recipe: Recipe, task: Task, splits: Splits, processor: Any, rows: dict[str, Rows]) -> Domains | None:
+def domains_of(
+    recipe: Recipe, task: Task, splits: Splits, processor: Any, rows: dict[str, Rows], target: Stream | None
+) -> Domains | None:
     """What is watched of source and target, or None without unlabelled rows.
 
     Raises:
         UserError: a choice that needs rows of the target, which are not there.
     """
-    if splits.unlabelled is None:
+    if target is None:
         if recipe.select != "source":
             raise UserError(f"--select {recipe.select} looks at the target. Pass --unlabelled with rows of it.")
         return None
-    options = {name: getattr(recipe, name) for name in task.options}
     valid = Stream(rows["valid"], task.collate(processor))
-    target = Stream(*task.stream("unlabelled", splits.unlabelled, processor, options))
     kind, names = splits.labels.problem_type, splits.labels.names
     batch = recipe.training.get("per_device_eval_batch_size", 64)
     labels = np.asarray(rows["valid"].labels)
     return Domains(valid, labels, target, rows.get("target"), kind, names, recipe.select, batch, recipe.seed)
 
 
-def streams(recipe: Recipe, task: Task, splits: Splits, processor: Any, strategy: Strategy) -> dict[str, Stream]:
-    """The unlabelled rows of the target in each form that the strategy reads."""
+def streams_of(recipe: Recipe, task: Task, splits: Splits, processor: Any) -> dict[str, Stream]:
+    """The unlabelled rows of the target as they are, and in each form that the strategy reads."""
     if splits.unlabelled is None:
         return {}
-    options = {name: getattr(recipe, name) for name in task.options}
-    return {view: Stream(*task.stream(view, splits.unlabelled, processor, options)) for view in strategy.streams}
+    views = dict.fromkeys(("unlabelled", *strategy_of(recipe.strategy).streams))
+    options = options_of(task, splits, recipe)
+    return {view: Stream(*task.stream(view, splits.unlabelled, processor, options)) for view in views}
 
 
 def kept(recipe: Recipe, rows: dict[str, Any], collate: Any, args: transformers.TrainingArguments) -> Cache:

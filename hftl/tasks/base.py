@@ -18,6 +18,7 @@ import torch
 import transformers
 from torch import nn
 
+from hftl.accumulator import softmax
 from hftl.data import Check, Labels, Role
 from hftl.data.types import PROBLEM_TYPES
 from hftl.errors import UserError
@@ -255,5 +256,4 @@ def softmax_or_sigmoid(logits: np.ndarray, problem_type: str) -> np.ndarray:
         return logits.reshape(len(logits), -1)
     if problem_type == "multi_label_classification":
         return 1 / (1 + np.exp(-logits.astype(np.float64)))
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+    return softmax(logits)

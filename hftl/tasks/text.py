@@ -80,13 +80,7 @@ class TextClassification(Task):
             target: unlabelled texts to draw words from, in a column `text`; else the training texts.
         """
         found = augmentation_of(augment, "text", target) if train else None
-        limit = min(max_length or LONGEST, processor.model_max_length)
-        least = 1 + processor.num_special_tokens_to_add("text_pair" in rows.column_names)
-        if limit < least:
-            raise UserError(
-                f"--max_length {limit} leaves no room for text beside special tokens. Pass {least} or more."
-            )
-
+        limit = limit_of(processor, max_length, "text_pair" in rows.column_names)
         if train:
             processor.model_max_length = limit  # goes into the folder, so that predictions are cut like training
 
@@ -191,6 +185,19 @@ class TextClassification(Task):
 
     def show(self, row: dict[str, Any]) -> dict[str, str]:
         return {"text": " / ".join(row[role] for role in ("text", "text_pair") if row.get(role) is not None)}
+
+
+def limit_of(tokenizer: Any, max_length: int | None, pairs: bool) -> int:
+    """The number of tokens at which a text or a pair is cut.
+
+    Raises:
+        UserError: special tokens alone would fill it.
+    """
+    limit = min(max_length or LONGEST, tokenizer.model_max_length)
+    least = 1 + tokenizer.num_special_tokens_to_add(pairs)
+    if limit < least:
+        raise UserError(f"--max_length {limit} leaves no room for text beside special tokens. Pass {least} or more.")
+    return limit
 
 
 def longest(tokenizer: Any, model: nn.Module) -> int:
