@@ -53,7 +53,8 @@ class FeatureRecipe(Recipe):
         self._refuse()
         clock = Clock()
         with imports():
-            from hftl import feature_run, hub, progress
+            from hftl import feature_run, progress
+            from hftl.folder import OutputFolder
         try:
             with progress.quiet():
                 run = self.prepare(clock)
@@ -62,7 +63,7 @@ class FeatureRecipe(Recipe):
                 report = feature_run.measure(run, choice, time.monotonic() - started)
                 run.write(report)
         finally:
-            hub.OutputFolder(self.output_dir).tidy()
+            OutputFolder(self.output_dir).tidy()
         if run.first:
             print(report.table())
         return report

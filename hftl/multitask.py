@@ -66,7 +66,8 @@ class MultiTaskRecipe(Recipe):
         self._refuse()
         clock = Clock()
         with imports():
-            from hftl import comparison, hub, multitask_outcome, multitask_run, progress
+            from hftl import comparison, multitask_outcome, multitask_run, progress
+            from hftl.folder import OutputFolder
         try:
             with progress.quiet():
                 run = multitask_run.prepare(self, clock)
@@ -79,7 +80,7 @@ class MultiTaskRecipe(Recipe):
                     report.tasks = comparison.compare(run, report.tasks, scores)
                 multitask_outcome.write(run, report)
         finally:
-            hub.OutputFolder(self.output_dir).tidy()
+            OutputFolder(self.output_dir).tidy()
             gc.unfreeze()
         if run.first:
             print(report.table(multitask_outcome.next_commands(run)))

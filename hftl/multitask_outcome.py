@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from hftl import hub, outcome, spec, task_adapters
+from hftl import outcome, spec, task_adapters
 from hftl import run as single
 from hftl.anatomy import anatomy
+from hftl.folder import OutputFolder, unwrap
 from hftl.metrics import Score
 from hftl.multitask_trainer import MEAN
 from hftl.report import Report
@@ -104,7 +105,7 @@ def standalone(run: MultiRun, name: str) -> Any:
     model: Any = pretrained.model
     if run.recipe.adapters or hasattr(run.trainer.model, "peft_config"):
         model = run.strategy.prepare(model, anatomy(model, pretrained.fresh))
-    source = hub.unwrap(run.trainer).state_dict()
+    source = unwrap(run.trainer).state_dict()
     outer = "base_model.model." if hasattr(run.trainer.model, "peft_config") else ""
     given = {}
     for own, value in model.state_dict().items():
@@ -122,7 +123,7 @@ def standalone(run: MultiRun, name: str) -> Any:
 def write(run: MultiRun, report: Report) -> None:
     """Write the folder of each task, and then the report on all, from the first process; the others wait."""
     run.trainer.accelerator.wait_for_everyone()
-    folder, settings = hub.OutputFolder(run.recipe.output_dir), run.lead.settings
+    folder, settings = OutputFolder(run.recipe.output_dir), run.lead.settings
     own_reports = [row.pop("report") for row in report.tasks]
     if run.first:
         for name, own in zip(run.parts, own_reports, strict=True):

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import transformers
 from torch import nn
 
-from hftl import hub, outcome, task_adapters
+from hftl import outcome, task_adapters
 from hftl import run as single
 from hftl.anatomy import anatomy, render_rates
 from hftl.arguments import early_stopping, selection, suit_machine, training_arguments
 from hftl.errors import UserError, suggest
+from hftl.folder import CHECKPOINTS, OutputFolder
 from hftl.multitask_model import MultiTaskModel
 from hftl.multitask_trainer import MEAN, Collate, MixedRows, MultiTaskTrainer, TaskRows
 from hftl.recipe import Recipe
@@ -79,7 +80,7 @@ class MultiRun:
     def train(self) -> None:
         """As `Run.train`, with the mean over tasks in the lines that are printed."""
         means: Any = Means(self.trainer.scorers)
-        replace(self.lead, folder=hub.OutputFolder(self.recipe.output_dir), scorer=means).train()
+        replace(self.lead, folder=OutputFolder(self.recipe.output_dir), scorer=means).train()
 
     def print_rates(self) -> None:
         """Print each module's rate, from the first process."""
@@ -95,7 +96,7 @@ def prepare(recipe: MultiTaskRecipe, clock: Clock) -> MultiRun:
     """
     clock.mark("imports")
     alone = recipes(recipe)
-    folder = hub.OutputFolder(recipe.output_dir)
+    folder = OutputFolder(recipe.output_dir)
     folder.claim(resume=recipe.resume, overwrite=recipe.overwrite, dry=recipe.show_rates)
     strategy = single.strategy_of(recipe.strategy)
     if strategy.streams:
@@ -122,7 +123,7 @@ def prepare(recipe: MultiTaskRecipe, clock: Clock) -> MultiRun:
     trainer = _trainer(recipe, args, model, pieces, strategy)
     clock.mark("trainer")
     parts = {
-        name: Run(recipe, hub.OutputFolder(folder.path / name), **piece, trainer=trainer, clock=clock)
+        name: Run(recipe, OutputFolder(folder.path / name), **piece, trainer=trainer, clock=clock)
         for name, piece in pieces.items()
     }
     return MultiRun(recipe, alone, parts, strategy, trainer)
@@ -195,7 +196,7 @@ def recipes(recipe: MultiTaskRecipe) -> dict[str, Recipe]:
     common = {n: v for n, v in recipe.settings().items() if n not in theirs and n not in recipe.hidden}
     if recipe.adapters:
         common["strategy"] = task_adapters.with_lora(single.strategy_of(recipe.strategy))
-    folder = Path(recipe.output_dir).expanduser() / hub.CHECKPOINTS / "alone"
+    folder = Path(recipe.output_dir).expanduser() / CHECKPOINTS / "alone"
     told = {"resume": False, "overwrite": True, "show_rates": False}
     return {name: Recipe(**common | {"output_dir": str(folder / name)} | told | own) for name, own in read.items()}
 
@@ -210,7 +211,7 @@ def task_of(word: str, settable: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     name, equals, source = parts[0].partition("=")
     if not equals or not source or not NAME.fullmatch(name):
         raise UserError(f"--tasks expected name=source, such as sst2=data/sst2; {word!r} came.")
-    if name == hub.CHECKPOINTS or hasattr(nn.ModuleDict, name):
+    if name == CHECKPOINTS or hasattr(nn.ModuleDict, name):
         raise UserError(f"--tasks has a task called {name!r}, a name that is taken here. Give it another.")
     known, settings = own_settings(Recipe), {"data": source}
     for setting, _, value in (part.partition("=") for part in parts[1:]):

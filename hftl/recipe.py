@@ -149,9 +149,10 @@ class Recipe:
         with imports():
             import transformers
 
-            from hftl import arguments, hub, run
+            from hftl import arguments, run
+            from hftl.folder import OutputFolder
         clock.mark("imports")
-        folder = hub.OutputFolder(self.output_dir)
+        folder = OutputFolder(self.output_dir)
         folder.claim(resume=self.resume, overwrite=self.overwrite, dry=self.show_rates)
         task = run.task_of(self.task)
         scratch = Path(tempfile.gettempdir()) if self.show_rates else folder.checkpoints  # Trainer makes the folder
@@ -188,7 +189,8 @@ class Recipe:
         """
         clock = Clock()
         with imports():
-            from hftl import anatomy, hub, outcome, progress
+            from hftl import anatomy, outcome, progress
+            from hftl.folder import OutputFolder
         beside = self._without_target() if self.source_only and not self.show_rates else None
         try:
             with progress.quiet():
@@ -203,7 +205,7 @@ class Recipe:
                     report.adaptation["source_only"] = outcome.compared(report, beside)
                 run.write(report)
         finally:
-            hub.OutputFolder(self.output_dir).tidy()
+            OutputFolder(self.output_dir).tidy()
             gc.unfreeze()
         if run.first:
             print(report.table())
@@ -211,14 +213,15 @@ class Recipe:
 
     def _without_target(self) -> Report | None:
         """The same recipe with the strategy's parts that read no target rows, run into a folder beside."""
-        from hftl import hub, run
+        from hftl import run
+        from hftl.folder import OutputFolder
         from hftl.strategies import Chain
 
         parts = run.strategy_of(self.strategy).parts
         kept = tuple(part for part in parts if not part.streams)
         if len(kept) == len(parts):
             raise UserError("--source_only compares with training without the target, and --strategy reads none of it.")
-        hub.OutputFolder(self.output_dir).claim(resume=self.resume, overwrite=self.overwrite)
+        OutputFolder(self.output_dir).claim(resume=self.resume, overwrite=self.overwrite)
         folder = f"{self.output_dir.rstrip('/')}-source-only"
         changed = {"strategy": Chain(kept) if kept else "Full", "output_dir": folder, "source_only": False}
         return type(self)(**self.settings() | changed | {"overwrite": True, "resume": False}).run()

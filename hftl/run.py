@@ -15,13 +15,14 @@ import torch
 import transformers
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hftl import hub, memory, spec
+from hftl import memory, spec
 from hftl.adaptation import Domains
 from hftl.anatomy import anatomy, rate_table
 from hftl.arguments import early_stopping, selection
 from hftl.cache import Cache
 from hftl.data import Check, Role, Splits, Target, length_check, load, render
 from hftl.errors import UserError, suggest
+from hftl.folder import OutputFolder, unwrap, whole_weights
 from hftl.outcome import Scorer
 from hftl.progress import FirstStep, Lines, Progress
 from hftl.rows import Rows
@@ -43,7 +44,7 @@ class Run:
     """Everything of one run up to training; `trainer.model` is what trains."""
 
     recipe: Recipe
-    folder: hub.OutputFolder
+    folder: OutputFolder
     task: Task
     splits: Splits
     pretrained: Pretrained
@@ -94,9 +95,9 @@ class Run:
 
     def write(self, report: Report) -> None:
         """Write the folder from the first process; the others wait."""
-        weights = hub.whole_weights(self.trainer)
+        weights = whole_weights(self.trainer)
         if self.first:
-            model, weights = self.task.written(hub.unwrap(self.trainer), weights)
+            model, weights = self.task.written(unwrap(self.trainer), weights)
             report.adapter = hasattr(model, "peft_config")
             self.folder.write(model, self.pretrained.processor, report, self.settings, weights)
         self.trainer.accelerator.wait_for_everyone()

@@ -49,12 +49,13 @@ TABLE = {
     "card": "page verdict wording",
     "report": "card metrics page plain verdict wording",
     "adaptation": "accumulator domains head metrics streams trainer",
-    "hub": "feature_model tasks data",
+    "folder": "",
+    "hub": "feature_model folder tasks data",
     "predict": "hub progress sampling tasks data",
     "outcome": "adaptation data metrics report spec trainer wording",
     "arguments": "domains kernels outcome strategies wording",
     "memory": "untouched",
-    "run": "adaptation anatomy arguments cache data hub kernels memory outcome progress rows settings spec startup "
+    "run": "adaptation anatomy arguments cache data folder kernels memory outcome progress rows settings spec startup "
     "strategies streams tasks trainer",
     "feature_model": "",
     "classical": "feature_model",
@@ -63,17 +64,17 @@ TABLE = {
     "pcgrad multitask_model": "",
     "task_adapters": "anatomy strategies.base strategies.peft",
     "multitask_trainer": "mixing pcgrad rows sampling trainer",
-    "multitask_run": "anatomy arguments hub multitask_model multitask_trainer outcome recipe run settings spec startup "
-    "strategies task_adapters values",
-    "multitask_outcome": "anatomy hub metrics multitask_trainer outcome report run spec task_adapters",
+    "multitask_run": "anatomy arguments folder multitask_model multitask_trainer outcome recipe run settings spec "
+    "startup strategies task_adapters values",
+    "multitask_outcome": "anatomy folder metrics multitask_trainer outcome report run spec task_adapters",
     "comparison": "arguments bootstrap metrics outcome run wording",
-    "multitask": "comparison hub multitask_outcome multitask_run progress recipe settings startup",
-    "features": "feature_run hub progress recipe settings startup",
+    "multitask": "comparison folder multitask_outcome multitask_run progress recipe settings startup",
+    "features": "feature_run folder progress recipe settings startup",
     "pretrain": "cli recipe run settings startup",
-    "recipe": "anatomy arguments hub kernels memory outcome progress run settings spec startup strategies values",
+    "recipe": "anatomy arguments folder kernels memory outcome progress run settings spec startup strategies values",
     "help": "augment settings spec strategies.base values",
     "cli": "augment failures help predict recipe_file settings spec startup strategies.base values",
-    "testing": "hub outcome recipe report run spec strategies",
+    "testing": "folder hub outcome recipe report run spec strategies",
 }
 """Modules of hftl -> modules of hftl that they may import; a package stands for all its modules. errors is free."""
 
