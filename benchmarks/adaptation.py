@@ -54,7 +54,7 @@ def digits(data: Path, weights: Path | None) -> list[tuple[str, list[str], list[
 
 def pacs(data: Path, weights: Path | None) -> list[tuple[str, list[str], list[Arm]]]:
     """Photo to sketch and photo to cartoon, MobileNetV2 from ImageNet; 60 photos a class."""
-    flags = ["--num_train_epochs", "5", "--per_device_train_batch_size", "32", "--learning_rate", "1e-3"]
+    flags = ["--num_train_epochs", "5", "--per_device_train_batch_size", "32", "--learning_rate", "3e-4"]
     flags += ["--model", str((weights or Path()) / "mobilenetv2_100_timm"), "--data", str(data / "pacs_small")]
     flags += ["--domain", "domain", "--source", "photo"]
     return [(f"photo -> {t}", ["image_cls.py", *flags, "--target", t], PACS) for t in ("sketch", "cartoon")]
