@@ -1,13 +1,14 @@
 """What pre-training further on unlabelled text is worth: test scores of a classifier after it, and without it.
 
-    python benchmarks/pretraining.py acl_arc chemprot --data DIR [--seeds 3] [--rows 500] --out runs/pretraining.jsonl
+    python benchmarks/pretraining.py acl_arc scicite chemprot --data DIR [--rows 500] --out runs/pretraining.jsonl
     python benchmarks/pretraining.py --table --out runs/pretraining.jsonl
 
-DIR (or the environment's HFTL_DATA) holds a folder for each data set: acl_arc and chemprot with train, validation and
-test, biomed_raw with texts alone. Each arm gives the same labelled rows, seed and settings to the same classifier; only
-the encoder differs: MiniLM-L6 as it is (none), after masked tokens on the task's own training texts (TAPT), on texts of
-its domain (DAPT), or on the one after the other (DAPT+TAPT). Settings were set before the first run and never searched.
-Each run is a process of its own with one thread; what stands in the results file already is not run again.
+DIR (or the environment's HFTL_DATA) holds a folder for each data set: acl_arc, scicite and chemprot with train,
+validation and test, biomed_raw with texts alone. Each arm gives the same labelled rows, seed and settings to the same
+classifier; only the encoder differs: MiniLM-L6 as it is (none), after masked tokens on the task's own training texts
+(TAPT), on texts of its domain (DAPT), or on the one after the other (DAPT+TAPT). Settings were set before the first run
+and never searched. Each run is a process of its own with one thread; what stands in the results file already is not run
+again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from kept import MINILM, known, need_data, recipe, run, several
 MASKED = ["--learning_rate", "3e-4", "--per_device_train_batch_size", "32", "--max_length", "128", "--eval_on_start"]
 LABELLED = ["--learning_rate", "1e-4", "--per_device_train_batch_size", "32", "--max_length", "128"]
 DOMAIN = {"chemprot": "biomed_raw"}
-ARMS = {"acl_arc": ["none", "TAPT"], "chemprot": ["none", "TAPT", "DAPT", "DAPT+TAPT"]}
+ARMS = {"acl_arc": ["none", "TAPT"], "scicite": ["none", "TAPT"], "chemprot": ["none", "TAPT", "DAPT", "DAPT+TAPT"]}
 """Data set -> ways to the encoder, in order of what they cost."""
 
 
