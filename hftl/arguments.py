@@ -33,6 +33,8 @@ OURS = {
     "length_column_name": "the task counts the tokens",
     "include_for_metrics": "metrics read outputs and labels",
     "auto_find_batch_size": "pass --fit_batch, which keeps the rows of an update",
+    "parallelism_config": "pass one of accelerate_configs/ to `accelerate launch --config_file`",
+    "debug": "its underflow_overflow stops at the first attention mask, which is no number; leave it out",
 }
 """TrainingArguments that a recipe sets itself -> what to do instead."""
 

@@ -147,6 +147,9 @@ def make_trainer(
 ) -> Trainer:
     """The Trainer of a recipe, its strategy applied to the model."""
     collate, strategy = task.collate(pretrained.processor), strategy_of(recipe.strategy)
+    model: Any = pretrained.model
+    if args.neftune_noise_alpha and not isinstance(model.get_input_embeddings(), torch.nn.Embedding):
+        raise UserError("--neftune_noise_alpha is noise on token embeddings, and this model has none. Leave it out.")
     if recipe.fit_batch and strategy.streams:
         raise UserError("--fit_batch sizes labelled rows alone, and the --strategy reads others beside. Leave it out.")
     trainer = Trainer(

@@ -277,6 +277,11 @@ SETTINGS = {
     "unknown tracker": Case("--report_to nonsense", ("nonsense is not supported, only",)),
     "an optimizer that is not installed": Case("--optim adamw_bnb_8bit", ("bitsandbytes",)),
     "a tracker that is not installed": Case("--report_to wandb", ("wandb",)),
+    "a parallelism config that is a word": Case("--parallelism_config x", ("accelerate launch --config_file",)),
+    "noise on the embeddings of images": Case(
+        "--neftune_noise_alpha 5", ("noise on token embeddings",), command="image"
+    ),
+    "transformers' underflow_overflow": Case("--debug underflow_overflow", ("attention mask",)),
     "pushing to the Hub": Case("--push_to_hub", ("hf upload",)),
     "an option of another task": Case("--max_length 9", ("--max_length means nothing",), command="image"),
     "packing rows that are mixed": Case("--strategy MixStyle --packing", ("--packing has no rows",)),
