@@ -35,18 +35,21 @@ class MultiTaskRecipe(Recipe):
     hidden: ClassVar[tuple[str, ...]] = (
         *("task", "weights", "data", "valid", "test", "text", "text_pair", "tokens", "image", "label"),
         *("problem_type", "class_weights", "augment", "max_tokens_per_batch", "fit_batch", "packing", "metrics"),
+        *("classes", "ignored", "image_size"),
         *("cache_gb", "cache_dtype", "cache_views", *TWO_DOMAINS),
     )
 
     settable: ClassVar[tuple[str, ...]] = (
-        *("task", "text", "text_pair", "tokens", "label", "problem_type", "valid", "test", "max_train_samples"),
+        *("task", "text", "text_pair", "tokens", "image", "label", "problem_type", "valid", "test"),
+        *("max_train_samples", "classes", "ignored", "image_size"),
     )
     """What can be set for one task, after its source."""
 
     tasks: list[str] = flag(
         None,
         "the tasks: name=source, where a source is what --data takes; its own settings after commas, such as "
-        "stsb=stsb/,label=score (task, text, text_pair, tokens, label, problem_type, valid, test, max_train_samples)",
+        "stsb=stsb/,label=score (task, text, text_pair, tokens, image, label, problem_type, valid, test, max_train_samples, "
+        "classes, ignored, image_size)",
         IN,
         factory=list,
     )

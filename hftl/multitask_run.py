@@ -133,6 +133,7 @@ def _piece(name: str, recipe: Recipe, args: transformers.TrainingArguments, cloc
     task = single.task_of(recipe.task)
     with args.main_process_first(desc="reading the data"):
         splits = single.read_data(recipe, task)
+        single.settle(recipe, task, splits)
     clock.mark("data")
     transformers.set_seed(recipe.seed)  # the head starts as it would alone
     pretrained = task.build(single.source_of(recipe), splits.labels)
@@ -169,7 +170,7 @@ def _trainer(
         train_dataset=MixedRows([piece["rows"]["train"] for piece in pieces.values()]),
         eval_dataset={name: piece["rows"]["valid"] for name, piece in pieces.items()},
         data_collator=Collate(collates),
-        preprocess_logits_for_metrics=next(iter(pieces.values()))["task"].outputs,
+        outputs={name: piece["task"].outputs for name, piece in pieces.items()},
         callbacks=early_stopping(recipe, strategy),
     )
 

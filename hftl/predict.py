@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hftl.data import read
-from hftl.data.types import TAGS
+from hftl.data.types import PIXELS, TAGS
 from hftl.errors import UserError
 from hftl.hub import Loaded, load_folder
 from hftl.progress import quiet
@@ -82,7 +82,8 @@ class Predictor:
             for numbers in np.split(order, range(batch_size, len(order), batch_size)):
                 found.extend(self._logits(encoded.__getitems__(numbers.tolist())))
                 tell(len(numbers))
-            yield from self.read([found[i] for i in np.argsort(order)])
+            made = self.read([found[i] for i in np.argsort(order)])
+            yield from (self.task.fitted(one, rows[start + i]) for i, one in enumerate(made))
 
     def _encoded(self, rows: Sequence[dict[str, Any]], start: int, stop: int) -> Any:
         """Some of the rows as model inputs."""
@@ -109,6 +110,8 @@ class Predictor:
         """Turn logits of shape (n, classes), or (words, tags) for each row, into predictions."""
         if self.task.problem_type == TAGS:
             return [{"label": [self.labels.names[i] for i in row.argmax(axis=1)]} for row in logits]
+        if self.task.problem_type == PIXELS:
+            return [{"mask": row, "shares": self._shares(row)} for row in logits]
         values = softmax_or_sigmoid(np.asarray(logits), self.labels.problem_type)
         if self.labels.problem_type == "regression":
             return [{"value": float(row[0])} for row in values]
@@ -121,6 +124,11 @@ class Predictor:
                 best = max(scores, key=scores.__getitem__)
                 made.append({"label": best, "score": scores[best], "scores": scores})
         return made
+
+    def _shares(self, ids: np.ndarray) -> dict[str, float]:
+        """The share of an image that each class has."""
+        counts = np.bincount(ids.ravel(), minlength=len(self.labels.names))
+        return dict(zip(self.labels.names, (counts / ids.size).tolist(), strict=True))
 
     def _row(self, value: Any) -> dict[str, Any]:
         if isinstance(value, dict):

@@ -58,6 +58,11 @@ class Recipe:
     problem_type: str | None = flag(
         None, "single_label_classification, multi_label_classification or regression; guessed from the labels", IN
     )
+    classes: str | None = flag(None, "of masks: a file that names the classes, a line each or JSON, by pixel value", IN)
+    ignored: list[int] = flag(None, "of masks: pixel values that are no class; 255", IN, factory=lambda: [255])
+    image_size: str | None = flag(
+        None, "of masks: height x width to resize to, such as 192x256; else the size that the model reads", IN
+    )
     max_length: int | None = flag(None, "longest text in tokens, longer ones are cut; else the model's own", IN)
     max_train_samples: int | None = flag(None, "train on this many rows only, chosen with the seed", IN)
     on_bad_row: str = flag("error", "error, or skip and count rows that are empty or unreadable", IN)
