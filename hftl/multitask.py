@@ -48,8 +48,8 @@ class MultiTaskRecipe(Recipe):
     tasks: list[str] = flag(
         None,
         "the tasks: name=source, where a source is what --data takes; its own settings after commas, such as "
-        "stsb=stsb/,label=score (task, text, text_pair, tokens, image, label, problem_type, valid, test, max_train_samples, "
-        "classes, ignored, image_size)",
+        "stsb=stsb/,label=score (task, text, text_pair, tokens, image, label, problem_type, valid, test, "
+        "max_train_samples, classes, ignored, image_size)",
         IN,
         factory=list,
     )

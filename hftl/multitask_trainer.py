@@ -188,7 +188,8 @@ class MultiTaskTrainer(Trainer):
         if not hasattr(self.model, "peft_config"):  # weights that are tied are written once, and found again on loading
             state = self.model.state_dict() if state_dict is None else state_dict
             seen: dict[int, str] = {}
-            state_dict = {n: v for n, v in state.items() if seen.setdefault(v.data_ptr(), n) == n or not v.numel()}
+            kept = {n: v for n, v in state.items() if seen.setdefault(v.data_ptr(), n) == n or not v.numel()}
+            state_dict = {n: v.contiguous() for n, v in kept.items()}  # channels last is no order of a file
         super()._save(output_dir, state_dict)
 
 

@@ -146,7 +146,9 @@ def answer(run: Run, number: int) -> Any:
     """What the model says of one row of test, as the task's `answers` gives it."""
     trainer = run.trainer
     batch = trainer.data_collator(run.rows["test"].__getitems__([number]))
-    inputs = {n: v.to(trainer.args.device) if isinstance(v, torch.Tensor) else v for n, v in batch.items() if n != "row"}
+    inputs = {
+        n: v.to(trainer.args.device) if isinstance(v, torch.Tensor) else v for n, v in batch.items() if n != "row"
+    }
     trainer.model.eval()
     with torch.inference_mode():
         logits = trainer.model(**inputs)["logits"]

@@ -82,7 +82,9 @@ def _paired(images: Path, masks: Path) -> datasets.Dataset:
     """A row for each image; an image without a mask of its name (or NAME_mask) has none."""
     of_name = {path.stem.removesuffix("_mask"): str(path) for path in _files(masks)}
     found = [(str(path), of_name.get(path.stem)) for path in _files(images)]
-    cells = [[{"bytes": None, "path": path} if path else None for path in column] for column in zip(*found, strict=True)]
+    cells = [
+        [{"bytes": None, "path": path} if path else None for path in column] for column in zip(*found, strict=True)
+    ]
     if not found:
         raise UserError(f"Expected images in {images.parent.name}/{images.name}; there are none. Add some.")
     features = datasets.Features({"image": _IMAGE, "mask": _IMAGE})
@@ -244,7 +246,9 @@ def names_in(file: str) -> dict[int, str]:
         found = next((found[key] for key in ("id2label", "label_names", "names") if key in found), found)
     pairs = dict(_numbered(found))
     if not pairs or min(pairs) < 0 or max(pairs) > 255:
-        raise UserError(f'Expected a name a line in {file}, or JSON like ["sky", "road"] or {{"0": "sky"}}. Correct it.')
+        raise UserError(
+            f'Expected a name a line in {file}, or JSON like ["sky", "road"] or {{"0": "sky"}}. Correct it.'
+        )
     return pairs
 
 

@@ -90,9 +90,7 @@ def masked(rows: Rows, columns: dict[str, str], roles: dict[str, Role]) -> datas
     return datasets.concatenate_datasets([inputs(rows, columns, roles), masks], axis=1)
 
 
-def make_masked(
-    rows: Rows, columns: dict[str, str], roles: dict[str, Role], reading: Reading, masks: Masks
-) -> Part:
+def make_masked(rows: Rows, columns: dict[str, str], roles: dict[str, Role], reading: Reading, masks: Masks) -> Part:
     """As `make_part`, where the labels are masks."""
     data, roots = masked(rows, columns, roles), image_roots(rows)
     found = scan(data.select_columns(["image"]), {"image": "image"}, roots)

@@ -103,13 +103,13 @@ def segmenter_of(config: Any) -> Any:
     Raises:
         ValueError: transformers knows no encoder of images for it.
     """
-    encoder_class = transformers.AutoModel._model_mapping[type(config)]
+    encoder_class: Any = transformers.AutoModel._model_mapping[type(config)]
     parent = next(c for c in encoder_class.__mro__ if c.__name__.endswith("PreTrainedModel"))
     prefix = parent.base_model_prefix
 
-    def __init__(self: Any, config: Any) -> None:
+    def start(self: Any, config: Any) -> None:
         parent.__init__(self, config)
-        pooled = "add_pooling_layer" in inspect.signature(encoder_class.__init__).parameters
+        pooled = "add_pooling_layer" in inspect.signature(encoder_class).parameters
         inner = encoder_class(config, **({"add_pooling_layer": False} if pooled else {}))
         encoder = getattr(inner, prefix, inner)  # timm's wrapper holds the network under the same name
         setattr(self, prefix, encoder)
@@ -118,7 +118,7 @@ def segmenter_of(config: Any) -> Any:
         self.post_init()
 
     name = parent.__name__.removesuffix("PreTrainedModel") + ENDING
-    return type(name, (LinearSegmenter, parent), {"__init__": __init__, "main_input_name": "pixel_values"})
+    return type(name, (LinearSegmenter, parent), {"__init__": start, "main_input_name": "pixel_values"})
 
 
 def _width(encoder: nn.Module, config: Any) -> int:

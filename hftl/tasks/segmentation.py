@@ -162,7 +162,10 @@ class ImageSegmentation(Task):
         image.thumbnail((SHOWN, SHOWN))
         said = answer()
         true = self._ids(row["label"], said.shape).numpy()
-        parts = [image, *(painted(ids).convert("RGB").resize(image.size, Image.Resampling.NEAREST) for ids in (true, said))]
+        parts = [
+            image,
+            *(painted(ids).convert("RGB").resize(image.size, Image.Resampling.NEAREST) for ids in (true, said)),
+        ]
         strip = Image.new("RGB", (3 * image.width + 8, image.height), "white")
         for i, part in enumerate(parts):
             strip.paste(part, (i * (image.width + 4), 0))
@@ -254,6 +257,10 @@ def painted(ids: np.ndarray) -> Image.Image:
     The colours are those of PASCAL VOC, which are far apart for ids near each other.
     """
     image = Image.fromarray(np.where(ids < 0, 255, ids).astype(np.uint8), mode="P")
-    palette = [sum(((i >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for i in range(255) for channel in range(3)]
+    palette = [
+        sum(((i >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3))
+        for i in range(255)
+        for channel in range(3)
+    ]
     image.putpalette([*palette, 255, 255, 255])
     return image
