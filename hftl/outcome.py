@@ -161,7 +161,7 @@ def described(run: Run) -> dict[str, Any]:
     parameters = {id(p): p for p in trainer.model.parameters()}.values()
     return {
         "task": run.task.name,
-        "usage": run.task.usage,
+        "usage": run.task.usage_of(run.pretrained.model),
         "model": recipe.model,
         "revision": run.pretrained.revision,
         "strategy": spec.spell(trainer.strategy),

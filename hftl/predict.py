@@ -57,7 +57,8 @@ class Predictor:
 
         Each prediction holds `label` and `score`, and `scores` by label name. With several labels `label` is the list
         of those at 0.5 or above, and `score` is left out; a regression gives `value` alone. A tagger gives the list of
-        the labels of the words (of a text, what white space parts), fewer where it was cut.
+        the labels of the words (of a text, what white space parts), fewer where it was cut. Of masks `mask` is an
+        image of the size of the input, whose pixels are numbers of labels, and `shares` has the share of each label.
         """
         single = not isinstance(inputs, list)
         rows = [self._row(value) for value in ([inputs] if single else inputs)]
@@ -154,6 +155,8 @@ def predict_file(
 ) -> None:
     """Predict every row of a file or folder and write a csv: the inputs, the prediction, and a column per score.
 
+    Masks are written as png files into a folder beside it, `OUTPUT_masks`.
+
     Args:
         data: any source that training takes, labels not needed; `-` reads one text or image path a line from stdin.
 
@@ -168,12 +171,16 @@ def predict_file(
         rows = read(data, {role: predictor.task.roles[role] for role in predictor.roles}, columns=columns)
     if not len(rows):
         raise UserError(f"{'stdin' if data == '-' else data} holds no rows to predict. Pass --data with some.")
+    masks = Path(output).with_name(f"{Path(output).stem}_masks")
     scratch, bar = Path(f"{output}.partial"), tqdm(total=len(rows), desc="predicting", unit="row")
     try:
         with bar, scratch.open("w", newline="", encoding="utf-8") as file:
             writer: csv.DictWriter | None = None
             for i, prediction in enumerate(predictor.stream(rows, batch_size, bar.update)):
-                line = flat(predictor, rows[i], prediction)
+                line = flat(predictor, rows[i], prediction, f"{Path(output).stem}_masks/{i + 1}.png")
+                if "mask" in prediction:
+                    masks.mkdir(parents=True, exist_ok=True)
+                    prediction["mask"].save(masks / f"{i + 1}.png")
                 if writer is None:
                     writer = csv.DictWriter(file, line)
                     writer.writeheader()
@@ -184,11 +191,16 @@ def predict_file(
     print(f"{len(rows):,} predictions in {output}")
 
 
-def flat(predictor: Predictor, row: dict[str, Any], prediction: dict[str, Any]) -> dict[str, Any]:
-    """One line of the output: inputs as they came, then `prediction`, then `score_<label>` of each label."""
+def flat(predictor: Predictor, row: dict[str, Any], prediction: dict[str, Any], mask: str = "") -> dict[str, Any]:
+    """One line of the output: inputs as they came, then `prediction`, then `score_<label>` of each label.
+
+    Of a mask `prediction` is the name of its file, and `share_<label>` follow.
+    """
     inputs = {role: named(row[role]) for role in predictor.roles if role in row}
     if "value" in prediction:
         return inputs | {"prediction": prediction["value"]}
+    if "mask" in prediction:
+        return inputs | {"prediction": mask} | {f"share_{n}": f"{s:.6f}" for n, s in prediction["shares"].items()}
     label = prediction["label"]
     scores = {f"score_{name}": f"{score:.6f}" for name, score in prediction.get("scores", {}).items()}
     return inputs | {"prediction": "|".join(label) if isinstance(label, list) else label} | scores

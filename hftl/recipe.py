@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TWO_DOMAINS = ("unlabelled", "target_test", "domain", "target", "source", "select", "source_only")
 """Settings of a recipe that adapts to a target domain; subclasses that do not hide them."""
+OF_MASKS = ("classes", "ignored", "image_size")
+"""Settings of a recipe for segmentation; subclasses that have other tasks hide them."""
 IN, HOW, RUN, OUT, SAFE = "What goes in", "How it learns", "The run", "What comes out", "Safety"
 
 

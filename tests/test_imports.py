@@ -21,8 +21,8 @@ TABLE = {
     "anatomy": "layout",
     "accumulator calibration": "bootstrap",
     "extra": "accumulator",
-    "pretext entities": "accumulator bootstrap",
-    "metrics": "accumulator bootstrap calibration entities extra pretext",
+    "pretext entities segments": "accumulator bootstrap",
+    "metrics": "accumulator bootstrap calibration entities extra pretext segments",
     "alignment checkpoints head": "",
     "domains": "accumulator",
     "strategies strategies.base strategies.layers strategies.mixstyle strategies.peft": "anatomy strategies.base",
@@ -31,6 +31,8 @@ TABLE = {
     "tasks tasks.base tasks.text tasks.image": "accumulator augment metrics data tasks.base tasks.failures",
     "tasks.failures tasks.vocabulary tasks.views": "",
     "tasks.token": "data tasks.base tasks.text",
+    "tasks.dense": "",
+    "tasks.segmentation": "augment data tasks.base tasks.dense tasks.failures tasks.image",
     "tasks.masked_text": "data tasks.base tasks.text tasks.vocabulary",
     "tasks.masked_image": "data tasks.base tasks.failures tasks.image tasks.views",
     "data": "data",
@@ -92,7 +94,7 @@ NEVER = {
         "torch",
         "transformers",
     },
-    "accumulator calibration bootstrap entities extra metrics pretext": {"torch", "transformers"},
+    "accumulator calibration bootstrap entities extra metrics pretext segments": {"torch", "transformers"},
     "report page card plots plain verdict wording": {"torch", "transformers"},
 }
 

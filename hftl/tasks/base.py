@@ -122,6 +122,10 @@ class Task:
         """What the model says of each row of a batch: here (n, classes); arrays of their own where rows differ."""
         return logits
 
+    def usage_of(self, model: nn.Module) -> dict[str, str]:
+        """`usage` of a model that `build` has made; `only` where no other library than hftl reads it."""
+        return self.usage
+
     def changed(self, options: dict[str, Any]) -> str:
         """How training rows are changed at random when they are read, in words; "" where they are not."""
         return ""

@@ -19,7 +19,7 @@ from hftl.data.masks import read_mask
 from hftl.data.types import PIXELS
 from hftl.errors import UserError
 from hftl.tasks.base import Pretrained, Source, Task, generator, label_settings, load_pretrained, resolve
-from hftl.tasks.dense import IGNORED, enlarged, segmenter_of
+from hftl.tasks.dense import IGNORED, LinearSegmenter, enlarged, segmenter_of
 from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
 from hftl.tasks.image import ImageClassification, bare_timm, changed, data_uri, open_image
 
@@ -55,6 +55,9 @@ class ImageSegmentation(Task):
         self.reading = ImageClassification()
         self.size: tuple[int, int] | None = None
         self.ids = np.full(256, IGNORED, np.int64)
+
+    def usage_of(self, model: nn.Module) -> dict[str, str]:
+        return self.usage | ({"only": "hftl"} if isinstance(model, LinearSegmenter) else {})
 
     def settle(self, settings: dict[str, Any], train: Any) -> None:
         if settings["image_size"] is not None:
