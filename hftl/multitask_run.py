@@ -230,5 +230,5 @@ def about(name: str, settable: tuple[str, ...]) -> Iterator[None]:
     try:
         yield
     except UserError as failure:
-        words = re.sub(rf"--({'|'.join(settable)}) ([^\s.,;]+)", r"',\1=\2' after its source", str(failure))
+        words = re.sub(rf"--({'|'.join(settable)}) (?!means )([^\s.,;]+)", r"',\1=\2' after its source", str(failure))
         raise UserError(f"Task {name}: {words.replace('--data', '--tasks')}") from failure

@@ -206,7 +206,7 @@ def read_classes(masks: Masks, train: MaskScan, where: str) -> Reading:
         held = ", ".join(map(str, present[:8])) or "nothing"
         raise UserError(
             f"Expected two classes or more in {where}; its pixels have {held}, of which "
-            f"{', '.join(map(str, masks.ignored)) or 'none'} is ignored. Pass --ignored with another value."
+            f"{', '.join(map(str, masks.ignored)) or 'none'} is ignored. Pass --ignored VALUE."
         )
     return Reading(PIXELS, list(kept.values()), values=tuple(kept))
 

@@ -82,7 +82,7 @@ def as_map(features: torch.Tensor, width: int, size: Any, prefix: int | None) ->
     if features.ndim == 4:
         return features if features.shape[1] == width else features.permute(0, 3, 1, 2)
     count = features.shape[1]
-    for before in [prefix] if prefix is not None else range(9):
+    for before in [prefix] if prefix is not None else (0, 1):
         rows = round(((count - before) * size[0] / size[1]) ** 0.5)
         if rows and (count - before) % rows == 0 and abs((count - before) / rows * size[0] - rows * size[1]) < size[0]:
             return features[:, before:].transpose(1, 2).reshape(len(features), width, rows, -1)

@@ -244,7 +244,7 @@ def size_in_words(words: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)(?:x(\d+))?", words.strip().lower())
     size = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if min(size) < 8:
-        raise UserError(f"--image_size takes height x width in pixels, 8 or more, such as 192x256; {words!r} came.")
+        raise UserError(f"Expected height x width, 8 pixels or more; {words!r} came. Pass --image_size 192x256.")
     return size
 
 
