@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from hftl import plots, wording
+from hftl.segments import colour
 from hftl.verdict import adapted, verdict
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def html(report: Report) -> str:
         "reliability": reliability(report),
         "wrong": wrong(report.wrong),
         "masks": report.problem_type == "image_segmentation",
+        "legend": [(name, "#{:02x}{:02x}{:02x}".format(*colour(i))) for i, name in enumerate(report.labels)],
         "kind": "IoU" if report.problem_type == "image_segmentation" else "F1",
         "augmented": augmented(report.augmented),
         "rates": rates(report.rates),

@@ -8,7 +8,15 @@ from hftl import bootstrap
 from hftl.accumulator import Accumulator, finite, shapes
 from hftl.bootstrap import Statistic, Values
 
+WHITE = (255, 255, 255)
 LISTED_CLASSES = 20  # per-class IoU is listed up to here
+
+
+def colour(index: int) -> tuple[int, int, int]:
+    """Red, green and blue of a class in pictures of masks: PASCAL VOC's, far apart for ids near each other."""
+    parts = (sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
+    red, green, blue = parts
+    return red, green, blue
 
 
 class Segments(Accumulator):
@@ -42,21 +50,18 @@ class Segments(Accumulator):
         counts = counts[kept]
         self._confusion += counts.sum(axis=0)
         self._keep(hits=np.einsum("nii->ni", counts), actual=counts.sum(axis=2), guessed=counts.sum(axis=1))
-        self._keep(label=pixels[kept], row=row[kept])
+        largest = (counts * (1 - np.eye(classes, dtype=np.int64))).reshape(len(counts), -1).argmax(axis=1)
+        self._keep(label=pixels[kept], row=row[kept], true=largest // classes, said=largest % classes)
 
     def confusion(self) -> list[list[int]]:
         return self._confusion.tolist()
 
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
-        """The images with the largest share of wrong pixels: what is most often there, what was said, the share."""
-        hits, actual, guessed, row = map(self._column, ("hits", "actual", "guessed", "row"))
-        wrong = 1 - hits.sum(axis=1) / self._column("label")
+        """The images with the largest share of wrong pixels: the class most often taken for another, this, share."""
+        row, true, said = map(self._column, ("row", "true", "said"))
+        wrong = 1 - self._column("hits").sum(axis=1) / self._column("label")
         order = [i for i in np.argsort(-wrong, kind="stable")[:most] if wrong[i] > 0]
-        return [(int(row[i]), self._most(actual[i]), self._most(guessed[i]), float(wrong[i])) for i in order]
-
-    def _most(self, counts: np.ndarray) -> str:
-        top = np.argsort(-counts, kind="stable")[:3]
-        return ", ".join(self.names[i] for i in top if counts[i])
+        return [(int(row[i]), self.names[true[i]], self.names[said[i]], float(wrong[i])) for i in order]
 
     def _statistics(self) -> list[Statistic]:
         hits, actual, guessed = (self._column(name).astype(np.float64) for name in ("hits", "actual", "guessed"))

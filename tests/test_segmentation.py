@@ -33,7 +33,7 @@ ROLES = ImageSegmentation.roles
 
 
 def quarters(folder: Path, n: int, seed: int = 0, side: int = 64) -> str:
-    """Write images/ and masks/: each quarter of an image is grey (2), red (5) or blue (7); its first line is no class."""
+    """Write images/ and masks/: each quarter of an image is grey (2), red (5) or blue (7), its first line nothing."""
     rng, half = np.random.default_rng(seed), side // 2
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True)
@@ -119,7 +119,7 @@ def test_the_iou_by_hand_and_its_interval_over_images():
     first, second = (6 / 9 + 3 / 6) / 2, (4 / 12 + 0) / 2  # the resamples that hold one image twice
     assert scores["mean_iou"].low == pytest.approx(second)
     assert scores["mean_iou"].high == pytest.approx(first)
-    assert metric.mistakes(5) == [(1, "b, a", "a", pytest.approx(8 / 12)), (0, "a, b", "a, b", 3 / 12)]
+    assert metric.mistakes(5) == [(1, "b", "a", pytest.approx(8 / 12)), (0, "a", "b", 3 / 12)]
 
 
 def test_a_class_that_is_neither_there_nor_said_does_not_lower_the_mean():
@@ -303,7 +303,9 @@ def test_a_run_learns_its_masks_and_its_report_shows_them(run):
     assert "its pixels wrong" in page
     assert "IoU of each of 3 classes" in page
     assert "Always answering the most frequent class would give 0.1" in page, "a third of the pixels, over 3 classes"
+    assert '<i style="background:#800000"></i>red' in page
     card = (run / "README.md").read_text("utf-8")
+    assert "library_name: hftl" in card
     assert "Labels: `grey`, `red`, `blue`" in card
     assert "segment(" in card
 

@@ -18,6 +18,7 @@ from hftl.data import Labels, Role
 from hftl.data.masks import read_mask
 from hftl.data.types import PIXELS
 from hftl.errors import UserError
+from hftl.segments import WHITE, colour
 from hftl.tasks.base import Pretrained, Source, Task, generator, label_settings, load_pretrained, resolve
 from hftl.tasks.dense import IGNORED, LinearSegmenter, enlarged, segmenter_of
 from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
@@ -255,15 +256,7 @@ def size_of(processor: Any) -> tuple[int, int]:
 
 
 def painted(ids: np.ndarray) -> Image.Image:
-    """Class ids (height, width) as an image with a palette; what is IGNORED is 255, and white.
-
-    The colours are those of PASCAL VOC, which are far apart for ids near each other.
-    """
+    """Class ids (height, width) as an image with a palette; what is IGNORED is 255, and white."""
     image = Image.fromarray(np.where(ids < 0, 255, ids).astype(np.uint8), mode="P")
-    palette = [
-        sum(((i >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3))
-        for i in range(255)
-        for channel in range(3)
-    ]
-    image.putpalette([*palette, 255, 255, 255])
+    image.putpalette([*(part for index in range(255) for part in colour(index)), *WHITE])
     return image
