@@ -312,7 +312,12 @@ def test_a_run_learns_its_masks_and_its_report_shows_them(run):
     assert "segment(" in card
 
 
-def test_the_folder_of_a_run_says_what_the_run_measured(run, scenes, settings):
+@pytest.mark.parametrize("kind", ["full", "adapter"])
+def test_the_folder_of_a_run_says_what_the_run_measured(kind, run, scenes, settings, tmp_path):
+    if kind == "adapter":
+        run = tmp_path / "lora"
+        Recipe(**settings | {"strategy": "LoRA(r=4)", "num_train_epochs": 2, "output_dir": str(run)}).run()
+        assert (run / "adapter_config.json").is_file()
     splits = load_data(scenes, ROLES, problem_type="image_segmentation", masks=Masks(settings["classes"]))
     predictor, metric = load(run), Segments(NAMES)
     for row in splits.test:
@@ -420,6 +425,16 @@ def test_each_of_both_folders_holds_the_one_encoder_and_its_own_head(both, scene
     assert quarter.model.config.pretrained_cfg["input_size"] == [3, 64, 64]
 
 
+@pytest.mark.parametrize("how", [{"adapters": True}, {"pcgrad": True, "weighting": "uncertainty"}])
+def test_both_kinds_go_with_every_way_of_sharing(how, tiny_cnn, colour_folder, scenes, tmp_path):
+    tasks = [f"quarters={scenes},task={TASK},image_size=64", f"colour={colour_folder},task=image-classification"]
+    own = QUICK | {"num_train_epochs": 1, "gradient_accumulation_steps": 2, "compare": False}
+    report = MultiTaskRecipe(model=tiny_cnn, tasks=tasks, output_dir=str(tmp_path / "o"), **own, **how).run()
+    assert load(tmp_path / "o" / "colour")(f"{scenes}/images/0.png")["label"] in ("red", "blue")
+    assert load(tmp_path / "o" / "quarters")(f"{scenes}/images/0.png")["mask"].size == (64, 64)
+    assert report.tasks[0]["metric"] == "mean_iou"
+
+
 def test_the_images_of_one_task_do_not_move_the_statistics_of_another(tiny_cnn):
     config = transformers.AutoConfig.from_pretrained(tiny_cnn, num_labels=3)
     torch.manual_seed(1)
@@ -429,10 +444,13 @@ def test_the_images_of_one_task_do_not_move_the_statistics_of_another(tiny_cnn):
     before = alone["b"].eval()(pixels).logits.detach()
     fresh = {name: {f"head.{part}" for part in ("weight", "bias")} for name in alone}
     both = MultiTaskModel(copy.deepcopy(alone), fresh).train()
-    first = both("a", pixel_values=3 * pixels).logits
+    both("a", pixel_values=3 * pixels)
     both.eval()
     torch.testing.assert_close(both("b", pixel_values=pixels).logits, before)
-    assert not torch.allclose(both("a", pixel_values=3 * pixels).logits, first)
+    state = both.state_dict()
+    means = [name for name in state if name.endswith("parts.a.running_mean")]
+    assert means
+    assert not any(torch.equal(state[name], state[name.replace("parts.a", "parts.b")]) for name in means)
     own = [name for name, _ in both.named_parameters() if ".parts.b." in name]
     assert own
     assert not any(both.common(name) for name in own)
@@ -490,3 +508,4 @@ def test_bad_masks_are_named_in_one_sentence(tiny_cnn, tmp_path, capsys):
     refused("Expected two classes or more", "--ignored", "2", "5", "255")
     refused("Expected height x width, 8 pixels or more; 'big' came", "--image_size", "big")
     refused("needs one label a row", "--class_weights", "balanced")
+    refused("--metrics scores one answer a row", "--metrics", "accuracy")

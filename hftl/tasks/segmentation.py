@@ -85,7 +85,9 @@ class ImageSegmentation(Task):
         config: Any = model.config
         if isinstance(config, transformers.TimmWrapperConfig):  # it is saved as a part of the model's settings
             cfg = config.pretrained_cfg
-            size = self.size or tuple(cfg.get("input_size", (3, 224, 224))[1:])
+            bare = source.model.startswith("timm:")  # else the folder may be an adapter's, with a size of its own
+            saved = cfg if bare else self.reading.processor(source, model).data_config
+            size = self.size or tuple(saved.get("input_size", (3, 224, 224))[1:])
             cfg |= {"input_size": [3, *size], "crop_pct": 1.0, "crop_mode": "squash"}
             return transformers.TimmWrapperImageProcessor(cfg, architecture=config.architecture)
         processor = self.reading.processor(source, model)
