@@ -9,6 +9,8 @@ import numpy as np
 from hftl.accumulator import IGNORED
 from hftl.errors import UserError
 
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
+
 
 class Extra:
     """A metric of the `evaluate` library beside the built-in ones; see `extra_metric`."""
@@ -48,8 +50,10 @@ class Extra:
 def extra_metric(name: str, problem_type: str = "single_label_classification") -> Extra:
     """Load an `evaluate` metric by its Hub name or from a local folder; this runs the metric's own Python script.
 
-    Raises UserError where it cannot be loaded, for one because there is no network.
+    Raises UserError where it cannot be loaded, for one because there is no network, and where a row has many labels.
     """
+    if problem_type not in PROBLEMS:
+        raise UserError("--metrics scores one answer a row, and here a row has many. Leave it out.")
     import evaluate  # slow to import, and rarely wanted
 
     try:

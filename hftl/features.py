@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.errors import UserError
-from hftl.recipe import HOW, TWO_DOMAINS, Recipe
+from hftl.recipe import HOW, OF_MASKS, TWO_DOMAINS, Recipe
 from hftl.settings import flag, own_settings
 from hftl.startup import Clock, imports
 
@@ -33,7 +33,7 @@ class FeatureRecipe(Recipe):
         *("strategy", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "weight_decay", "packing"),
         *("gradient_accumulation_steps", "warmup_steps", "lr_scheduler_type", "class_weights", "augment", "fit_batch"),
         *("max_tokens_per_batch", "early_stopping_patience", "max_steps", "resume", "show_rates", "cache_views"),
-        *("cache_dtype", *TWO_DOMAINS),
+        *("cache_dtype", *OF_MASKS, *TWO_DOMAINS),
     )
 
     classifier: str = flag(

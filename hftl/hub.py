@@ -85,7 +85,7 @@ def refuse_unlabelled(name: str, folder: Path) -> None:
 def task_of_architecture(name: str, config: dict[str, Any]) -> Task:
     """The task whose auto class makes the architecture that a config names."""
     architecture = (config.get("architectures") or ["none"])[0]
-    if "num_classes" in config and "architecture" in config:  # timm's own form
+    if "architectures" not in config and "architecture" in config:  # timm's own form
         architecture = "TimmWrapperForImageClassification"
     for task in Task.known().values():
         if architecture.endswith(task.auto.removeprefix("AutoModel")):

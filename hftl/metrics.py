@@ -17,6 +17,7 @@ from hftl.entities import Entities
 from hftl.errors import UserError, suggest
 from hftl.extra import Extra, extra_metric
 from hftl.pretext import MaskedTokens, Pretext
+from hftl.segments import Segments
 
 __all__ = ["Accumulator", "Extra", "MultiLabel", "Regression", "Score", "SingleLabel", "extra_metric", "metric_for"]
 
@@ -275,6 +276,7 @@ def metric_for(problem_type: str, names: Sequence[str] = ()) -> Accumulator:
         "masked_tokens": MaskedTokens,
         "pretext": Pretext,
         "token_classification": Entities,
+        "image_segmentation": Segments,
     }
     if problem_type not in kinds:
         hint = suggest(problem_type, kinds)

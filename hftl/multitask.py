@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.errors import UserError
-from hftl.recipe import HOW, IN, OUT, TWO_DOMAINS, Recipe
+from hftl.recipe import HOW, IN, OF_MASKS, OUT, TWO_DOMAINS, Recipe
 from hftl.settings import flag, own_settings
 from hftl.startup import Clock, imports
 
@@ -35,18 +35,20 @@ class MultiTaskRecipe(Recipe):
     hidden: ClassVar[tuple[str, ...]] = (
         *("task", "weights", "data", "valid", "test", "text", "text_pair", "tokens", "image", "label"),
         *("problem_type", "class_weights", "augment", "max_tokens_per_batch", "fit_batch", "packing", "metrics"),
-        *("cache_gb", "cache_dtype", "cache_views", *TWO_DOMAINS),
+        *("cache_gb", "cache_dtype", "cache_views", *OF_MASKS, *TWO_DOMAINS),
     )
 
     settable: ClassVar[tuple[str, ...]] = (
-        *("task", "text", "text_pair", "tokens", "label", "problem_type", "valid", "test", "max_train_samples"),
+        *("task", "text", "text_pair", "tokens", "image", "label", "problem_type", "valid", "test"),
+        *("max_train_samples", *OF_MASKS),
     )
     """What can be set for one task, after its source."""
 
     tasks: list[str] = flag(
         None,
         "the tasks: name=source, where a source is what --data takes; its own settings after commas, such as "
-        "stsb=stsb/,label=score (task, text, text_pair, tokens, label, problem_type, valid, test, max_train_samples)",
+        "stsb=stsb/,label=score (task, text, text_pair, tokens, image, label, problem_type, valid, test, "
+        "max_train_samples, classes, ignored, image_size)",
         IN,
         factory=list,
     )

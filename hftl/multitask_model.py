@@ -1,6 +1,8 @@
 """Several models of transformers that share one encoder object, each with a head of its own. Knows no data.
 
 What is fresh belongs to a head, wherever it lies: each task has its own copy of a new pooler inside the encoder, too.
+So has it of a BatchNorm, whose statistics are of one task's batches: another's images, of other size or content, would
+give the model in evaluation what it never met in training (Bilen & Vedaldi 2017, arXiv 1701.07275).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hftl.errors import UserError
 
@@ -80,6 +83,9 @@ class MultiTaskModel(nn.Module):
         largest = max(models, key=lambda name: sum(p.numel() for p in models[name].base_model.parameters()))
         shared = models[largest].base_model
         self._own = {path: self._copies(models, fresh, path) for path in self._fresh_inside(shared, fresh[largest])}
+        for path in [path for path, module in shared.named_modules() if isinstance(module, _BatchNorm)]:
+            if not any(path == own or path.startswith(f"{own}.") for own in self._own):
+                self._own[path] = {name: self._inside(models[name], name, path) for name in models}
         for path, copies in self._own.items():
             owner, _, last = path.rpartition(".")
             setattr(shared.get_submodule(owner), last, OnePerTask(copies))
@@ -103,12 +109,15 @@ class MultiTaskModel(nn.Module):
         whole = [p for p in paths if {f"{p}.{n}" for n, _ in shared.get_submodule(p).named_parameters()} <= names]
         return [p for p in whole if not any(p.startswith(f"{other}.") for other in whole)]
 
+    def _inside(self, model: Any, task: str, path: str) -> nn.Module:
+        return model.get_submodule(f"{self.prefixes[task]}.{path}")
+
     def _copies(self, models: dict[str, Any], fresh: dict[str, set[str]], path: str) -> dict[str, nn.Module]:
         found = {}
         for name, model in models.items():
             full = f"{self.prefixes[name]}.{path}"
             if any(one.startswith(f"{full}.") for one in fresh[name]):
-                found[name] = model.get_submodule(full)
+                found[name] = self._inside(model, name, path)
         return found
 
     def where(self, task: str, name: str) -> str:

@@ -134,6 +134,7 @@ def _piece(name: str, recipe: Recipe, args: transformers.TrainingArguments, cloc
     task = single.task_of(recipe.task)
     with args.main_process_first(desc="reading the data"):
         splits = single.read_data(recipe, task)
+        single.settle(recipe, task, splits)
     clock.mark("data")
     transformers.set_seed(recipe.seed)  # the head starts as it would alone
     pretrained = task.build(single.source_of(recipe), splits.labels)
@@ -170,7 +171,7 @@ def _trainer(
         train_dataset=MixedRows([piece["rows"]["train"] for piece in pieces.values()]),
         eval_dataset={name: piece["rows"]["valid"] for name, piece in pieces.items()},
         data_collator=Collate(collates),
-        preprocess_logits_for_metrics=next(iter(pieces.values()))["task"].outputs,
+        outputs={name: piece["task"].outputs for name, piece in pieces.items()},
         callbacks=early_stopping(recipe, strategy),
     )
 
@@ -230,5 +231,5 @@ def about(name: str, settable: tuple[str, ...]) -> Iterator[None]:
     try:
         yield
     except UserError as failure:
-        words = re.sub(rf"--({'|'.join(settable)}) ([^\s.,;]+)", r"',\1=\2' after its source", str(failure))
+        words = re.sub(rf"--({'|'.join(settable)}) (?!means )([^\s.,;]+)", r"',\1=\2' after its source", str(failure))
         raise UserError(f"Task {name}: {words.replace('--data', '--tasks')}") from failure

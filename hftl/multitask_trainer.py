@@ -77,6 +77,7 @@ class MultiTaskTrainer(Trainer):
 
     Args:
         scorers: task -> its `compute_metrics`, with the name of its headline metric.
+        outputs: task -> its `preprocess_logits_for_metrics`.
         mixing, temperature: how often a task comes, as `hftl.mixing.proportions` has it.
         pcgrad: project conflicts between the tasks of one update away.
         train_dataset: `MixedRows`. eval_dataset: task -> `TaskRows`. The rest is `hftl.Trainer`'s.
@@ -88,12 +89,13 @@ class MultiTaskTrainer(Trainer):
         args: Any,
         *,
         scorers: dict[str, Any],
+        outputs: dict[str, Callable[..., Any]],
         mixing: str = "proportional",
         temperature: float = 1.0,
         pcgrad: bool = False,
         **others: Any,
     ) -> None:
-        self.scorers, self.mixing, self.temperature = scorers, mixing, temperature
+        self.scorers, self.outputs, self.mixing, self.temperature = scorers, outputs, mixing, temperature
         self.whole: Any = model
         self.order = {task: i for i, task in enumerate(self.whole.tasks)}
         super().__init__(model, args, compute_metrics=next(iter(scorers.values())), **others)
@@ -158,13 +160,13 @@ class MultiTaskTrainer(Trainer):
     ) -> dict[str, float]:
         """Every metric of one task's rows; without rows those of valid of all tasks, their mean headline and loss."""
         if eval_dataset is not None:
-            self.compute_metrics = self.scorers[eval_dataset.task]
+            self._score(eval_dataset.task)
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
         started = time.time()
         found: dict[str, float] = {}
         parts: Any = self.eval_dataset
         for task, rows in parts.items():
-            self.compute_metrics = self.scorers[task]
+            self._score(task)
             loader, prefix = self.get_eval_dataloader(rows), f"{metric_key_prefix}_{task}"
             found |= self.evaluation_loop(loader, "Evaluation", None, ignore_keys, prefix).metrics
         headlines = [found[f"{metric_key_prefix}_{task}_{self.scorers[task].headline}"] for task in parts]
@@ -178,11 +180,16 @@ class MultiTaskTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
 
+    def _score(self, task: str) -> None:
+        """Let what is evaluated next be read and scored as one task has it."""
+        self.compute_metrics, self.preprocess_logits_for_metrics = self.scorers[task], self.outputs[task]
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         if not hasattr(self.model, "peft_config"):  # weights that are tied are written once, and found again on loading
             state = self.model.state_dict() if state_dict is None else state_dict
             seen: dict[int, str] = {}
-            state_dict = {n: v for n, v in state.items() if seen.setdefault(v.data_ptr(), n) == n or not v.numel()}
+            kept = {n: v for n, v in state.items() if seen.setdefault(v.data_ptr(), n) == n or not v.numel()}
+            state_dict = {n: v.contiguous() for n, v in kept.items()}  # channels last is no order of a file
         super()._save(output_dir, state_dict)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import math
 import platform
@@ -134,10 +135,24 @@ def mistakes(run: Run, most: int = 12) -> list[dict[str, Any]]:
     """The test rows on which the model was surest and wrong."""
     order = run.trainer.eval_order
     return [
-        run.task.show(run.splits.test[position if order is None else int(order[position])])
+        run.task.show_wrong(run.splits.test[number], functools.partial(answer, run, number))
         | {"label": label, "prediction": prediction, "confidence": confidence}
         for position, label, prediction, confidence in run.scorer.metric.mistakes(most)
+        for number in [position if order is None else int(order[position])]
     ]
+
+
+def answer(run: Run, number: int) -> Any:
+    """What the model says of one row of test, as the task's `answers` gives it."""
+    trainer = run.trainer
+    batch = trainer.data_collator(run.rows["test"].__getitems__([number]))
+    inputs = {
+        n: v.to(trainer.args.device) if isinstance(v, torch.Tensor) else v for n, v in batch.items() if n != "row"
+    }
+    trainer.model.eval()
+    with torch.inference_mode():
+        logits = trainer.model(**inputs)["logits"]
+    return next(iter(run.task.answers(logits.float().cpu().numpy(), batch)))
 
 
 def described(run: Run) -> dict[str, Any]:
@@ -146,7 +161,7 @@ def described(run: Run) -> dict[str, Any]:
     parameters = {id(p): p for p in trainer.model.parameters()}.values()
     return {
         "task": run.task.name,
-        "usage": run.task.usage,
+        "usage": run.task.usage_of(run.pretrained.model),
         "model": recipe.model,
         "revision": run.pretrained.revision,
         "strategy": spec.spell(trainer.strategy),

@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from hftl import plots, wording
+from hftl.segments import colour
 from hftl.verdict import adapted, verdict
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ def html(report: Report) -> str:
         "confusion": confusion(report),
         "reliability": reliability(report),
         "wrong": wrong(report.wrong),
+        "masks": report.problem_type == "image_segmentation",
+        "legend": [(name, "#{:02x}{:02x}{:02x}".format(*colour(i))) for i, name in enumerate(report.labels)],
+        "kind": "IoU" if report.problem_type == "image_segmentation" else "F1",
         "augmented": augmented(report.augmented),
         "rates": rates(report.rates),
         "checks": sorted(report.checks, key=lambda check: list(MARKS).index(check.level)),
@@ -175,7 +179,7 @@ def domains(report: Report) -> dict[str, Any]:
 
 
 def class_rows(report: Report) -> list[dict]:
-    """F1 of each class, the lowest on test first."""
+    """F1 or IoU of each class, the lowest on test first."""
     names = [n for n in dict.fromkeys([*report.test, *report.valid]) if report.class_of(n) is not None]
     rows = [{"name": report.class_of(n), "valid": report.valid.get(n), "test": report.test.get(n)} for n in names]
     return sorted(rows, key=lambda row: _sortable(row["test"] or row["valid"]))

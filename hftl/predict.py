@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hftl.data import read
-from hftl.data.types import TAGS
+from hftl.data.types import PIXELS, TAGS
 from hftl.errors import UserError
 from hftl.hub import Loaded, load_folder
 from hftl.progress import quiet
@@ -57,7 +57,8 @@ class Predictor:
 
         Each prediction holds `label` and `score`, and `scores` by label name. With several labels `label` is the list
         of those at 0.5 or above, and `score` is left out; a regression gives `value` alone. A tagger gives the list of
-        the labels of the words (of a text, what white space parts), fewer where it was cut.
+        the labels of the words (of a text, what white space parts), fewer where it was cut. Of masks `mask` is an
+        image of the size of the input, whose pixels are numbers of labels, and `shares` has the share of each label.
         """
         single = not isinstance(inputs, list)
         rows = [self._row(value) for value in ([inputs] if single else inputs)]
@@ -82,7 +83,8 @@ class Predictor:
             for numbers in np.split(order, range(batch_size, len(order), batch_size)):
                 found.extend(self._logits(encoded.__getitems__(numbers.tolist())))
                 tell(len(numbers))
-            yield from self.read([found[i] for i in np.argsort(order)])
+            made = self.read([found[i] for i in np.argsort(order)])
+            yield from (self.task.fitted(one, rows[start + i]) for i, one in enumerate(made))
 
     def _encoded(self, rows: Sequence[dict[str, Any]], start: int, stop: int) -> Any:
         """Some of the rows as model inputs."""
@@ -109,6 +111,8 @@ class Predictor:
         """Turn logits of shape (n, classes), or (words, tags) for each row, into predictions."""
         if self.task.problem_type == TAGS:
             return [{"label": [self.labels.names[i] for i in row.argmax(axis=1)]} for row in logits]
+        if self.task.problem_type == PIXELS:
+            return [{"mask": row, "shares": self._shares(row)} for row in logits]
         values = softmax_or_sigmoid(np.asarray(logits), self.labels.problem_type)
         if self.labels.problem_type == "regression":
             return [{"value": float(row[0])} for row in values]
@@ -121,6 +125,11 @@ class Predictor:
                 best = max(scores, key=scores.__getitem__)
                 made.append({"label": best, "score": scores[best], "scores": scores})
         return made
+
+    def _shares(self, ids: np.ndarray) -> dict[str, float]:
+        """The share of an image that each class has."""
+        counts = np.bincount(ids.ravel(), minlength=len(self.labels.names))
+        return dict(zip(self.labels.names, (counts / ids.size).tolist(), strict=True))
 
     def _row(self, value: Any) -> dict[str, Any]:
         if isinstance(value, dict):
@@ -146,6 +155,8 @@ def predict_file(
 ) -> None:
     """Predict every row of a file or folder and write a csv: the inputs, the prediction, and a column per score.
 
+    Masks are written as png files into a folder beside it, `OUTPUT_masks`.
+
     Args:
         data: any source that training takes, labels not needed; `-` reads one text or image path a line from stdin.
 
@@ -160,12 +171,16 @@ def predict_file(
         rows = read(data, {role: predictor.task.roles[role] for role in predictor.roles}, columns=columns)
     if not len(rows):
         raise UserError(f"{'stdin' if data == '-' else data} holds no rows to predict. Pass --data with some.")
+    masks = Path(output).with_name(f"{Path(output).stem}_masks")
     scratch, bar = Path(f"{output}.partial"), tqdm(total=len(rows), desc="predicting", unit="row")
     try:
         with bar, scratch.open("w", newline="", encoding="utf-8") as file:
             writer: csv.DictWriter | None = None
             for i, prediction in enumerate(predictor.stream(rows, batch_size, bar.update)):
-                line = flat(predictor, rows[i], prediction)
+                line = flat(predictor, rows[i], prediction, f"{Path(output).stem}_masks/{i + 1}.png")
+                if "mask" in prediction:
+                    masks.mkdir(parents=True, exist_ok=True)
+                    prediction["mask"].save(masks / f"{i + 1}.png")
                 if writer is None:
                     writer = csv.DictWriter(file, line)
                     writer.writeheader()
@@ -176,11 +191,16 @@ def predict_file(
     print(f"{len(rows):,} predictions in {output}")
 
 
-def flat(predictor: Predictor, row: dict[str, Any], prediction: dict[str, Any]) -> dict[str, Any]:
-    """One line of the output: inputs as they came, then `prediction`, then `score_<label>` of each label."""
+def flat(predictor: Predictor, row: dict[str, Any], prediction: dict[str, Any], mask: str = "") -> dict[str, Any]:
+    """One line of the output: inputs as they came, then `prediction`, then `score_<label>` of each label.
+
+    Of a mask `prediction` is the name of its file, and `share_<label>` follow.
+    """
     inputs = {role: named(row[role]) for role in predictor.roles if role in row}
     if "value" in prediction:
         return inputs | {"prediction": prediction["value"]}
+    if "mask" in prediction:
+        return inputs | {"prediction": mask} | {f"share_{n}": f"{s:.6f}" for n, s in prediction["shares"].items()}
     label = prediction["label"]
     scores = {f"score_{name}": f"{score:.6f}" for name, score in prediction.get("scores", {}).items()}
     return inputs | {"prediction": "|".join(label) if isinstance(label, list) else label} | scores

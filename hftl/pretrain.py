@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.errors import UserError
-from hftl.recipe import HOW, OUT, TWO_DOMAINS, Recipe
+from hftl.recipe import HOW, OF_MASKS, OUT, TWO_DOMAINS, Recipe
 from hftl.settings import flag, own_settings
 from hftl.startup import Clock
 
@@ -35,7 +35,7 @@ class PretrainRecipe(Recipe):
 
     hidden: ClassVar[tuple[str, ...]] = (
         *("text_pair", "label", "problem_type", "class_weights", "metrics", "packing"),
-        *("cache_gb", "cache_dtype", "cache_views", *TWO_DOMAINS),
+        *("cache_gb", "cache_dtype", "cache_views", *OF_MASKS, *TWO_DOMAINS),
     )
 
     mask: float | None = flag(

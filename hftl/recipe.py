@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TWO_DOMAINS = ("unlabelled", "target_test", "domain", "target", "source", "select", "source_only")
 """Settings of a recipe that adapts to a target domain; subclasses that do not hide them."""
+OF_MASKS = ("classes", "ignored", "image_size")
+"""Settings of a recipe for segmentation; subclasses that have other tasks hide them."""
 IN, HOW, RUN, OUT, SAFE = "What goes in", "How it learns", "The run", "What comes out", "Safety"
 
 
@@ -57,6 +59,11 @@ class Recipe:
     source: list[str] = flag(None, "with --domain: the domains to learn from; else all but --target", IN, factory=list)
     problem_type: str | None = flag(
         None, "single_label_classification, multi_label_classification or regression; guessed from the labels", IN
+    )
+    classes: str | None = flag(None, "of masks: a file that names the classes, a line each or JSON, by pixel value", IN)
+    ignored: list[int] = flag(None, "of masks: pixel values that are no class; 255", IN, factory=lambda: [255])
+    image_size: str | None = flag(
+        None, "of masks: height x width to resize to, such as 192x256; else the size that the model reads", IN
     )
     max_length: int | None = flag(None, "longest text in tokens, longer ones are cut; else the model's own", IN)
     max_train_samples: int | None = flag(None, "train on this many rows only, chosen with the seed", IN)

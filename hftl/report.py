@@ -184,8 +184,8 @@ class Report:
         return [n for n in dict.fromkeys(names) if (n in self.valid or n in self.test) and self.class_of(n) is None]
 
     def class_of(self, metric: str) -> str | None:
-        """The label that a per-class metric (`f1_<label>`) is about; None for any other metric."""
-        label = metric.removeprefix("f1_")
+        """The label that a per-class metric (`f1_<label>`, `iou_<label>`) is about; None for any other metric."""
+        label = metric.removeprefix("f1_").removeprefix("iou_")
         return label if label in self.labels and metric not in {label, "f1_macro", "f1_micro"} else None
 
     def next_commands(self) -> list[str]:

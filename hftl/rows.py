@@ -119,7 +119,9 @@ class Numbered:
         numbers = torch.tensor([row["row"] for row in rows])
         whole = [{k: v for k, v in row.items() if k != "row"} for row in rows]
         if whole[0].keys() <= {"labels"}:
-            return {"labels": torch.as_tensor([row["labels"] for row in whole]), "row": numbers}
+            labels = [row["labels"] for row in whole]
+            whole_masks = isinstance(labels[0], torch.Tensor)
+            return {"labels": torch.stack(labels) if whole_masks else torch.as_tensor(labels), "row": numbers}
         return self.collate(whole) | {"row": numbers}
 
 

@@ -20,7 +20,7 @@ from hftl.adaptation import Domains
 from hftl.anatomy import anatomy, rate_table
 from hftl.arguments import early_stopping, selection
 from hftl.cache import Cache
-from hftl.data import Check, Role, Splits, Target, length_check, load, render
+from hftl.data import Check, Masks, Role, Splits, Target, length_check, load, render
 from hftl.errors import UserError, suggest
 from hftl.folder import OutputFolder, unwrap, whole_weights
 from hftl.outcome import Scorer
@@ -117,6 +117,7 @@ def read_data(recipe: Recipe, task: Task) -> Splits:
         on_bad_row=recipe.on_bad_row,
         max_train_samples=recipe.max_train_samples,
         target=Target(recipe.unlabelled, recipe.target_test, recipe.domain, recipe.target, tuple(recipe.source)),
+        masks=Masks(recipe.classes, tuple(recipe.ignored)),
     )
 
 
@@ -247,8 +248,7 @@ def encode(task: Task, splits: Splits, processor: Any, recipe: Recipe) -> dict[s
         encoded = task.encode(split, processor, train=name == "train", **options)
         changed = task.changed(options) if name == "train" else ""
         identify = functools.partial(task.identify, encoded, processor)
-        labelled = ((encoded, "labels"), (split, "label"))
-        labels = next((of[column][:] for of, column in labelled if column in of.column_names), None)
+        labels = task.labels(encoded, split, processor)
         return Rows(encoded, labels, identify, changed, recipe.cache_views, task.decoded, recipe.seed)
 
     there = [name for name in ("train", "valid", "test", "target") if getattr(splits, name) is not None]

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from hftl.report import Report
 
 
+UNITS = {"masked_tokens": "masked token", "image_segmentation": "image"}
+"""What n counts, where it is no row."""
 SAYS = {"helped": "helped", "hurt": "hurt", "no clear difference": "made no clear difference"}
 
 
@@ -17,6 +19,17 @@ def majority(report: Report) -> float | None:
     """Accuracy on test of always answering the most frequent class there; None where there is no confusion."""
     rows = [sum(row) for row in report.confusion]
     return max(rows) / sum(rows) if sum(rows) else None
+
+
+def trivial_score(report: Report) -> float | None:
+    """The headline metric on test of always answering the most frequent class there; None where it is not known.
+
+    Of masks its IoU is its share of the pixels, and that of every other class 0.
+    """
+    share, classes = majority(report), sum(any(row) for row in report.confusion)
+    if share is None or report.headline not in ("accuracy", "mean_iou"):
+        return None
+    return share if report.headline == "accuracy" else share / classes
 
 
 def verdict(report: Report) -> str:
@@ -31,8 +44,8 @@ def verdict(report: Report) -> str:
             said.append(f"{wording.number(score.value)} on {split} ({between}n = {score.n:,})")
     sentence = f"{wording.metric_name(report.headline)} {'; '.join(said)}"
     sentence += ", which chose the checkpoint." if valid is not None and test is not None else "."
-    trivial = majority(report)
-    if test is not None and trivial is not None and report.headline == "accuracy":
+    trivial = trivial_score(report)
+    if test is not None and trivial is not None:
         sentence += f" Always answering the most frequent class would give {trivial:.3f}"
         reached = wording.known(test.low) and test.low <= trivial
         sentence += ", which the interval does not exclude." if reached else "."
@@ -84,7 +97,7 @@ def limits(report: Report) -> list[str]:
     score = report.test.get(report.headline) or report.valid.get(report.headline)
     said = []
     if score is not None:
-        unit = "masked token" if report.problem_type == "masked_tokens" else "row"
+        unit = UNITS.get(report.problem_type, "row")
         rows = f"{score.n:,} {unit}{'' if score.n == 1 else 's'}"
         said.append(
             f"The numbers come from one run (seed {report.seed}). The intervals are bootstrap 95 % intervals over "

@@ -31,6 +31,8 @@ class Augmentation:
     """What it changes: "image" or "text", as a `Role` has it."""
     needs_target: ClassVar[bool] = False
     """Whether it reads unlabelled rows of the target."""
+    in_place: ClassVar[bool] = False
+    """Whether all that is in an image stays where it is, so that a mask of it still fits."""
     rewrites: ClassVar[bool] = False
     """Whether its work is done once for each row, by `rewrite`, and then drawn from."""
 

@@ -26,6 +26,7 @@ class Sketch(Augmentation):
     """
 
     kind: ClassVar[str] = "image"
+    in_place: ClassVar[bool] = True
 
     p: float = 0.5
     radius: float = 5.0
@@ -52,6 +53,7 @@ class FDA(Augmentation):
     """
 
     kind: ClassVar[str] = "image"
+    in_place: ClassVar[bool] = True
     needs_target: ClassVar[bool] = True
 
     beta: float = 0.01
@@ -76,6 +78,7 @@ class HistogramMatch(Augmentation):
     """Each channel's histogram from a random target image (Gonzalez & Woods, Digital Image Processing, 3.3)."""
 
     kind: ClassVar[str] = "image"
+    in_place: ClassVar[bool] = True
     needs_target: ClassVar[bool] = True
 
     p: float = 0.5
@@ -101,6 +104,7 @@ class ColorStats(Augmentation):
     """
 
     kind: ClassVar[str] = "image"
+    in_place: ClassVar[bool] = True
     needs_target: ClassVar[bool] = True
 
     p: float = 0.5

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hftl.data.part import Part
-from hftl.data.types import MULTI, TAGS, Check, Labels
+from hftl.data.types import MULTI, PIXELS, TAGS, Check, Labels
 
 _SHOWN = 12  # rows of a small table on the terminal
 _EXAMPLES = 3
@@ -22,14 +22,19 @@ _EXAMPLES = 3
 def split_checks(parts: dict[str, Part], labels: Labels) -> list[Check]:
     """Everything that the splits themselves show."""
     found = [_rows(parts, labels), *_sizes(parts), _duplicates(parts["train"]), _overlap(parts)]
-    if labels.names and labels.problem_type != TAGS:
+    if labels.names and labels.problem_type not in (TAGS, PIXELS):
         found.append(_balance(parts, labels))
     return found
 
 
 def counts(part: Part, labels: Labels) -> np.ndarray:
-    """Rows of each class, (classes,) int64; a row with several classes counts for each. Words of each tag."""
+    """Rows of each class, (classes,) int64; a row with several classes counts for each. Words of each tag.
+
+    Pixels of each class, where the labels are masks.
+    """
     total = np.zeros(len(labels.names), np.int64)
+    if part.masks is not None:
+        return part.masks.of_classes(labels.values)
     if part.classes is not None:
         return total + np.bincount(part.classes, minlength=len(total))
     for values in part.label_batches():
@@ -58,6 +63,7 @@ def _rows(parts: dict[str, Part], labels: Labels) -> Check:
                 }
             )
         sentence += f"; {len(labels.names)} {'tags' if labels.problem_type == TAGS else 'classes'}"
+        sentence += ", counted in pixels" if labels.problem_type == PIXELS else ""
     return Check("rows", "ok", sentence, details)
 
 

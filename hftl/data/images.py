@@ -72,10 +72,12 @@ def _stamp(path: Path) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
-def as_images(column: datasets.Dataset, role: str, root: Path | None, where: str) -> datasets.Dataset:
+def as_images(
+    column: datasets.Dataset, role: str, root: Path | None, where: str, flag: str = "image"
+) -> datasets.Dataset:
     """Bring the only column of a data set, named by the role, to undecoded images.
 
-    Names of files are relative to `root`, and may not lead out of it.
+    Names of files are relative to `root`, and may not lead out of it. `flag` is what names the column.
 
     Raises:
         UserError: a column of another kind, file names without a root, or a name that leads out of the folder.
@@ -92,7 +94,7 @@ def as_images(column: datasets.Dataset, role: str, root: Path | None, where: str
         return column.map(_from_bytes, batched=True, batch_size=64, features=features, fn_kwargs={"role": role})
     if dtype not in ("string", "large_string"):
         raise UserError(
-            f"Expected images or their file names in {where}; it holds {dtype or feature}. Pass --image COLUMN."
+            f"Expected images or their file names in {where}; it holds {dtype or feature}. Pass --{flag} COLUMN."
         )
     if root is None:
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from hftl.data.survey import MOST_CLASSES, Survey, class_names, key, number, split_cell
-from hftl.data.types import MULTI, PROBLEM_TYPES, REGRESSION, SINGLE, TAGS, Check
+from hftl.data.types import MULTI, PIXELS, PROBLEM_TYPES, REGRESSION, SINGLE, TAGS, Check
 from hftl.errors import UserError, suggest
 
 _ENCODING = 1  # part of the cache key of encoded columns: raise it when `_encode` changes
@@ -24,11 +24,12 @@ class Reading:
     split: bool = False  # cells are texts that hold several classes
     multi_hot: bool = False  # cells are vectors of 0 and 1 already
     lower: bool = False  # "True" and "true" are one class
+    values: tuple[int, ...] = ()  # of masks: the pixel value of each class
 
 
 def check_problem_type(problem_type: str | None) -> None:
     """Raise `UserError` for a word that transformers does not know."""
-    if problem_type is not None and problem_type not in (*PROBLEM_TYPES, TAGS):
+    if problem_type is not None and problem_type not in (*PROBLEM_TYPES, TAGS, PIXELS):
         known = f"{SINGLE}, {MULTI} or {REGRESSION}"
         raise UserError(
             f"Expected --problem_type {known}; it is {problem_type!r}.{suggest(problem_type, PROBLEM_TYPES)}"

@@ -15,11 +15,12 @@ from hftl.data.columns import find_columns
 from hftl.data.domains import Target, set_aside
 from hftl.data.images import loose_images
 from hftl.data.labels import Reading, check_problem_type, check_same, decide, reading_checks
-from hftl.data.part import Part, inputs, label_column, make_part
+from hftl.data.masks import paired_folders, read_classes, scan_masks
+from hftl.data.part import Part, image_roots, inputs, label_column, make_masked, make_part, masked
 from hftl.data.source import WORDS, Rows, Source, one_set, open_source
 from hftl.data.split import carve, scarce, subset
 from hftl.data.survey import Survey, survey
-from hftl.data.types import SPLITS, Check, Labels, Role, Splits
+from hftl.data.types import PIXELS, SPLITS, Check, Labels, Masks, Role, Splits
 from hftl.errors import UserError
 
 SHARE = 0.1  # of the rows of train, for a split that is missing
@@ -40,6 +41,7 @@ def load(
     max_train_samples: int | None = None,
     revision: str | None = None,
     target: Target | None = None,
+    masks: Masks | None = None,
 ) -> Splits:
     """Load, check and split data for a task.
 
@@ -55,6 +57,7 @@ def load(
         max_train_samples: train on this many rows only, each class with its share.
         revision: of a Hub source.
         target: where a second domain is, to be adapted to.
+        masks: how masks read, where they are the labels.
 
     Raises:
         UserError: a source, a column, a label or a row that is not what it should be.
@@ -65,16 +68,16 @@ def load(
         raise UserError(f"Expected --on_bad_row error or skip; it is {on_bad_row!r}.")
     with _quiet(True):
         loose = None if "label" in roles else loose_images(source)
-        opened = open_source(source if loose is None else loose, revision)
+        opened = _open(source if loose is None else loose, revision, problem_type)
         given = {split: one for split, one in (("valid", valid), ("test", test)) if one is not None}
         for split, one in given.items():
-            opened.parts[split] = _given(one, split, opened)
+            opened.parts[split] = _given(one, split, opened, problem_type)
         _split_by_column(opened, columns or {})
         unlabelled, other = set_aside(opened, target or Target(), seed)
     if "train" not in opened.parts:
         raise UserError(f"Expected a train split in {opened.name}; it has {', '.join(opened.parts) or 'none'}.")
     with _quiet(sum(len(rows.data) for rows in opened.parts.values()) < _MANY_ROWS):
-        loading = _Loading(opened, roles, columns or {}, set(given), seed)
+        loading = _Loading(opened, roles, columns or {}, set(given), seed, masks or Masks())
         if other is not None:
             loading.rows[TARGET] = other
         splits = loading.run(problem_type, on_bad_row, max_train_samples)
@@ -107,11 +110,11 @@ class _Loading:
     """The state of one `load`: parts by split, and what was noted on the way."""
 
     def __init__(
-        self, opened: Source, roles: dict[str, Role], columns: dict[str, str], given: set[str], seed: int
+        self, opened: Source, roles: dict[str, Role], columns: dict[str, str], given: set[str], seed: int, masks: Masks
     ) -> None:
         self.rows = {split: opened.parts[split] for split in SPLITS if split in opened.parts}
         self.source, self.notes = opened.name, list(opened.notes)
-        self.roles, self.mapped, self.given, self.seed = roles, columns, given, seed
+        self.roles, self.mapped, self.given, self.seed, self.masks = roles, columns, given, seed, masks
         self.checks: list[Check] = []
         if opened.others:
             self.notes.append(f"{opened.name} also has the splits {', '.join(opened.others)}, which were not used")
@@ -119,8 +122,10 @@ class _Loading:
     def run(self, problem_type: str | None, on_bad_row: str, max_train_samples: int | None) -> Splits:
         columns = {"train": find_columns(self.rows["train"], self.roles, self.mapped)}
         reading = self._read_labels(columns, problem_type)
-        labels = Labels(reading.problem_type, reading.names) if reading else Labels(problem_type or "", [])
-        parts = {split: make_part(rows, columns[split], self.roles, reading) for split, rows in self.rows.items()}
+        labels = Labels(problem_type or "", [])
+        if reading is not None:
+            labels = Labels(reading.problem_type, reading.names, list(reading.values))
+        parts = {split: self._part(rows, columns[split], reading) for split, rows in self.rows.items()}
         parts = self._drop_bad(parts, on_bad_row)
         self._carve(parts, labels)
         if max_train_samples is not None:
@@ -143,12 +148,30 @@ class _Loading:
             checks=self.checks,
         )
 
+    def _part(self, rows: Rows, columns: dict[str, str], reading: Reading | None) -> Part:
+        if reading is not None and reading.problem_type == PIXELS:
+            return make_masked(rows, columns, self.roles, reading, self.masks)
+        return make_part(rows, columns, self.roles, reading)
+
+    def _read_masks(self, columns: dict[str, dict[str, str]]) -> Reading:
+        """The classes of masks, which only their pixels tell; the splits without masks are left out."""
+        rows = self.rows["train"]
+        found = scan_masks(masked(rows, columns["train"], self.roles), image_roots(rows))
+        reading = read_classes(self.masks, found, f"the masks of {rows.name}")
+        for split in [split for split in self.rows if split != "train"]:
+            columns[split] = self._as_in_train(split, columns["train"])
+            if "label" not in columns[split]:
+                self._leave_out(split)
+        return reading
+
     def _read_labels(self, columns: dict[str, dict[str, str]], problem_type: str | None) -> Reading | None:
         """How the labels of all splits read; None where the task asks for none."""
         if "label" not in self.roles:
             for split in [split for split in self.rows if split != "train"]:
                 columns[split] = self._as_in_train(split, columns["train"])
             return None
+        if problem_type == PIXELS:
+            return self._read_masks(columns)
         where = f"column {columns['train']['label']!r} of {self.rows['train'].name}"
         train = survey(label_column(self.rows["train"], columns["train"]["label"]), where, problem_type)
         reading = decide(train, where, problem_type)
@@ -225,10 +248,17 @@ class _Loading:
                 self.notes.append(f"{split} may lack the classes {names}: with fewer than 3 rows, too few to share out")
 
 
-def _given(one: Any, split: str, opened: Source) -> Rows:
+def _open(source: Any, revision: str | None = None, problem_type: str | None = None) -> Source:
+    pairs = paired_folders(source) if problem_type == PIXELS else None
+    if pairs is None:
+        return open_source(source, revision)
+    return replace(open_source(pairs), name=str(source))
+
+
+def _given(one: Any, split: str, opened: Source, problem_type: str | None) -> Rows:
     if isinstance(one, str) and one in opened.others:
         return opened.others.pop(one)
-    return one_set(open_source(one), split, f"--{split} {one}")
+    return one_set(_open(one, None, problem_type), split, f"--{split} {one}")
 
 
 def _split_by_column(opened: Source, mapped: dict[str, str]) -> None:

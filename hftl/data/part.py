@@ -17,9 +17,10 @@ from datasets import config
 from hftl.data.columns import check_text, check_words
 from hftl.data.images import as_images
 from hftl.data.labels import Reading, encode
+from hftl.data.masks import MaskScan, find_strangers, mask_column, scan_masks
 from hftl.data.scan import Scan, scan
 from hftl.data.source import Rows
-from hftl.data.types import MULTI, TAGS, Labels, Role
+from hftl.data.types import MULTI, TAGS, Labels, Masks, Role
 
 _BATCH = 10_000
 
@@ -32,10 +33,12 @@ class Part:
     scan: Scan
     values: np.ndarray | None  # (n,) labels: int64 ids or float32 numbers; None where a row has several, or none
     name: str
+    masks: MaskScan | None = None  # where the labels are masks
 
     def take(self, rows: np.ndarray) -> Part:
         values = None if self.values is None else self.values[rows]
-        return Part(self.data.select(rows), self.scan.take(rows), values, self.name)
+        masks = None if self.masks is None else self.masks.take(rows)
+        return Part(self.data.select(rows), self.scan.take(rows), values, self.name, masks)
 
     @property
     def classes(self) -> np.ndarray | None:
@@ -44,7 +47,7 @@ class Part:
 
     def label_batches(self) -> Iterator[np.ndarray]:
         """All labels, in one batch where they are held, else in (n, classes) float32 or (n, words) int64; or none."""
-        if "label" not in self.data.column_names:
+        if "label" not in self.data.column_names or self.masks is not None:
             return iter(())
         return _batches(self.data) if self.values is None else iter([self.values])
 
@@ -54,6 +57,8 @@ class Part:
         total.update(self.scan.digest.tobytes())
         for values in self.label_batches():
             total.update(values.tobytes())
+        if self.masks is not None:
+            total.update(self.masks.digest.tobytes())
         return total.hexdigest()
 
 
@@ -77,6 +82,22 @@ def label_column(rows: Rows, column: str) -> datasets.Dataset:
     """The label column alone, named `label`, not encoded."""
     piece = rows.data.select_columns([column])
     return piece if column == "label" else piece.rename_column(column, "label")
+
+
+def masked(rows: Rows, columns: dict[str, str], roles: dict[str, Role]) -> datasets.Dataset:
+    """Inputs and, as `label`, their masks, both undecoded."""
+    masks = mask_column(label_column(rows, columns["label"]), columns["label"], rows.root, rows.name)
+    return datasets.concatenate_datasets([inputs(rows, columns, roles), masks], axis=1)
+
+
+def make_masked(rows: Rows, columns: dict[str, str], roles: dict[str, Role], reading: Reading, masks: Masks) -> Part:
+    """As `make_part`, where the labels are masks."""
+    data, roots = masked(rows, columns, roles), image_roots(rows)
+    found = scan(data.select_columns(["image"]), {"image": "image"}, roots)
+    seen = scan_masks(data.select_columns(["image", "label"]), roots)
+    find_strangers(seen, reading, masks)
+    found.reasons = seen.reasons | found.reasons
+    return Part(data, found, None, rows.name, seen)
 
 
 def make_part(rows: Rows, columns: dict[str, str], roles: dict[str, Role], reading: Reading | None) -> Part:

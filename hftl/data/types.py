@@ -15,6 +15,18 @@ TAGS = "token_classification"
 """A tag for each word. transformers has no problem type for it: the task is all there is to say."""
 
 
+PIXELS = "image_segmentation"
+"""A class for each pixel: the label is a mask. No problem type of transformers either."""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """How masks read: a file with the names of the classes, and pixel values that are no class. Fields of a Recipe."""
+
+    classes: str | None = None
+    ignored: tuple[int, ...] = (255,)
+
+
 @dataclass(frozen=True)
 class Role:
     """What a task needs from a row.
@@ -33,6 +45,8 @@ class Labels:
 
     problem_type: str
     names: list[str]
+    values: list[int] = field(default_factory=list)
+    """Of masks: the pixel value of each class."""
 
 
 @dataclass
@@ -50,7 +64,7 @@ class Splits:
     """Three data sets ready for a task: columns carry the names of the roles, `label` is encoded.
 
     `label` is an int64 id (single label), a float32 multi-hot list (multi-label), a float32 (regression) or a list of
-    int64 ids (tags; -100 for none).
+    int64 ids (tags; -100 for none), or an image whose pixels are `labels.values`.
     An image cell is `{"bytes": bytes | None, "path": str | None}`, undecoded.
     """
 

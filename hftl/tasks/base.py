@@ -122,6 +122,10 @@ class Task:
         """What the model says of each row of a batch: here (n, classes); arrays of their own where rows differ."""
         return logits
 
+    def usage_of(self, model: nn.Module) -> dict[str, str]:
+        """`usage` of a model that `build` has made; `only` where no other library than hftl reads it."""
+        return self.usage
+
     def changed(self, options: dict[str, Any]) -> str:
         """How training rows are changed at random when they are read, in words; "" where they are not."""
         return ""
@@ -140,9 +144,22 @@ class Task:
             for row in zip(*batch.values(), strict=True)
         ]
 
+    def labels(self, encoded: Any, rows: Any, processor: Any) -> Any:
+        """The label of each encoded row, where it can be had without the row's inputs; None where there is none."""
+        labelled = ((encoded, "labels"), (rows, "label"))
+        return next((of[column][:] for of, column in labelled if column in of.column_names), None)
+
+    def fitted(self, answer: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+        """A prediction in the measures of the row that it is of, as a person gets it."""
+        return answer
+
     def show(self, row: dict[str, Any]) -> dict[str, str]:
         """What a person sees of one row in the report: `{"text": ...}` or `{"image": data URI}`."""
         raise NotImplementedError
+
+    def show_wrong(self, row: dict[str, Any], answer: Callable[[], Any]) -> dict[str, str]:
+        """As `show`, of a row that the model got wrong; `answer()` is what `answers` gives of it."""
+        return self.show(row)
 
 
 def generator() -> np.random.Generator:
@@ -188,11 +205,11 @@ def revision_of(path: str, config: Any) -> str:
     return "sha256:" + ",".join(_sha256(str(file))[:16] for file in files) if files else "unknown"
 
 
-def load_pretrained(auto: str, source: Source, labels: Labels, config: Any = None) -> tuple[Any, set[str], str]:
+def load_pretrained(auto: Any, source: Source, labels: Labels, config: Any = None) -> tuple[Any, set[str], str]:
     """Load a checkpoint for a task: the model in float32, the names of its fresh parameters, and its revision.
 
     Args:
-        auto: the name of an auto class or of a model's class.
+        auto: the name of an auto class or of a model's class, or a model's class.
         config: the model's settings, where they are not the checkpoint's own with these labels.
 
     Raises:
@@ -204,7 +221,7 @@ def load_pretrained(auto: str, source: Source, labels: Labels, config: Any = Non
             f"{source.weights}. Pass --model with a folder or a Hub id, and leave --weights out."
         )
     path = resolve(source.model)
-    auto_class = getattr(transformers, auto)
+    auto_class = getattr(transformers, auto) if isinstance(auto, str) else auto
     common = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
     try:
         config = config or transformers.AutoConfig.from_pretrained(path, **common, **label_settings(labels))
@@ -220,7 +237,7 @@ def load_pretrained(auto: str, source: Source, labels: Labels, config: Any = Non
             **common,
         )
     except LOAD_FAILURES as failure:
-        raise explain_load_failure(failure, source.model, auto) from failure
+        raise explain_load_failure(failure, source.model, auto_class.__name__) from failure
     fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     names = {name for name, _ in model.named_parameters()}
     return model, fresh & names, revision_of(path, config)

@@ -137,10 +137,10 @@ def changed(image: Image.Image, found: Any, rng: np.random.Generator, target: da
     return found.apply(image, rng, draw)
 
 
-def data_uri(image: Image.Image) -> str:
-    """An image of 96 pixels at most as text that a page can show."""
+def data_uri(image: Image.Image, most: int = 96) -> str:
+    """An image of so many pixels at most, on its longer side, as text that a page can show."""
     small = image.copy()
-    small.thumbnail((96, 96))
+    small.thumbnail((most, most))
     file = io.BytesIO()
     small.save(file, format="JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
@@ -181,8 +181,12 @@ def open_image(value: Any) -> Image.Image:
         raise UserError(f"Expected an image in {name}; it cannot be read ({reason}). Correct it.") from failure
 
 
-def bare_timm(source: Source, labels: Labels) -> Pretrained:
-    """`timm:NAME`: an architecture of timm's, with `weights` from a safetensors file or else at random."""
+def bare_timm(source: Source, labels: Labels, make: Callable[[Any], Any] | None = None) -> Pretrained:
+    """`timm:NAME`: an architecture of timm's, with `weights` from a safetensors file or else at random.
+
+    Args:
+        make: config -> model; else the classifier.
+    """
     import timm  # a quarter of a second, which runs of other models are spared
 
     name = source.model.removeprefix("timm:")
@@ -193,7 +197,7 @@ def bare_timm(source: Source, labels: Labels) -> Pretrained:
     config = transformers.TimmWrapperConfig(  # type: ignore[call-arg]  # its base takes more than it declares
         architecture=name, pretrained_cfg=cfg.to_dict() if cfg else {}, **label_settings(labels)
     )
-    model = transformers.TimmWrapperForImageClassification(config)
+    model = (make or transformers.TimmWrapperForImageClassification)(config)
     parameters = {key for key, _ in model.named_parameters()}
     fresh = parameters - load_weights(model, source.weights) if source.weights else parameters
     processor = transformers.TimmWrapperImageProcessor(config.pretrained_cfg, architecture=name)
