@@ -18,7 +18,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from hftl import testing
 
@@ -37,7 +38,7 @@ PHASES = ("training", "evaluation", "checkpoint", "cache", "report")
 COSTS = re.compile(r"seconds|_runtime|_per_second|startup|peak_memory|command|^folder$")
 """Parts of a report that say what a run cost, or how it was called: they differ between any two runs."""
 COMMON = (
-    "--per_device_train_batch_size 8 --num_train_epochs 4 --learning_rate 0.005 --save_total_limit 1 --disable_tqdm"
+    "--per_device_train_batch_size 8 --num_train_epochs 3 --learning_rate 0.005 --save_total_limit 1 --disable_tqdm"
 )
 
 
@@ -160,10 +161,18 @@ def kill(run: Watched, told: Watched, phase: str, rng: random.Random) -> bool:
     if reached:
         time.sleep(max(0.0, pause))
     alive = process.poll() is None
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    end(process.pid)
     process.wait()
     return alive and reached
+
+
+def end(number: int) -> None:
+    """SIGKILL to a process and to all below it, each of which a launcher puts into a session of its own."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        whole = psutil.Process(number)
+        for one in [whole, *whole.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
 
 
 def go_on(run: Watched) -> tuple[str, str]:
@@ -182,9 +191,11 @@ def go_on(run: Watched) -> tuple[str, str]:
 
 def told_apart(arm: Arm, one: Path, other: Path, anew: bool) -> str:
     """What differs between two finished folders; empty where nothing but costs does."""
-    if (one / arm.weights).read_bytes() != (other / arm.weights).read_bytes():
-        return arm.weights
     first, second = (_steady(json.loads((path / "report.json").read_text("utf-8"))) for path in (one, other))
+    if (one / arm.weights).read_bytes() != (other / arm.weights).read_bytes():
+        pairs = zip(first["history"], second["history"], strict=False)
+        since = next((a["step"] for a, b in pairs if a != b), None)
+        return f"{arm.weights}, from step {since} on"
     if anew and arm.cached:  # what the killed run had kept is not computed again, and the report says so
         first.pop("forward_passes"), second.pop("forward_passes")
     return ", ".join(name for name in first if first[name] != second.get(name))
@@ -199,9 +210,9 @@ def _steady(value: Any) -> Any:
 def arms(home: Path) -> list[Arm]:
     """Text and image, full, LoRA and cached, one process and two; valid is large, so that evaluation takes long."""
     bert, cnn = testing.tiny_bert(home / "bert"), testing.tiny_cnn(home / "cnn")
-    train, valid = testing.reviews_csv(home / "train.csv", 400), testing.reviews_csv(home / "valid.csv", 3000)
+    train, valid = testing.reviews_csv(home / "train.csv", 200), testing.reviews_csv(home / "valid.csv", 1000)
     test = testing.reviews_csv(home / "test.csv", 100)
-    colours, seen = testing.colour_images(home / "colours", 240), testing.colour_images(home / "seen", 400)
+    colours, seen = testing.colour_images(home / "colours", 160), testing.colour_images(home / "seen", 200)
     text = ["--model", bert, "--data", train, "--valid", valid, "--test", test]
     image = ["--model", cnn, "--data", colours, "--valid", seen, "--test", colours]
     lora, last = ["--strategy", "LoRA(r=4)"], ["--strategy", "LastLayers(1)"]
@@ -240,11 +251,12 @@ def main() -> None:
                 told[arm.name] = reference(arm, home / arm.name)
             run = Watched(arm, home / f"kill-{number}")
             in_time = kill(run, told[arm.name], phase, rng)
+            steps = sorted(int(path.name[11:]) for path in run.begun())
             how, wrong = go_on(run)
             wrong = wrong or told_apart(arm, told[arm.name].folder, run.folder, how == "anew")
             found.append((arm.name, phase, wrong))
             late = "" if in_time else " (it had ended)"
-            print(f"{number + 1:3} {arm.name:26} {phase:12}{late} {how:10} {wrong or 'identical'}", flush=True)
+            print(f"{number + 1:3} {arm.name:26} {phase:12}{late} {how:10} {steps} {wrong or 'identical'}", flush=True)
             if not wrong:
                 shutil.rmtree(run.home)
     print(table([arm.name for arm in chosen], found))
