@@ -78,6 +78,7 @@ class Request:
         try:
             yield
         finally:
+            self.by = ""
             for number, handler in before.items():
                 signal.signal(number, handler)
 
