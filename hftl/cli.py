@@ -21,6 +21,7 @@ from hftl.failures import say_errors
 from hftl.settings import Setting, own_settings, training_settings
 from hftl.spec import build, heads
 from hftl.startup import imports
+from hftl.stopping import Left
 from hftl.strategies.base import Strategy
 from hftl.values import asked, checked, checked_all, from_words
 
@@ -81,7 +82,7 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> Report | None:
         The report; None where the settings ask for no run (`--show_rates`).
 
     Raises:
-        SystemExit: 0 after `--help`; 2 for bad input; 130 for Ctrl-C; 143 for SIGTERM. One sentence is on stderr.
+        SystemExit: 0 after `--help`; 2 for bad input; as `hftl.failures` has them. One sentence is on stderr.
     """
     take_the_cores()
     words = list(sys.argv[1:] if argv is None else argv)
@@ -90,14 +91,14 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> Report | None:
             _say(_recipe_help(recipe, words))
             raise SystemExit(0)
         merged = merge(recipe, words)
-    with say_errors(after_stop=lambda: _after_stop(merged.output_dir)):
+    with say_errors(left=lambda: _left_in(merged.output_dir)):
         return merged.run()
 
 
-def _after_stop(folder: str) -> str:
-    if any(Path(folder).expanduser().glob("checkpoints/checkpoint-*/trainer_state.json")):
-        return f"Add --resume to go on from the last checkpoint in {folder}, or --overwrite to start again."
-    return f"No checkpoint was written to {folder} yet: run it again without --resume."
+def _left_in(folder: str) -> Left:
+    from hftl.folder import OutputFolder
+
+    return OutputFolder(folder).left
 
 
 def take_the_cores() -> None:

@@ -2,7 +2,8 @@
 
 Knows the failures of a person, a machine and the libraries beneath by name, and imports none of them.
 
-Exit codes: 2 bad input or a machine that gave out, 130 Ctrl-C, 143 SIGTERM, 1 a defect of hftl (with its traceback).
+Exit codes: 2 bad input or a machine that gave out; 130 Ctrl-C; 75 (EX_TEMPFAIL) SIGTERM or SIGUSR1 where `--resume`
+goes on from a checkpoint, 143 or 138 where there is none yet; 1 a defect of hftl (with its traceback).
 `accelerate launch` answers each with 1 and, unless it is given `-q`, a traceback of its own below the sentence.
 """
 
@@ -10,15 +11,13 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
-from typing import Any
+from types import TracebackType
 
 from hftl.errors import UserError
+from hftl.stopping import REQUEST, SIGNALS, Left
 
 BUG = "This is a defect of hftl, not of your input. Please report it with this traceback and `hftl --version`."
 MEMORY = "halve --per_device_train_batch_size and double --gradient_accumulation_steps, or lower --max_length"
@@ -45,10 +44,6 @@ _HUB = {
 }
 
 
-class Terminated(BaseException):
-    """SIGTERM came, as when a scheduler ends a job."""
-
-
 class say_errors:  # noqa: N801, reads as `with say_errors():`
     """Around a command: turns what went wrong into one sentence on stderr and an exit code.
 
@@ -56,43 +51,37 @@ class say_errors:  # noqa: N801, reads as `with say_errors():`
     one process alone (memory, disk) is said by the process that it befell.
 
     Args:
-        after_stop: what Ctrl-C leaves, and how to go on; a function is asked once the stop has come.
+        left: asked once the command was cut short.
         memory: what to lower where memory ran out.
     """
 
-    def __init__(self, after_stop: str | Callable[[], str] = "", memory: str = MEMORY) -> None:
-        self.after_stop = after_stop
+    def __init__(self, left: Callable[[], Left] = Left, memory: str = MEMORY) -> None:
+        self.left = left
         self.memory = memory
 
     def __enter__(self) -> say_errors:
-        self.process = os.getpid()
-        self.previous: Any = None
-        if threading.current_thread() is threading.main_thread():  # Python lets no other thread set a handler
-            self.previous = signal.signal(signal.SIGTERM, self._terminate)
+        self.listening = REQUEST.listening()
+        self.listening.__enter__()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
+        self.listening.__exit__(None, None, None)
         if error is None or isinstance(error, SystemExit):
             return
-        if isinstance(error, KeyboardInterrupt | Terminated):
-            then = self.after_stop if isinstance(self.after_stop, str) else self.after_stop()
-            by, code = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
-            _leave(f"Stopped by {by}. {then}", code)
+        if isinstance(error, KeyboardInterrupt):
+            by, left = str(error) or "Ctrl-C", self.left()
+            number = next(number for number, name in SIGNALS.items() if name == by)
+            code = os.EX_TEMPFAIL if left.resumable and by != "Ctrl-C" else 128 + number
+            _leave(f"Stopped by {by}. {left.sentence}", code)
         if isinstance(error, UserError):
             _leave(f"error: {error}", 2)
         own = _machine(error, self.memory)
+        if own and (left := self.left()).resumable:
+            own = f"{own} {left.sentence}"
         if own or (foreign := _library(error)):
             _leave(f"error: {own or foreign}", 2, everyone=bool(own))
         if BUG not in getattr(error, "__notes__", ()):
             error.add_note(BUG)
-
-    def _terminate(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self.process:  # a forked worker inherits this handler; it should die as workers do
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
-        raise Terminated
 
 
 def _leave(sentence: str, code: int, everyone: bool = False) -> None:

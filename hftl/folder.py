@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from hftl import manifest
 from hftl.errors import UserError
+from hftl.stopping import Left
 
 if TYPE_CHECKING:
     import torch
@@ -41,10 +43,50 @@ class OutputFolder:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The last checkpoint that is whole: of its files trainer_state.json is written last."""
-        found = [p.parent for p in self.checkpoints.glob("checkpoint-*/trainer_state.json") if p.stat().st_size]
-        numbered = {int(p.name.removeprefix("checkpoint-")): p for p in found if p.name[11:].isdigit()}
-        return numbered[max(numbered)] if numbered else None
+        """The last checkpoint that is whole as far as names and sizes tell."""
+        return next((path for path in self._numbered() if not self._fault(path, deep=False)), None)
+
+    @property
+    def left(self) -> Left:
+        """What a run that was cut short has left here."""
+        if self.checkpoint is not None:
+            how = f"Add --resume to go on from the last checkpoint in {self.path}, or --overwrite to start again."
+            return Left(how, resumable=True)
+        if (self.path / FINISHED).is_file():
+            return Left(f"{self.path} holds a finished run.")
+        return Left(f"No checkpoint was written to {self.path} yet: run it again without --resume.")
+
+    def sound_checkpoint(self) -> Path:
+        """The last checkpoint that is whole to the byte; what is newer and damaged is deleted, and said.
+
+        Raises:
+            UserError: none is whole.
+        """
+        damaged: list[tuple[Path, str]] = []
+        for path in self._numbered():
+            if not (fault := self._fault(path)):
+                for newer, what in damaged:
+                    print(f"{newer.name} is damaged: {what}. The run goes on from {path.name}.", flush=True)
+                    shutil.rmtree(newer, ignore_errors=True)
+                return path
+            damaged.append((path, fault))
+        told = f": of {damaged[0][0].name}, {damaged[0][1]}" if damaged else ""
+        raise UserError(f"{self.path} holds no whole checkpoint{told}. Pass --overwrite to start again.")
+
+    def _numbered(self) -> list[Path]:
+        """The folders of checkpoints, the last first."""
+        found = {int(p.name[11:]): p for p in self.checkpoints.glob("checkpoint-*") if p.name[11:].isdigit()}
+        return [found[number] for number in sorted(found, reverse=True)]
+
+    def _fault(self, path: Path, deep: bool = True) -> str:
+        """What is wrong with a checkpoint, or with the best one, which the run would end with."""
+        if fault := manifest.fault(path, deep=deep):
+            return fault
+        best = json.loads((path / manifest.STATE).read_text("utf-8")).get("best_global_step")
+        other = self.checkpoints / f"checkpoint-{best}"
+        if best and other != path and (fault := manifest.fault(other, deep=deep)):
+            return f"the best one, {other.name}, is: {fault}"
+        return ""
 
     def claim(self, *, resume: bool, overwrite: bool, dry: bool = False) -> None:
         """Make sure that nothing of an earlier run is lost unasked. Changes nothing: the run may yet fail on its data.
@@ -71,8 +113,9 @@ class OutputFolder:
             raise UserError(
                 f"{self.path} holds an interrupted run. Pass --resume to go on, or --overwrite to start again."
             )
+        own = finished or interrupted or self.partial.is_dir()  # what a kill left half in place is this run's, too
         foreign = self.path.is_dir() and any(p.name not in (CHECKPOINTS, PARTIAL) for p in self.path.iterdir())
-        if foreign and not (finished or interrupted or overwrite):
+        if foreign and not (own or overwrite):
             raise UserError(f"{self.path} holds other files. Pass an empty --output_dir, or --overwrite to add to it.")
         there = next(p for p in (self.path.absolute(), *self.path.absolute().parents) if p.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):

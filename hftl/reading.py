@@ -6,16 +6,17 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-import transformers
+import torch
 from torch import nn
 from transformers import TrainerCallback
 
 from hftl.cache import Cache
+from hftl.resuming import ResumableTrainer
 from hftl.rows import Numbered, Rows
 from hftl.sampling import LongestFirst, in_order, lengths_of, metric_in_order, order_of, training_order
 
 
-class RowReader(transformers.Trainer):
+class RowReader(ResumableTrainer):
     """`transformers.Trainer` with rows of like length in a batch, and rows that are partly kept.
 
     Args:
@@ -46,6 +47,15 @@ class RowReader(transformers.Trainer):
     def _size(self) -> int:
         rows: Any = self.train_dataset
         return max(len(rows), 1)
+
+    def _running(self, losses: torch.Tensor) -> dict[str, Any]:
+        kept = {} if self.cache is None else {"computed": self.cache.computed, "notes": self.cache.notes}
+        return super()._running(losses) | kept
+
+    def _take_up(self, told: dict[str, Any]) -> None:
+        super()._take_up(told)
+        if self.cache is not None:
+            self.cache.computed, self.cache.notes = told.get("computed", 0.0), told.get("notes", [])
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
         return super().training_step(model, self._whole(inputs, self.train_dataset), num_items_in_batch)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hftl import memory, spec
@@ -82,16 +83,29 @@ class Run:
         if shown is not None:
             self.trainer.add_callback((Lines if self.trainer.args.disable_tqdm else Progress)(self.scorer.headline))
         self.trainer.add_callback(FirstStep(self.clock))
-        checkpoint = self.folder.checkpoint if self.recipe.resume else None
+        checkpoint = self._checkpoint() if self.recipe.resume else None
         if checkpoint is None and self.trainer.args.should_save:
             self.folder.forget_checkpoints()
         if self.domains is not None:
             self.domains.note(self.trainer, "before")
-        self.trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        self.trainer.train(resume_from_checkpoint=checkpoint)
         if self.domains is not None:
             self.domains.note(self.trainer, "after")
         self.trainer.remove_callback(transformers.EarlyStoppingCallback)  # what is evaluated from here on stops nothing
         self.trainer.model = self.trainer.strategy.finish(self.trainer.model)
+
+    def _checkpoint(self) -> str:
+        """The checkpoint to go on from: the first process looks, and all take what it found."""
+        found: list[Any] = [None]
+        try:
+            if self.first:
+                found = [str(self.folder.sound_checkpoint())]
+        except UserError as failure:
+            found = [failure]
+        told = broadcast_object_list(found)[0]
+        if isinstance(told, UserError):
+            raise told
+        return told
 
     def write(self, report: Report) -> None:
         """Write the folder from the first process; the others wait."""

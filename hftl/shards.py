@@ -20,6 +20,9 @@ KINDS = {
     "bool": "|u1",
 }
 """Types of torch -> how numpy reads their bytes."""
+PLAIN = {"<f4": torch.float32, "<f2": torch.float16, "<u2": torch.uint16, "<i8": torch.int64, "<i4": torch.int32}
+PLAIN |= {"|u1": torch.uint8}
+"""How numpy reads the bytes -> a type of torch whose memory numpy can share."""
 Row = tuple[torch.Tensor, ...]
 
 
@@ -96,25 +99,27 @@ def _stacked(parts: list[Part], left: bool) -> torch.Tensor:
         found = _even(parts, count)
     else:
         found = _uneven(parts, shapes, sizes, left)
-    return torch.from_numpy(found).view(leaf.dtype).reshape(count, *sizes.tolist())
+    return found.view(leaf.dtype).reshape(count, *sizes.tolist())
 
 
-def _even(parts: list[Part], count: int) -> np.ndarray:
+def _even(parts: list[Part], count: int) -> torch.Tensor:
     """Rows of one size: each shard gives its own at once."""
     first = parts[0][0].table
     assert first is not None
+    found, held = _room((count, first.shape[1]), first.dtype)
     if len(parts) == 1:
-        return first.take(parts[0][2], axis=0)
-    found = np.empty((count, first.shape[1]), first.dtype)
+        first.take(parts[0][2], axis=0, out=held, mode="clip")  # any other mode would write into a buffer first
+        return found
     for leaf, at, rows in parts:
         assert leaf.table is not None
-        found[at] = leaf.table.take(rows, axis=0)
+        held[at] = leaf.table.take(rows, axis=0)
     return found
 
 
-def _uneven(parts: list[Part], shapes: np.ndarray, sizes: np.ndarray, left: bool) -> np.ndarray:
+def _uneven(parts: list[Part], shapes: np.ndarray, sizes: np.ndarray, left: bool) -> torch.Tensor:
     """Rows of several sizes, each in its corner of zeros."""
-    found = np.zeros((len(shapes), *sizes.tolist()), parts[0][0].values.dtype)
+    found, held = _room((len(shapes), *sizes.tolist()), parts[0][0].values.dtype)
+    held.fill(0)
     ragged = np.flatnonzero((shapes != sizes).any(axis=0))
     for leaf, at, rows in parts:
         starts, ends = leaf.offsets[rows].tolist(), leaf.offsets[rows + 1].tolist()
@@ -123,5 +128,15 @@ def _uneven(parts: list[Part], shapes: np.ndarray, sizes: np.ndarray, left: bool
             if left and len(ragged):
                 first = ragged[0]
                 spans[first] = slice(int(sizes[first]) - shape[first], None)
-            found[(i, *spans)] = leaf.values[start:end].reshape(shape)
+            held[(i, *spans)] = leaf.values[start:end].reshape(shape)
     return found
+
+
+def _room(shape: tuple[int, ...], dtype: np.dtype) -> tuple[torch.Tensor, np.ndarray]:
+    """Memory for a batch, as torch and as numpy see it.
+
+    It is torch's own because that starts at a multiple of 64 bytes: where numpy's happens to start decides in which
+    order a CPU's matrix product adds up, and two runs would differ in the last bit.
+    """
+    found = torch.empty(shape, dtype=PLAIN[dtype.str])
+    return found, found.numpy()

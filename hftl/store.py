@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import time
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
@@ -50,7 +49,7 @@ class Store:
         self._shards: dict[str, Shard] = {}
         self._where: dict[bytes, tuple[str, int]] = {}
         self._used: set[str] = set()
-        self._since = time.time()
+        self._before = {path.name for path in self.path.glob("*")}
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:
         """Positions in `keys` of the rows that are not there yet; of several equal keys the first alone."""
@@ -152,7 +151,7 @@ class Store:
         when = 0.0
         with contextlib.suppress(OSError):  # deleted meanwhile
             when = path.stat().st_mtime
-        own = path.parent == self.path and (path.name in self._used or when >= self._since)
+        own = path.parent == self.path and (path.name in self._used or path.name not in self._before)
         return None if own or path.name.endswith(PARTIAL) else when
 
     def _use(self, names: set[str]) -> None:

@@ -30,6 +30,7 @@ from hftl.frozen import frozen_modules
 from hftl.packing import Packing
 from hftl.rates import RateGroup, optimizer_groups, rate_groups, scheduled, stage_share
 from hftl.reading import RowReader
+from hftl.stopping import REQUEST
 from hftl.strategies.base import Strategy
 from hftl.streams import PARTNER, Step, Stream, beside
 
@@ -88,15 +89,18 @@ class Trainer(RowReader):
         self._shares: dict[tuple[bool, ...], float] = {}  # of a forward pass, what the cache spares in each stage
         model.register_forward_pre_hook(self._rest_frozen_modules)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with fitting(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with fitting(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            if self.beside is not None and checkpoint is not None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.beside is not None and checkpoint is not None:
+            with fitting(checkpoint):
                 self.beside.load(checkpoint)
+
+    def _running(self, losses: torch.Tensor) -> dict[str, Any]:
+        return super()._running(losses) | {"shares": [[list(stage), share] for stage, share in self._shares.items()]}
+
+    def _take_up(self, told: dict[str, Any]) -> None:
+        super()._take_up(told)
+        self._shares = {tuple(stage): share for stage, share in told["shares"]}
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -224,7 +228,8 @@ class Trainer(RowReader):
                 self.packing.stop()
             if self.strategy.across_rows:  # then no features are a row's own, to be kept
                 active = {id(parameter) for parameter in self.model.parameters()}
-            self.cache.enter(self.model, active, self._passes_of(stage), self.accelerator)
+            with REQUEST.patient(False):  # computing what is kept may take hours, and goes on where it was
+                self.cache.enter(self.model, active, self._passes_of(stage), self.accelerator)
             self._shares[stage] = self.cache.share
             self._pack()
 

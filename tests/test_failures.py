@@ -17,6 +17,7 @@ from hftl import failures
 from hftl.errors import UserError
 from hftl.failures import say_errors
 from hftl.recipe import Recipe
+from hftl.stopping import Left, Stopped
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +69,7 @@ def test_the_help_of_a_script_starts_with_its_docstring_and_two_commands(tmp_pat
         ("pass", ["--sed", "1"], 2, "error: There is no flag --sed."),
         ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", [], 130, "Stopped by Ctrl-C. No checkpoint"),
         ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", [], 143, "Stopped by SIGTERM. No checkpoint"),
+        ("os.kill(os.getpid(), signal.SIGUSR1); time.sleep(9)", [], 138, "Stopped by SIGUSR1. No checkpoint"),
         ("sys.exit(5)", [], 5, ""),
     ],
 )
@@ -130,10 +132,10 @@ def test_user_errors_pass_through_python_unchanged() -> None:
 # what failures say
 
 
-def said(capsys: pytest.CaptureFixture[str], error: BaseException, code: int = 2) -> str:
-    with pytest.raises(SystemExit) as left, say_errors(after_stop="Add --resume."):
+def said(capsys: pytest.CaptureFixture[str], error: BaseException, code: int = 2, resumable: bool = False) -> str:
+    with pytest.raises(SystemExit) as end, say_errors(left=lambda: Left("Add --resume.", resumable)):
         raise error
-    assert left.value.code == code
+    assert end.value.code == code
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     return err
@@ -214,8 +216,17 @@ def tmp_path_with_config(folder: Path) -> Path:
 
 
 def test_a_stop_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    assert said(capsys, KeyboardInterrupt(), 130) == "Stopped by Ctrl-C. Add --resume.\n"
-    assert said(capsys, failures.Terminated(), 143) == "Stopped by SIGTERM. Add --resume.\n"
+    assert said(capsys, KeyboardInterrupt(), 130, resumable=True) == "Stopped by Ctrl-C. Add --resume.\n"
+    for name, code in (("SIGTERM", 143), ("SIGUSR1", 138)):
+        assert said(capsys, Stopped(name), code) == f"Stopped by {name}. Add --resume.\n"
+        assert said(capsys, Stopped(name), 75, resumable=True) == f"Stopped by {name}. Add --resume.\n"
+
+
+def test_a_machine_that_gave_out_says_how_to_go_on_where_there_is_a_checkpoint(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert said(capsys, OSError(errno.ENOSPC, "No space", "a"), resumable=True).endswith("disk. Add --resume.\n")
+    assert "--resume" not in said(capsys, OSError(errno.ENOSPC, "No space", "a"))
 
 
 def test_one_process_speaks_for_all_except_of_what_befell_it_alone(

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "hftl").rglob("*.py"))
 
 TABLE = {
-    "errors bootstrap failures frozen kernels layout packed progress": "",
+    "errors bootstrap frozen kernels layout manifest packed progress stopping": "",
+    "failures": "stopping",
     "replay sampling shards startup untouched wording": "",
     "settings spec recipe_file": "",
     "values": "settings spec",
@@ -43,15 +44,16 @@ TABLE = {
     "store": "shards writer",
     "cut": "replay untouched",
     "cache": "cut replay rows store",
-    "reading": "cache rows sampling",
+    "resuming": "checkpoints manifest stopping",
+    "reading": "cache resuming rows sampling",
     "streams": "head sampling strategies.base untouched",
-    "trainer": "anatomy cache checkpoints frozen packing rates reading strategies.base streams",
+    "trainer": "anatomy cache checkpoints frozen packing rates reading stopping strategies.base streams",
     "plots plain verdict": "wording",
     "page": "plots segments verdict wording",
     "card": "page verdict wording",
     "report": "card metrics page plain verdict wording",
     "adaptation": "accumulator domains head metrics streams trainer",
-    "folder": "",
+    "folder": "manifest stopping",
     "hub": "feature_model folder tasks data",
     "predict": "hub progress sampling tasks data",
     "outcome": "adaptation data metrics report spec trainer wording",
@@ -75,7 +77,7 @@ TABLE = {
     "pretrain": "cli recipe run settings startup",
     "recipe": "anatomy arguments folder kernels memory outcome progress run settings spec startup strategies values",
     "help": "augment settings spec strategies.base values",
-    "cli": "augment failures help predict recipe_file settings spec startup strategies.base values",
+    "cli": "augment failures folder help predict recipe_file settings spec startup stopping strategies.base values",
     "testing": "folder hub outcome recipe report run spec strategies",
 }
 """Modules of hftl -> modules of hftl that they may import; a package stands for all its modules. errors is free."""
