@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.errors import UserError
@@ -66,8 +67,9 @@ class MultiTaskRecipe(Recipe):
         self._refuse()
         clock = Clock()
         with imports():
-            from hftl import comparison, multitask_outcome, multitask_run, progress
+            from hftl import comparison, multitask_outcome, multitask_run, progress, publish
             from hftl.folder import OutputFolder
+        publish.check_wanted(self)
         try:
             with progress.quiet():
                 run = multitask_run.prepare(self, clock)
@@ -85,6 +87,7 @@ class MultiTaskRecipe(Recipe):
         if run.first:
             print(report.table(multitask_outcome.next_commands(run)))
             print(comparison.table(report.tasks))
+            publish.push_wanted(self, Path(self.output_dir).expanduser())
         return report
 
     def reproducible(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
 
-from hftl import Recipe, cli
+from hftl import Recipe, cli, commands
 from hftl.card import markdown
 from hftl.metrics import Score
 from hftl.report import Report
@@ -80,7 +80,7 @@ def test_a_command_in_the_texts_parses(page: str, command: str, tmp_path: Path) 
     words = words_of(command)
     if words[0] == "hftl":
         if words[1] == "predict" and len(words) > 2:
-            assert {"data", "output"} <= cli.read_flags(words[3:], cli.PREDICT).keys()
+            assert {"data", "output"} <= cli.read_flags(words[3:], commands.PREDICT).keys()
         elif words[1] != "predict":
             cli.hftl(words[1:])
     elif words[0] == "python":
