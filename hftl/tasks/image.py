@@ -127,6 +127,10 @@ class ImageClassification(Task):
         images = rows.with_format(None)["image"]
         return [hashlib.blake2b(told + content(image), digest_size=16).digest() for image in images]
 
+    def examples(self, n: int) -> list[dict[str, Any]]:
+        pixels = np.random.default_rng(0).integers(0, 256, (n, 48, 64, 3), dtype=np.uint8)
+        return [{"image": Image.fromarray(one)} for one in pixels]
+
     def show(self, row: dict[str, Any]) -> dict[str, str]:
         return {"image": data_uri(open_image(row["image"]))}
 
@@ -197,7 +201,7 @@ def bare_timm(source: Source, labels: Labels) -> Pretrained:
     parameters = {key for key, _ in model.named_parameters()}
     fresh = parameters - load_weights(model, source.weights) if source.weights else parameters
     processor = transformers.TimmWrapperImageProcessor(config.pretrained_cfg, architecture=name)
-    revision = revision_of(str(Path(source.weights).parent), config) if source.weights else "random weights"
+    revision = revision_of(str(Path(source.weights).parent)) if source.weights else "random weights"
     return Pretrained(model, processor, fresh, revision)
 
 
