@@ -15,7 +15,7 @@ from hftl.data import Labels
 from hftl.errors import UserError
 from hftl.feature_model import restored
 from hftl.folder import FINISHED
-from hftl.hub_failures import not_read
+from hftl.hub_failures import is_hubs, not_read
 from hftl.tasks.base import Source, Task
 
 NEVER_READ = ["checkpoints/*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.onnx", "*.onnx.data", "*.gguf"]
@@ -78,7 +78,9 @@ def fetched(name: str, revision: str | None) -> Path:
                 repository, revision=revision, allow_patterns=wanted, ignore_patterns=NEVER_READ
             )
         )
-    except (OSError, ValueError) as failure:
+    except Exception as failure:  # the HTTP library's errors have no common base with the Hub's
+        if not is_hubs(failure):
+            raise
         raise UserError(not_read(name, revision, failure)) from failure
     if inside and not (copy / inside).is_dir():
         raise UserError(f"{repository} on the Hub has no folder {inside}. Check the name.")

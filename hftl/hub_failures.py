@@ -37,6 +37,14 @@ def is_network(error: BaseException) -> bool:
     return status_of(error) is None and bool({"TransportError", "ConnectionError", "TimeoutError"} & kinds)
 
 
+def is_hubs(error: BaseException) -> bool:
+    """Whether an error came of talking to the Hub, and not of this machine or of a defect."""
+    if any(isinstance(one, OSError) and one.errno is not None and not is_network(one) for one in causes(error)):
+        return False  # the disk's
+    refused = (errors.HFValidationError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+    return status_of(error) is not None or is_network(error) or any(isinstance(one, refused) for one in causes(error))
+
+
 def may_pass(error: BaseException) -> bool:
     """Whether trying again later may help."""
     return status_of(error) in TRANSIENT or is_network(error)

@@ -48,7 +48,8 @@ def merge(folder: str | Path, out: str | Path, overwrite: bool = False) -> str:
     said = f"The adapter was folded into its base model; logits differ by {far:.1g} at most on {ROWS} inputs."
     report = replace(report, adapter=False, folder=Path(out).as_posix())
     report.data = report.data | {"notes": [*report.data.get("notes", []), said]}
-    target.write(predictor.model, predictor.processor, report, read_yaml(here / "recipe.yaml"))
+    full, weights = predictor.task.written(predictor.model, None)
+    target.write(full, predictor.processor, report, read_yaml(here / "recipe.yaml"), weights)
     return f"{said}\nThe full model is in {target.path}: hftl predict {target.path} --data new.csv --output out.csv"
 
 

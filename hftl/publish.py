@@ -82,11 +82,15 @@ def push(
         return f"Nothing was sent: --dry_run. Without it, this goes to {name}."
     check_login(f"The run is kept in {folder}. ")
     _calm_client()
+    from hftl.hub_failures import is_hubs
+
     try:
         url = _send(parcel, name, private, revision, commit_message or f"{_strategy(folder)}, trained with hftl")
-    except (OSError, ValueError, RuntimeError) as failure:
-        if isinstance(failure, OSError) and failure.errno is not None:
-            raise  # the disk's, not the Hub's
+    except Exception as failure:  # the HTTP library's errors have no common base with the Hub's
+        if not is_hubs(failure) and not isinstance(
+            failure, ValueError
+        ):  # which the client raises for a card's metadata
+            raise
         raise UserError(_kept(folder, name, failure)) from failure
     return f"Pushed to {url}"
 
@@ -212,7 +216,7 @@ def _again(act: Callable[[], T]) -> T:
     for wait in (*WAITS, None):
         try:
             return act()
-        except (OSError, ValueError, RuntimeError) as failure:
+        except Exception as failure:
             if wait is None or not may_pass(failure):
                 raise
             print(

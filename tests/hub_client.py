@@ -66,9 +66,8 @@ class Client:
         return self.python(code, token, words=[str(script), *map(str, words)])
 
     def stop(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(20)
+        self.process.kill()
+        self.process.wait()
 
 
 def carry_out(asked: dict[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
 
-from hftl import Recipe, cli, commands
+from hftl import Recipe, cli
 from hftl.card import markdown
+from hftl.commands import PREDICT
 from hftl.metrics import Score
 from hftl.report import Report
 from hftl.strategies import Strategy
@@ -80,7 +81,7 @@ def test_a_command_in_the_texts_parses(page: str, command: str, tmp_path: Path) 
     words = words_of(command)
     if words[0] == "hftl":
         if words[1] == "predict" and len(words) > 2:
-            assert {"data", "output"} <= cli.read_flags(words[3:], commands.PREDICT).keys()
+            assert {"data", "output"} <= cli.read_flags(words[3:], PREDICT).keys()
         elif words[1] != "predict":
             cli.hftl(words[1:])
     elif words[0] == "python":

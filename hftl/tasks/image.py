@@ -108,6 +108,13 @@ class ImageClassification(Task):
 
         return rows.with_transform(read), self.collate(processor)
 
+    def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
+        """A timm network's weights get timm's own names, so that `timm.create_model` reads the folder, too."""
+        if not isinstance(model, transformers.TimmWrapperForImageClassification):
+            return model, weights
+        held = model.state_dict() if weights is None else weights
+        return model, {name.removeprefix("timm_model."): value for name, value in held.items()}
+
     def changed(self, options: dict[str, Any]) -> str:
         return told(augmentation_of(options["augment"], "image", options["target"]), options["target"])
 
