@@ -23,7 +23,7 @@ _PATH = re.compile(r"(?<![\w/.:~\\-])(?:~(?=/)|/(?=[\w.@+-])|[A-Za-z]:\\(?=\w))[
 _SECRETS = {
     "a Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}",
     "an AWS access key": r"(?<![A-Za-z0-9+/])A(?:KIA|SIA)[0-9A-Z]{16}(?![A-Za-z0-9+/])",
-    "an AWS secret key": r"(?i:aws_?secret_?(?:access_?)?key)\W{1,5}[A-Za-z0-9/+]{40}\b",
+    "an AWS secret key": r"(?i:aws_?secret_?(?:access_?)?key)\W{1,5}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
     "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{22,})",
     "an API key": r"(?<![\w+/-])(?:sk-[A-Za-z0-9_-]{24,}|AIza[\w-]{35}|glpat-[\w-]{20,}|xox[abprs]-[\w-]{10,})",

@@ -45,6 +45,7 @@ class Recipe:
     weights: str | None = flag(None, "a .safetensors file for a bare --model timm:NAME", IN)
     revision: str | None = flag(None, "branch, tag or commit of a Hub model", IN)
     data: Any = flag("hftl:reviews", "csv, tsv, jsonl, parquet, arrow, a folder, or a Hub id (name or name:config)", IN)
+    data_revision: str | None = flag(None, "branch, tag or commit of a Hub data set", IN)
     valid: str | None = flag(None, "validation data, where it is a source of its own", IN)
     test: str | None = flag(None, "test data, where it is a source of its own", IN)
     text: str | None = flag(None, "the column that holds the text", IN)

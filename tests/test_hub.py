@@ -24,9 +24,7 @@ import torch
 from hftl import testing
 for name, settings in runs.items():
     common = {"learning_rate": 0.02, "max_steps": 8, "per_device_train_batch_size": 8, "weight_decay": 0.0}
-    import time; start = time.process_time()
     testing.train_tiny(settings.pop("strategy"), common | settings, Path(folder) / name)
-    result = (result or []) + [(name, time.process_time() - start)]
 """
 """Trains each run and notes inputs and logits beside its folder, before it is written."""
 BACK = """
@@ -107,7 +105,6 @@ def train_all(world: World) -> None:
     }
     done = world.client.python(TRAIN, runs=runs, folder=str(world.folder))
     assert done.code == 0, done.err[-3000:]
-    print(done.result)
 
 
 METHODS = (
@@ -333,6 +330,112 @@ def test_a_download_that_is_slow_or_cut_comes_whole(hub: World, pushed: dict[str
     assert back.code == 0, back.err[-2000:]
     assert back.result["text-full"]["far"] < 1e-6
     assert hub.server.faults[0].times == 0
+
+
+# --- from a recipe ---
+
+STEPS = ("--max_steps", "4", "--per_device_train_batch_size", "8", "--learning_rate", "0.02", "--disable_tqdm")
+
+
+def test_a_recipe_reads_model_and_data_by_id_and_revision_and_pushes_what_came_of_them(hub: World) -> None:
+    model = hub.server.repositories["model", "ada/tiny-bert"]
+    model.branches["small"] = model.branches["main"]
+    csv = (hub.folder / "data" / "reviews.csv").read_bytes()
+    data = hub.server.make("ada/reviews", {"train.csv": csv}, kind="dataset")
+    data.branches["v1"] = data.branches["main"]
+    data.commit("main", {"train.csv": b"nothing,here\n1,2\n"}, "broken")
+    hub.asked()
+    flags = ["--model", "ada/tiny-bert", "--revision", "small", "--data", "ada/reviews", "--data_revision", "v1"]
+    where = ["--push_to_hub", "--hub_model_id", "ada/direct", "--hub_private_repo", "--output_dir", hub.run("direct")]
+    said = hub.client.recipe(RECIPES / "text_cls.py", *flags, *where, *STEPS)
+    assert said.code == 0, said.err[-3000:]
+    report = json.loads(hub.server.files("ada/direct")["report.json"])
+    assert report["revision"] == model.branches["small"]
+    assert report["data"]["source"] == "ada/reviews"
+    assert "push_to_hub" not in report["settings"]
+    card = hub.server.files("ada/direct")["README.md"].decode()
+    assert "datasets:\n- ada/reviews\n" in card
+    assert hub.server.repositories["model", "ada/direct"].private
+    asked = hub.asked()
+    assert any("/datasets/ada/reviews" in path for _, path, _ in asked)
+    assert sum("/commit/" in path for _, path, _ in asked) == 1  # no checkpoint was pushed on the way
+    assert said.out.strip().splitlines()[-1].startswith("Pushed to ")
+
+
+def test_a_run_whose_push_fails_is_finished_and_saved_and_its_exit_code_says_so(hub: World) -> None:
+    data = hub.folder / "data" / "reviews.csv"
+    where = ["--push_to_hub", "--hub_model_id", "bob/taken", "--output_dir", hub.run("unpushed")]
+    said = hub.client.recipe(RECIPES / "text_cls.py", "--model", "ada/tiny-bert", "--data", data, *where, *STEPS)
+    assert said.code == 2
+    last = said.err.strip().splitlines()[-1]
+    assert last.startswith(f"error: The run is finished and saved in {hub.run('unpushed')}, but was not pushed.")
+    assert "may not write to bob/taken" in last
+    assert f"`hftl push {hub.run('unpushed')} bob/taken` sends it" in last
+    assert hub.client.hftl("push", hub.run("unpushed"), "ada/taken").code == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "token", "sentence"),
+    [
+        (["--push_to_hub"], WRITER, "pass --hub_model_id you/name"),
+        (["--push_to_hub", "--hub_model_id", "name"], WRITER, "Expected the repository as owner/name"),
+        (["--push_to_hub", "--hub_model_id", "ada/x"], None, "log in with `hf auth login`"),
+        (["--hub_model_id", "ada/x"], WRITER, "Pass --push_to_hub too"),
+    ],
+)
+def test_a_push_that_cannot_be_is_refused_before_training(
+    hub: World, flags: list[str], token: str | None, sentence: str
+) -> None:
+    where = ["--data", hub.folder / "data" / "reviews.csv", "--output_dir", hub.run("never")]
+    said = hub.client.recipe(RECIPES / "text_cls.py", "--model", "ada/tiny-bert", *where, *flags, token=token)
+    assert said.code == 2
+    assert sentence in said.err
+    assert not hub.run("never").exists()
+
+
+SAME = """
+import hftl, numpy
+one, other = hftl.load(folder), hftl.load(name)
+rows = one.task.examples(6)
+pairs = zip(one.logits(rows), other.logits(rows), strict=True)
+result = [max(float(numpy.abs(a - b).max()) for a, b in pairs), one.labels.names == other.labels.names]
+"""
+
+
+def test_features_and_their_classifier_come_back(hub: World) -> None:
+    flags = ["--model", "ada/tiny-bert", "--data", hub.folder / "data" / "reviews.csv", "--classifier", "knn"]
+    where = ["--output_dir", hub.run("features"), "--push_to_hub", "--hub_model_id", "ada/features"]
+    said = hub.client.recipe(RECIPES / "features.py", *flags, *where, "--disable_tqdm")
+    assert said.code == 0, said.err[-3000:]
+    assert "features.safetensors" in hub.server.files("ada/features")
+    same = hub.client.python(SAME, folder=str(hub.run("features")), name="ada/features")
+    assert same.result == [0.0, True], same.err[-2000:]
+
+
+def test_each_task_of_several_comes_back_by_its_own_name(hub: World) -> None:
+    data = hub.folder / "data" / "reviews.csv"
+    flags = ["--model", "ada/tiny-bert", "--tasks", f"mood={data}", f"tone={data}", "--no_compare", "--adapters"]
+    where = ["--output_dir", hub.run("several"), "--push_to_hub", "--hub_model_id", "ada/several"]
+    said = hub.client.recipe(RECIPES / "multitask.py", *flags, *where, *STEPS)
+    assert said.code == 0, said.err[-3000:]
+    for task in ("mood", "tone"):
+        same = hub.client.python(SAME, folder=str(hub.run("several") / task), name=f"ada/several/{task}")
+        assert same.result == [0.0, True], same.err[-2000:]
+        assert f'hftl.load("ada/several/{task}")' in hub.server.files("ada/several")["README.md"].decode()
+    both = hub.client.python("import hftl\nhftl.load('ada/several')")
+    assert "holds 2 tasks, which load one at a time. Pass ada/several/mood or ada/several/tone." in both.err
+    assert "has no folder third" in hub.client.python("import hftl\nhftl.load('ada/several/third')").err
+
+
+def test_a_pre_trained_encoder_is_pushed_and_says_what_reads_it(hub: World) -> None:
+    flags = ["--model", "ada/tiny-bert", "--data", hub.folder / "data" / "reviews.csv", "--text", "text"]
+    where = ["--output_dir", hub.run("mlm"), "--push_to_hub", "--hub_model_id", "ada/mlm"]
+    said = hub.client.recipe(RECIPES / "mlm.py", *flags, *where, *STEPS)
+    assert said.code == 0, said.err[-3000:]
+    refused = hub.client.python("import hftl\nhftl.load('ada/mlm')")
+    assert "holds a pre-trained encoder, which predicts no label" in refused.err
+    code = "import transformers\nresult = type(transformers.AutoModelForMaskedLM.from_pretrained('ada/mlm')).__name__"
+    assert hub.client.python(code).result == "BertForMaskedLM"
 
 
 def test_no_network_is_said_in_one_sentence() -> None:
