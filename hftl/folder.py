@@ -124,7 +124,9 @@ class OutputFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for old in [path for pattern in REPLACED for path in self.path.glob(pattern)]:
             old.unlink()
-        (self.path / "recipe.yaml").write_text(written(recipe, report.revision, report.data["fingerprints"]), "utf-8")
+        (self.path / "recipe.yaml").write_text(
+            written(recipe, report.revision, report.data.get("fingerprints", {})), "utf-8"
+        )
         report.write(self.path)
         self.forget_checkpoints()
 
@@ -132,7 +134,9 @@ class OutputFolder:
         processor.save_pretrained(folder)
         if report.adapter:
             finish_adapter(folder, model, report)
-        (folder / "recipe.yaml").write_text(written(recipe, report.revision, report.data["fingerprints"]), "utf-8")
+        (folder / "recipe.yaml").write_text(
+            written(recipe, report.revision, report.data.get("fingerprints", {})), "utf-8"
+        )
         report.write(folder)
 
 

@@ -87,9 +87,7 @@ def push(
     try:
         url = _send(parcel, name, private, revision, commit_message or f"{_strategy(folder)}, trained with hftl")
     except Exception as failure:  # the HTTP library's errors have no common base with the Hub's
-        if not is_hubs(failure) and not isinstance(
-            failure, ValueError
-        ):  # which the client raises for a card's metadata
+        if not is_hubs(failure) and not isinstance(failure, ValueError | RuntimeError):  # of the card, of hf_xet
             raise
         raise UserError(_kept(folder, name, failure)) from failure
     return f"Pushed to {url}"
@@ -219,9 +217,8 @@ def _again(act: Callable[[], T]) -> T:
         except Exception as failure:
             if wait is None or not may_pass(failure):
                 raise
-            print(
-                f"The Hub did not take it ({status_of(failure) or 'no answer'}); again in {wait:g} s", file=sys.stderr
-            )
+            why = status_of(failure) or "no answer"
+            print(f"The Hub did not take it ({why}); again in {wait:g} s", file=sys.stderr, flush=True)
             time.sleep(wait * random.uniform(1, 1.25))
     raise AssertionError("the last try returns or raises")
 
