@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hftl.errors import suggest
 
 if TYPE_CHECKING:
+    from hftl.adapters import load_adapters as load_adapters
     from hftl.cli import main as main
     from hftl.features import FeatureRecipe as FeatureRecipe
     from hftl.multitask import MultiTaskRecipe as MultiTaskRecipe
@@ -30,6 +31,7 @@ _HOMES = {
     "Strategy": "hftl.strategies.base",
     "Trainer": "hftl.trainer",
     "load": "hftl.predict",
+    "load_adapters": "hftl.adapters",
     "main": "hftl.cli",
 }
 

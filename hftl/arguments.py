@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from hftl.recipe import Recipe
 
 OURS = {
-    "push_to_hub": "uploading is not built yet; upload the finished folder with `hf upload you/name FOLDER`",
-    "hub_model_id": "uploading is not built yet; upload the finished folder with `hf upload you/name FOLDER`",
+    "hub_always_push": "the finished folder is pushed once, in one commit",
     "resume_from_checkpoint": "pass --resume and the run's --output_dir",
     "save_strategy": "a checkpoint is saved at each evaluation; set --eval_strategy and --eval_steps",
     "save_steps": "a checkpoint is saved at each evaluation; set --eval_strategy and --eval_steps",
@@ -37,6 +36,8 @@ OURS = {
     "debug": "its underflow_overflow stops at the first attention mask, which is no number; leave it out",
 }
 """TrainingArguments that a recipe sets itself -> what to do instead."""
+PUSHED = ("push_to_hub", "hub_model_id", "hub_revision")
+"""What `hftl.publish` reads; the base Trainer would push checkpoints while it trains."""
 
 
 def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) -> transformers.TrainingArguments:
@@ -61,7 +62,7 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
         "disable_tqdm": False,
         "dataloader_pin_memory": torch.accelerator.is_available(),
         "use_cpu": not torch.accelerator.is_available(),  # else torchrun's processes would each think they are alone
-    } | recipe.training
+    } | {name: value for name, value in recipe.training.items() if name not in PUSHED}
     own = {
         name: getattr(recipe, name)
         for name in transformers.TrainingArguments.__dataclass_fields__

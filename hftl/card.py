@@ -74,12 +74,16 @@ def metadata(report: Report) -> dict[str, Any]:
     if base and not scratch:
         found["base_model"] = base
         found["base_model_relation"] = "adapter" if report.adapter else "finetune"
+        if re.fullmatch("[0-9a-f]{40}", report.revision):
+            found["base_model_revision"] = report.revision  # no field of the Hub's: it shows it, and does nothing else
     if not report.tasks:
         found["pipeline_tag"] = report.task
     if data:
         found["datasets"] = [data]
     found["tags"] = ["hftl", "transfer-learning", *_strategies(report.strategy)]
     results = _results(report, data)
+    if results:
+        found["metrics"] = list(dict.fromkeys(metric["type"] for metric in results[0]["metrics"]))
     if results and not report.tasks:  # the cards of the tasks have them
         found["model-index"] = [{"name": _title(report), "results": results}]
     return found

@@ -10,14 +10,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.errors import UserError
-from hftl.recipe import HOW, OF_MASKS, TWO_DOMAINS, Recipe
+from hftl.recipe import HOW, HUB, OF_MASKS, TWO_DOMAINS, Recipe
 from hftl.settings import flag, own_settings
 from hftl.startup import Clock, imports
 
 if TYPE_CHECKING:
     from hftl.report import Report
 
-MEANT = ("per_device_eval_batch_size", "disable_tqdm", "use_cpu", "ddp_backend", "ddp_timeout", "log_level", "tf32")
+MEANT = (
+    "per_device_eval_batch_size",
+    "disable_tqdm",
+    "use_cpu",
+    "ddp_backend",
+    "ddp_timeout",
+    "log_level",
+    "tf32",
+    *HUB,
+)
 """TrainingArguments that mean something where no step trains."""
 
 
@@ -53,7 +62,7 @@ class FeatureRecipe(Recipe):
         self._refuse()
         clock = Clock()
         with imports():
-            from hftl import feature_run, progress
+            from hftl import feature_run, progress, publish
             from hftl.folder import OutputFolder
         try:
             with progress.quiet():
@@ -66,6 +75,7 @@ class FeatureRecipe(Recipe):
             OutputFolder(self.output_dir).tidy()
         if run.first:
             print(report.table())
+            publish.push_wanted(self, run.folder.path)
         return report
 
     def reproducible(self) -> dict[str, Any]:

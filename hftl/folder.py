@@ -14,10 +14,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from hftl import manifest
 from hftl.errors import UserError
+from hftl.recipe_file import written
 from hftl.stopping import Left
 
 if TYPE_CHECKING:
@@ -168,7 +167,9 @@ class OutputFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         for old in [path for pattern in REPLACED for path in self.path.glob(pattern)]:
             old.unlink()
-        (self.path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "utf-8")
+        (self.path / "recipe.yaml").write_text(
+            written(recipe, report.revision, report.data.get("fingerprints", {})), "utf-8"
+        )
         report.write(self.path)
         self.forget_checkpoints()
 
@@ -176,7 +177,9 @@ class OutputFolder:
         processor.save_pretrained(folder)
         if report.adapter:
             finish_adapter(folder, model, report)
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True), "utf-8")
+        (folder / "recipe.yaml").write_text(
+            written(recipe, report.revision, report.data.get("fingerprints", {})), "utf-8"
+        )
         report.write(folder)
 
 

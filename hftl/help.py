@@ -6,6 +6,8 @@ Knows how settings and strategies are shown; knows no values of a run and import
 from __future__ import annotations
 
 import inspect
+import os
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
 
@@ -47,19 +49,58 @@ hftl: fine-tuned models put to use. Training is started by a recipe: accelerate 
 
   hftl predict FOLDER --data new.csv --output predictions.csv
                                   class probabilities and names for new rows
+  hftl push FOLDER you/name       the folder to the Hugging Face Hub, in one commit
+  hftl merge FOLDER OUT           an adapter folded into its base model
+  hftl export FOLDER OUT.onnx     the model as ONNX
   hftl strategies [NAME]          every strategy, or all about one
   hftl augmentations [NAME]       every random change of training rows, or all about one
   hftl --version                  versions, for a report of a defect
-  hftl predict --help             the flags of predict
+  hftl COMMAND --help             the flags of a command
 """
 
-PREDICT = """\
+COMMANDS = {
+    "predict": """\
 hftl predict FOLDER --data FILE --output FILE: predictions for new rows, by a folder that a run wrote
 
   hftl predict runs/last --data new.csv --output predictions.csv
   cat texts.txt | hftl predict runs/last --data - --output predictions.csv
 
-"""
+""",
+    "push": """\
+hftl push FOLDER you/name: a finished folder to the Hugging Face Hub, in one commit
+
+  hftl push runs/last you/reviews --private
+  hftl push runs/last you/reviews --dry_run
+
+It shows what would be sent, with sizes, and looks for tokens, keys and paths of this machine first.
+Log in once with: hf auth login
+
+""",
+    "merge": """\
+hftl merge FOLDER OUT: an adapter folded into its base model, as a folder that needs no PEFT
+
+  hftl merge runs/lora runs/lora-merged
+
+The logits of both are compared before it is called done.
+
+""",
+    "export": """\
+hftl export FOLDER OUT.onnx: the model as ONNX, for batches of any size and texts of any length
+
+  hftl export runs/last model.onnx
+
+Needs: pip install "hftl[export]". The outputs of both are compared before it is called done.
+
+""",
+}
+
+
+def say(page: str) -> None:
+    """Print a page. A reader that closed early (`| head`) is no failure."""
+    try:
+        print(page, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def recipe_page(settings: Iterable[Setting], about: str, program: str) -> str:

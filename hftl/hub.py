@@ -15,7 +15,11 @@ from hftl.data import Labels
 from hftl.errors import UserError
 from hftl.feature_model import restored
 from hftl.folder import FINISHED
+from hftl.hub_failures import is_hubs, not_read
 from hftl.tasks.base import Source, Task
+
+NEVER_READ = ["checkpoints/*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.onnx", "*.onnx.data", "*.gguf"]
+"""Files of a repository that are not fetched: pickles are never opened, and the others are other forms of the model."""
 
 
 @dataclass
@@ -36,6 +40,7 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
     """
     folder = fetched(str(name), revision)
     adapter = folder / "adapter_config.json"
+    refuse_several(str(name), folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{name} holds no config.json, so hftl has not written it. Pass the folder of a finished run.")
     try:
@@ -62,15 +67,33 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
 
 
 def fetched(name: str, revision: str | None) -> Path:
-    """The folder itself, or a local copy of the Hub repository of that name."""
-    if Path(name).is_dir():
-        return Path(name)
+    """The folder itself, or a local copy of the Hub repository of that name; `owner/name/task` is a folder in one."""
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    repository, inside = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    wanted = [f"{inside}/*"] if inside else None
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, ignore_patterns=["checkpoints/*"]))
-    except (OSError, ValueError) as failure:
-        raise UserError(
-            f"{name} is neither a folder nor a Hub repository that can be reached now. Check the name."
-        ) from failure
+        copy = Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=wanted, ignore_patterns=NEVER_READ
+            )
+        )
+    except Exception as failure:  # the HTTP library's errors have no common base with the Hub's
+        if not is_hubs(failure):
+            raise
+        raise UserError(not_read(name, revision, failure)) from failure
+    if inside and not (copy / inside).is_dir():
+        raise UserError(f"{repository} on the Hub has no folder {inside}. Check the name.")
+    return copy / inside
+
+
+def refuse_several(name: str, folder: Path) -> None:
+    """Raise `UserError` for the folder of a run on several tasks, each of which loads on its own."""
+    report = folder / FINISHED
+    tasks = json.loads(report.read_text("utf-8")).get("tasks") if report.is_file() else None
+    if tasks and not (folder / "config.json").is_file():
+        several = " or ".join(f"{name.rstrip('/')}/{row['folder']}" for row in tasks[:4])
+        raise UserError(f"{name} holds {len(tasks)} tasks, which load one at a time. Pass {several}.")
 
 
 def refuse_unlabelled(name: str, folder: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.errors import UserError
@@ -33,7 +34,7 @@ class MultiTaskRecipe(Recipe):
     """
 
     hidden: ClassVar[tuple[str, ...]] = (
-        *("task", "weights", "data", "valid", "test", "text", "text_pair", "tokens", "image", "label"),
+        *("task", "weights", "data", "data_revision", "valid", "test", "text", "text_pair", "tokens", "image", "label"),
         *("problem_type", "class_weights", "augment", "max_tokens_per_batch", "fit_batch", "packing", "metrics"),
         *("cache_gb", "cache_dtype", "cache_views", *OF_MASKS, *TWO_DOMAINS),
     )
@@ -68,8 +69,9 @@ class MultiTaskRecipe(Recipe):
         self._refuse()
         clock = Clock()
         with imports():
-            from hftl import comparison, multitask_outcome, multitask_run, progress
+            from hftl import comparison, multitask_outcome, multitask_run, progress, publish
             from hftl.folder import OutputFolder
+        publish.check_wanted(self)
         try:
             with progress.quiet():
                 run = multitask_run.prepare(self, clock)
@@ -87,6 +89,7 @@ class MultiTaskRecipe(Recipe):
         if run.first:
             print(report.table(multitask_outcome.next_commands(run)))
             print(comparison.table(report.tasks))
+            publish.push_wanted(self, Path(self.output_dir).expanduser())
         return report
 
     def reproducible(self) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def recipes(recipe: MultiTaskRecipe) -> dict[str, Recipe]:
     if recipe.adapters:
         common["strategy"] = task_adapters.with_lora(single.strategy_of(recipe.strategy))
     folder = Path(recipe.output_dir).expanduser() / CHECKPOINTS / "alone"
-    told = {"resume": False, "overwrite": True, "show_rates": False}
+    told = {"resume": False, "overwrite": True, "show_rates": False, "push_to_hub": False}
     return {name: Recipe(**common | {"output_dir": str(folder / name)} | told | own) for name, own in read.items()}
 
 

@@ -107,6 +107,16 @@ class Predictor:
             logits = self.model(**{name: value.to(device) for name, value in batch.items()}).logits
         return self.task.answers(logits.float().cpu().numpy(), batch)
 
+    def logits(self, rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+        """What the model says of dicts of role columns, before it is read: an array for each row."""
+        return list(self._logits(self._encoded(rows, 0, len(rows)).__getitems__(list(range(len(rows))))))
+
+    def batch(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Dicts of role columns as the model's inputs, labels left out."""
+        encoded = self._encoded(rows, 0, len(rows)).__getitems__(list(range(len(rows))))
+        made = self.task.collate(self.processor)(encoded)
+        return {name: value for name, value in made.items() if name != "labels"}
+
     def read(self, logits: Any) -> list[dict[str, Any]]:
         """Turn logits of shape (n, classes), or (words, tags) for each row, into predictions."""
         if self.task.problem_type == TAGS:

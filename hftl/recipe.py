@@ -24,6 +24,8 @@ TWO_DOMAINS = ("unlabelled", "target_test", "domain", "target", "source", "selec
 """Settings of a recipe that adapts to a target domain; subclasses that do not hide them."""
 OF_MASKS = ("classes", "ignored", "image_size")
 """Settings of a recipe for segmentation; subclasses that have other tasks hide them."""
+HUB = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
+"""TrainingArguments that say where the finished folder goes; the base Trainer is not given them."""
 IN, HOW, RUN, OUT, SAFE = "What goes in", "How it learns", "The run", "What comes out", "Safety"
 
 
@@ -45,6 +47,7 @@ class Recipe:
     weights: str | None = flag(None, "a .safetensors file for a bare --model timm:NAME", IN)
     revision: str | None = flag(None, "branch, tag or commit of a Hub model", IN)
     data: Any = flag("hftl:reviews", "csv, tsv, jsonl, parquet, arrow, a folder, or a Hub id (name or name:config)", IN)
+    data_revision: str | None = flag(None, "branch, tag or commit of a Hub data set", IN)
     valid: str | None = flag(None, "validation data, where it is a source of its own", IN)
     test: str | None = flag(None, "test data, where it is a source of its own", IN)
     text: str | None = flag(None, "the column that holds the text", IN)
@@ -156,9 +159,10 @@ class Recipe:
         with imports():
             import transformers
 
-            from hftl import arguments, run
+            from hftl import arguments, publish, run
             from hftl.folder import OutputFolder
         clock.mark("imports")
+        publish.check_wanted(self)
         folder = OutputFolder(self.output_dir)
         folder.claim(resume=self.resume, overwrite=self.overwrite, dry=self.show_rates)
         task = run.task_of(self.task)
@@ -196,7 +200,7 @@ class Recipe:
         """
         clock = Clock()
         with imports():
-            from hftl import anatomy, outcome, progress
+            from hftl import anatomy, outcome, progress, publish
             from hftl.folder import OutputFolder
         beside = self._without_target() if self.source_only and not self.show_rates else None
         try:
@@ -216,6 +220,7 @@ class Recipe:
             gc.unfreeze()
         if run.first:
             print(report.table())
+            publish.push_wanted(self, run.folder.path)
         return report
 
     def _without_target(self) -> Report | None:
@@ -230,16 +235,21 @@ class Recipe:
             raise UserError("--source_only compares with training without the target, and --strategy reads none of it.")
         OutputFolder(self.output_dir).claim(resume=self.resume, overwrite=self.overwrite)
         folder = f"{self.output_dir.rstrip('/')}-source-only"
-        changed = {"strategy": Chain(kept) if kept else "Full", "output_dir": folder, "source_only": False}
+        changed = {
+            "strategy": Chain(kept) if kept else "Full",
+            "output_dir": folder,
+            "source_only": False,
+            "push_to_hub": False,
+        }
         return type(self)(**self.settings() | changed | {"overwrite": True, "resume": False}).run()
 
     def reproducible(self) -> dict[str, Any]:
         """The settings that decide the numbers, for `recipe.yaml`; where the results go is left to the next run."""
-        from hftl import spec
+        from hftl import privacy, spec
 
-        where = ("output_dir", "resume", "overwrite", "show_rates")
+        where = ("output_dir", "resume", "overwrite", "show_rates", *HUB)
         kept = {name: value for name, value in self.settings().items() if name not in where}
         kept["strategy"] = self.strategy if isinstance(self.strategy, str) else spec.spell(self.strategy)
         if not isinstance(self.data, str):
             kept["data"] = "(a data set made in Python)"  # fails by name when it is read back, and does not mislead
-        return kept
+        return privacy.shared(kept)

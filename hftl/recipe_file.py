@@ -1,10 +1,11 @@
-"""Reading the YAML file of a run's settings, such as `recipe.yaml`.
+"""Reading and writing the YAML file of a run's settings, such as `recipe.yaml`.
 
 Knows YAML and nothing of which settings exist.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,25 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         if not isinstance(name, str):
             raise UserError(f"{path} names a setting {name!r}; expected a name such as `learning_rate`.")
     return found
+
+
+def written(settings: Mapping[str, Any], revision: str, fingerprints: Mapping[str, str]) -> str:
+    """Settings as `recipe.yaml` holds them; above them, where a path was shortened, what had lain there.
+
+    Args:
+        settings: with paths as `hftl.privacy.shared` leaves them.
+        revision: of the model.
+        fingerprints: split -> sha256 of its rows.
+    """
+    text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    if not any(isinstance(value, str) and value.startswith("./") for value in settings.values()):
+        return text
+    found = [f"model {revision}", *(f"{split} sha256:{digest}" for split, digest in fingerprints.items())]
+    lines = [
+        "A path that begins with ./ is told without its folders; where they differ, pass --data and --model.",
+        *found,
+    ]
+    return "".join(f"# {line}\n" for line in lines) + text
 
 
 def _where(error: yaml.YAMLError) -> str:

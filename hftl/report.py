@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from hftl import verdict, wording
+from hftl import privacy, verdict, wording
 from hftl.errors import UserError
 from hftl.plain import plain
 
@@ -35,6 +35,9 @@ CHANGED = {
     "--layers",
     "--pool",
 }
+
+PLACES = ("model", "folder", "data", "checks", "settings", "tasks", "adaptation")
+"""Fields that may name a path of the machine; examples from the data are left as they are."""
 
 
 @dataclass
@@ -107,8 +110,13 @@ class Report:
     folder: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold: NaN and infinity are None, and nothing that looks like a token is kept."""
-        return {f.name: plain(getattr(self, f.name), f.name) for f in dataclasses.fields(self)}
+        """Plain values that JSON can hold: NaN and infinity are None.
+
+        What looks like a token is left out, and of a path of this machine no more is kept than `privacy.shared` does.
+        """
+        made = {f.name: plain(getattr(self, f.name), f.name) for f in dataclasses.fields(self)}
+        made["command"] = privacy.shared_command(made["command"])
+        return made | {name: privacy.shared(made[name]) for name in PLACES}
 
     def json(self) -> str:
         """Strict JSON (RFC 8259), in UTF-8."""

@@ -130,6 +130,7 @@ def read_data(recipe: Recipe, task: Task) -> Splits:
         problem_type=task.problem_type or recipe.problem_type,
         on_bad_row=recipe.on_bad_row,
         max_train_samples=recipe.max_train_samples,
+        revision=recipe.data_revision,
         target=Target(recipe.unlabelled, recipe.target_test, recipe.domain, recipe.target, tuple(recipe.source)),
         masks=Masks(recipe.classes, tuple(recipe.ignored)),
     )

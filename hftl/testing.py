@@ -24,7 +24,6 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from hftl import hub, outcome, spec
-from hftl.folder import unwrap
 from hftl.recipe import Recipe
 from hftl.report import Report
 from hftl.run import Run, strategy_of
@@ -64,7 +63,7 @@ def train_tiny(strategy: Strategy | str, settings: dict[str, Any], folder: Path)
     probe.pop("labels")
     with torch.inference_mode():
         probe["logits"] = run.trainer.model.eval()(**probe).logits.clone()
-    run.folder.write(unwrap(run.trainer), run.pretrained.processor, report, run.settings)
+    run.write(report)
     torch.save(probe, folder.parent / f"{folder.name}.probe.pt")
     return Outcome(run, report, before, last.state, probe)
 

@@ -282,7 +282,9 @@ SETTINGS = {
         "--neftune_noise_alpha 5", ("noise on token embeddings",), command="image"
     ),
     "transformers' underflow_overflow": Case("--debug underflow_overflow", ("attention mask",)),
-    "pushing to the Hub": Case("--push_to_hub", ("hf upload",)),
+    "pushing to nowhere": Case("--push_to_hub", ("pass --hub_model_id you/name",)),
+    "pushing without the Hub": Case("--push_to_hub --hub_model_id you/name", ("HF_HUB_OFFLINE is set",)),
+    "pushing on the way": Case("--hub_always_push", ("pushed once, in one commit",)),
     "an option of another task": Case("--max_length 9", ("--max_length means nothing",), command="image"),
     "packing rows that are mixed": Case("--strategy MixStyle --packing", ("--packing has no rows",)),
     "a new model after hooks in the old one": Case("--strategy 'MixStyle | Scratch'", ("Put Scratch first",)),

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from hftl import cli
+from hftl import cli, commands
 from hftl.errors import UserError
 from hftl.features import FeatureRecipe
 from hftl.multitask import MultiTaskRecipe
@@ -240,7 +240,7 @@ def test_every_range_and_choice_belongs_to_a_setting() -> None:
     known = (
         {f.name for f in (*fields(FeatureRecipe), *fields(MultiTaskRecipe))}
         | set(training_settings())
-        | set(cli.PREDICT)
+        | set(commands.PREDICT)
     )
     assert set(RANGES) | set(CHOICES) | set(cli.ALIASES.values()) <= known
 

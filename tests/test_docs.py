@@ -17,6 +17,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from hftl import Recipe, cli
 from hftl.card import markdown
+from hftl.commands import FLAGS
 from hftl.metrics import Score
 from hftl.report import Report
 from hftl.strategies import Strategy
@@ -28,7 +29,9 @@ RECIPES = sorted((ROOT / "recipes").glob("*.py"))
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 README = PAGES[0].read_text(encoding="utf-8")
 COMMAND = re.compile(r"(?:^|[`|&] ?|#   )((?:accelerate launch|hftl|python) [^`\n]+)", re.MULTILINE)
-OURS = re.compile(r"hftl (?:predict|strategies|--)|(?:accelerate launch|python) .*\b(?:recipes/|my_recipe)")
+OURS = re.compile(
+    r"hftl (?:predict|push|merge|export|strategies|--)|(?:accelerate launch|python) .*\b(?:recipes/|my_recipe)"
+)
 
 
 def commands() -> Iterator[tuple[str, str]]:
@@ -79,9 +82,11 @@ def check_recipe(script: str, flags: list[str], folder: Path) -> None:
 def test_a_command_in_the_texts_parses(page: str, command: str, tmp_path: Path) -> None:
     words = words_of(command)
     if words[0] == "hftl":
-        if words[1] == "predict" and len(words) > 2:
-            assert {"data", "output"} <= cli.read_flags(words[3:], cli.PREDICT).keys()
-        elif words[1] != "predict":
+        own = words[3 if words[1] == "predict" else 4 :]  # after the folder, and where it goes
+        if words[1] in FLAGS and "--help" not in words and len(words) > 2:
+            read = cli.read_flags(own, FLAGS[words[1]])
+            assert words[1] != "predict" or {"data", "output"} <= read.keys()
+        elif words[1] not in FLAGS or "--help" in words:
             cli.hftl(words[1:])
     elif words[0] == "python":
         check_recipe(words[1], words[2:], tmp_path)

@@ -310,9 +310,10 @@ def test_numbers_go_the_whole_way(run, tmp_path):
         run("svm", data=str(path), problem_type="regression", classifier="svm")
 
 
-def test_a_recipe_file_of_such_a_run_is_read_back(run, tmp_path):
+def test_a_recipe_file_of_such_a_run_is_read_back(run, pooled_bert, reviews_csv, tmp_path):
     first, folder = run(classifier="svm", pool="mean")
-    merged = cli.merge(FeatureRecipe(), ["--config", str(folder / "recipe.yaml"), "--output_dir", str(tmp_path / "b")])
+    places = ["--model", pooled_bert, "--data", reviews_csv, "--output_dir", str(tmp_path / "b")]
+    merged = cli.merge(FeatureRecipe(), ["--config", str(folder / "recipe.yaml"), *places])
     assert merged.run().strategy == first.strategy
 
 

@@ -448,9 +448,11 @@ def test_uncertainty_and_pcgrad_change_what_is_learnt(tiny_bert, reviews_csv, pa
     assert len(set(found)) == 3
 
 
-def test_recipe_yaml_gives_the_same_numbers(both, tmp_path):
+def test_recipe_yaml_gives_the_same_numbers(both, tiny_bert, reviews_csv, pairs_csv, tmp_path):
     settings = yaml.safe_load((both / "recipe.yaml").read_text("utf-8"))
-    again = MultiTaskRecipe(**settings | {"output_dir": str(tmp_path / "o"), "compare": False}).run()
+    assert settings["tasks"] == ["mood=./reviews.csv", "pairs=./pairs.csv"]
+    places = {"model": tiny_bert, "tasks": [f"mood={reviews_csv}", f"pairs={pairs_csv}"]}  # not told: where they lie
+    again = MultiTaskRecipe(**settings | places | {"output_dir": str(tmp_path / "o"), "compare": False}).run()
     first = Report.from_folder(both)
     assert losses_of(tmp_path / "o") == losses_of(both)
     assert {name: score.value for name, score in again.test.items()} == {n: s.value for n, s in first.test.items()}

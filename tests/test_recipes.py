@@ -144,8 +144,13 @@ def test_the_adapter_takes_the_fresh_pooler_along(adapter_run):
     assert any("classifier.weight" in name for name in saved)
 
 
-def test_recipe_yaml_gives_the_same_numbers(text_run, tmp_path):
-    launch("text_cls.py", "--config", str(text_run / "recipe.yaml"), "--output_dir", str(tmp_path / "again"))
+def test_recipe_yaml_gives_the_same_numbers(text_run, tiny_bert, reviews_csv, tmp_path):
+    lines = (text_run / "recipe.yaml").read_text("utf-8").splitlines()
+    assert lines[1].startswith("# model sha256:")  # which says what the model and the data were
+    assert lines[2].startswith("# train sha256:")
+    places = ["--model", tiny_bert, "--data", reviews_csv]  # outside of the working directory: not told
+    recipe = ["--config", str(text_run / "recipe.yaml"), *places, "--output_dir", str(tmp_path / "again")]
+    launch("text_cls.py", *recipe)
     first, again = (json.loads((f / "report.json").read_text()) for f in (text_run, tmp_path / "again"))
     assert again["test"] == first["test"]
     assert again["data"]["fingerprints"] == first["data"]["fingerprints"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import huggingface_hub
 import numpy as np
 import torch
 import transformers
@@ -153,6 +154,10 @@ class Task:
         """A prediction in the measures of the row that it is of, as a person gets it."""
         return answer
 
+    def examples(self, n: int) -> list[dict[str, Any]]:
+        """Rows of input roles, of growing length where rows have one: what two forms of a model are compared on."""
+        raise NotImplementedError
+
     def show(self, row: dict[str, Any]) -> dict[str, str]:
         """What a person sees of one row in the report: `{"text": ...}` or `{"image": data URI}`."""
         raise NotImplementedError
@@ -197,10 +202,20 @@ def _sha256(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def revision_of(path: str, config: Any) -> str:
-    """The commit of a Hub model, or `sha256:...` of the weights of a local one."""
-    if commit := getattr(config, "_commit_hash", None):
-        return commit
+def pinned(path: str, revision: str | None) -> str | None:
+    """The revision of a Hub model together with its commit, of which all files are then read; else as it came."""
+    if Path(path).is_dir():
+        return revision
+    try:
+        return huggingface_hub.resolve_revision(path, revision=revision)
+    except (OSError, ValueError):  # loading says it better
+        return revision
+
+
+def revision_of(path: str, revision: str | None = None) -> str:
+    """The commit of a Hub model whose revision was `pinned`, or `sha256:...` of the weights of a local one."""
+    if commit := getattr(revision, "resolved", None):
+        return str(commit)
     files = sorted(Path(path).glob("*.safetensors")) if Path(path).is_dir() else []
     return "sha256:" + ",".join(_sha256(str(file))[:16] for file in files) if files else "unknown"
 
@@ -222,7 +237,8 @@ def load_pretrained(auto: Any, source: Source, labels: Labels, config: Any = Non
         )
     path = resolve(source.model)
     auto_class = getattr(transformers, auto) if isinstance(auto, str) else auto
-    common = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+    revision = pinned(path, source.revision)
+    common = {"revision": revision, "trust_remote_code": source.trust_remote_code}
     try:
         config = config or transformers.AutoConfig.from_pretrained(path, **common, **label_settings(labels))
         if hasattr(config, "label_names"):  # a timm config keeps the old names beside id2label, and saves these
@@ -240,7 +256,7 @@ def load_pretrained(auto: Any, source: Source, labels: Labels, config: Any = Non
         raise explain_load_failure(failure, source.model, auto_class.__name__) from failure
     fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     names = {name for name, _ in model.named_parameters()}
-    return model, fresh & names, revision_of(path, config)
+    return model, fresh & names, revision_of(path, revision)
 
 
 def load_processor(auto: str, source: Source) -> Any:

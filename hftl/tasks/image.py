@@ -108,6 +108,13 @@ class ImageClassification(Task):
 
         return rows.with_transform(read), self.collate(processor)
 
+    def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
+        """A timm network's weights get timm's own names, so that `timm.create_model` reads the folder, too."""
+        if not isinstance(model, transformers.TimmWrapperForImageClassification):
+            return model, weights
+        held = model.state_dict() if weights is None else weights
+        return model, {name.removeprefix("timm_model."): value for name, value in held.items()}
+
     def changed(self, options: dict[str, Any]) -> str:
         return told(augmentation_of(options["augment"], "image", options["target"]), options["target"])
 
@@ -126,6 +133,10 @@ class ImageClassification(Task):
         told = json.dumps(processor.to_dict(), sort_keys=True, default=str).encode()
         images = rows.with_format(None)["image"]
         return [hashlib.blake2b(told + content(image), digest_size=16).digest() for image in images]
+
+    def examples(self, n: int) -> list[dict[str, Any]]:
+        pixels = np.random.default_rng(0).integers(0, 256, (n, 48, 64, 3), dtype=np.uint8)
+        return [{"image": Image.fromarray(one)} for one in pixels]
 
     def show(self, row: dict[str, Any]) -> dict[str, str]:
         return {"image": data_uri(open_image(row["image"]))}
@@ -201,7 +212,7 @@ def bare_timm(source: Source, labels: Labels, make: Callable[[Any], Any] | None 
     parameters = {key for key, _ in model.named_parameters()}
     fresh = parameters - load_weights(model, source.weights) if source.weights else parameters
     processor = transformers.TimmWrapperImageProcessor(config.pretrained_cfg, architecture=name)
-    revision = revision_of(str(Path(source.weights).parent), config) if source.weights else "random weights"
+    revision = revision_of(str(Path(source.weights).parent)) if source.weights else "random weights"
     return Pretrained(model, processor, fresh, revision)
 
 

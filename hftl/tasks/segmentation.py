@@ -159,6 +159,9 @@ class ImageSegmentation(Task):
     def identify(self, rows: Any, processor: Any) -> list[bytes]:
         return self.reading.identify(rows.select_columns(["image"]), processor)
 
+    def examples(self, n: int) -> list[dict[str, Any]]:
+        return self.reading.examples(n)
+
     def show(self, row: dict[str, Any]) -> dict[str, str]:
         return self.reading.show(row)
 

@@ -183,6 +183,10 @@ class TextClassification(Task):
                 found.append(key.digest())
         return found
 
+    def examples(self, n: int) -> list[dict[str, Any]]:
+        words = ("a film and a book that was very good and is not too long " * n).split()
+        return [{"text": " ".join(words[i : 2 + 4 * i])} for i in range(n)]
+
     def show(self, row: dict[str, Any]) -> dict[str, str]:
         return {"text": " / ".join(row[role] for role in ("text", "text_pair") if row.get(role) is not None)}
 

@@ -106,6 +106,10 @@ class TokenClassification(Task):
         first = batch["labels"].cpu().numpy() != IGNORED
         return [row[kept] for row, kept in zip(logits, first, strict=True)]
 
+    def examples(self, n: int) -> list[dict[str, Any]]:
+        words = ("Ada went from London to Paris and wrote to the Royal Society " * n).split()
+        return [{"tokens": words[i : 2 + 4 * i]} for i in range(n)]
+
     def show(self, row: dict[str, Any]) -> dict[str, str]:
         return {"text": " ".join(row["tokens"])}
 
