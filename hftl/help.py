@@ -33,6 +33,7 @@ CONFIG = Setting("config", "str", None, "settings from a YAML file, such as a ru
 FOOT = """\
 More
   --config FILE.yaml              settings from a file, such as a run's recipe.yaml; flags win
+  --push_to_hub                   send the finished folder to the Hub: with --hub_model_id you/name
   --help all                      every flag of transformers.TrainingArguments, too
   --help strategies               every strategy, with its arguments
   --help augmentations            every augmentation, with its arguments

@@ -5,11 +5,12 @@ Nothing is sent before the folder has been searched for secrets. It is one commi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -81,11 +82,12 @@ def push(
     if dry_run:
         return f"Nothing was sent: --dry_run. Without it, this goes to {name}."
     check_login(f"The run is kept in {folder}. ")
-    _calm_client()
     from hftl.hub_failures import is_hubs
 
+    message = commit_message or f"{_strategy(folder)}, trained with hftl"
     try:
-        url = _send(parcel, name, private, revision, commit_message or f"{_strategy(folder)}, trained with hftl")
+        with _quiet_client():
+            url = _send(parcel, name, private, revision, message)
     except Exception as failure:  # the HTTP library's errors have no common base with the Hub's
         if not is_hubs(failure) and not isinstance(failure, ValueError | RuntimeError):  # of the card, of hf_xet
             raise
@@ -229,11 +231,17 @@ def _kept(folder: Path, name: str, failure: BaseException) -> str:
     return f"{not_sent(name, failure)}; the run is kept in {folder}, then `hftl push {folder} {name}` sends it."
 
 
-def _calm_client() -> None:
+@contextlib.contextmanager
+def _quiet_client() -> Iterator[None]:
     """Let the client's own notes of each retry not stand between ours."""
     from huggingface_hub.utils import logging
 
+    before = logging.get_verbosity()
     logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 # --- from a recipe ---

@@ -403,9 +403,7 @@ RUNS = {
 }
 
 PREDICT = {
-    "no such folder": Case(
-        "predict gone --data {csv} --output p.csv", ("gone is neither a folder nor",), command="hftl"
-    ),
+    "no such folder": Case("predict gone --data {csv} --output p.csv", ("gone is no folder",), command="hftl"),
     "a folder without a model": Case(
         "predict d --data {csv} --output p.csv", ("d holds no config.json",), {"d/a.txt": "x"}, command="hftl"
     ),
