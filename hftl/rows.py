@@ -79,6 +79,8 @@ class Rows(Dataset):
                 stored = self.kept([row["row"] for row in numbered])
                 labelled = [{k: v[i] for k, v in stored.items()} | row for i, row in enumerate(labelled)]
             return [a | b for a, b in zip(labelled, numbered, strict=True)]
+        if self.changed:
+            numbered = [row | {"noise": self._noise(row["row"])} for row in numbered]
         return [a | b for a, b in zip(self.plain([row["row"] for row in numbered]), numbered, strict=True)]
 
     def plain(self, numbers: list[int]) -> list[Batch]:
@@ -108,7 +110,10 @@ class Rows(Dataset):
 
 
 class Numbered:
-    """A collator that also gives the numbers of the rows, and takes rows that are light."""
+    """A collator that also gives the numbers of the rows, and takes rows that are light.
+
+    What it draws at random depends on the rows and the epoch alone: a resumed run hides the same tokens.
+    """
 
     def __init__(self, collate: Callable[[list[Batch]], Batch]) -> None:
         self.collate = collate
@@ -117,12 +122,16 @@ class Numbered:
         if not rows or "row" not in rows[0]:
             return self.collate(rows)
         numbers = torch.tensor([row["row"] for row in rows])
-        whole = [{k: v for k, v in row.items() if k != "row"} for row in rows]
+        whole = [{k: v for k, v in row.items() if k not in ("row", "noise")} for row in rows]
         if whole[0].keys() <= {"labels"}:
             labels = [row["labels"] for row in whole]
             whole_masks = isinstance(labels[0], torch.Tensor)
             return {"labels": torch.stack(labels) if whole_masks else torch.as_tensor(labels), "row": numbers}
-        return self.collate(whole) | {"row": numbers}
+        noise = repr([row.get("noise") for row in rows]).encode()
+        with torch.random.fork_rng(devices=[], enabled="noise" in rows[0]):
+            if "noise" in rows[0]:
+                torch.manual_seed(int.from_bytes(hashlib.blake2b(noise, digest_size=7).digest(), "big"))
+            return self.collate(whole) | {"row": numbers}
 
 
 def ahead(read: Callable[[Any], Any], things: Iterable[Any]) -> Iterator[Any]:

@@ -297,9 +297,9 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_torn_one_and_ends_alike(text
     folder = tmp_path / "cut"
     with monkeypatch.context() as patch:
         at_step(patch, 40, send(signal.SIGTERM))
-        assert stopped(Recipe(**text, output_dir=str(folder), save_total_limit=3)) == 75
+        assert stopped(Recipe(**text, output_dir=str(folder))) == 75
     truncated(folder / "checkpoints" / "checkpoint-41" / "optimizer.pt")
-    Recipe(**text, output_dir=str(folder), save_total_limit=3, resume=True).run()
+    Recipe(**text, output_dir=str(folder), resume=True).run()
     assert "checkpoint-41 is damaged: optimizer.pt has" in capsys.readouterr().out
     same(whole, folder)
 
