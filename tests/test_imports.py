@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "hftl").rglob("*.py"))
 
 TABLE = {
-    "errors bootstrap failures frozen kernels layout packed progress": "",
+    "errors bootstrap devices failures frozen kernels layout packed progress": "",
     "replay sampling shards startup untouched wording": "",
     "settings spec recipe_file": "",
     "values": "settings spec",
@@ -41,9 +41,9 @@ TABLE = {
     "store": "shards writer",
     "cut": "replay untouched",
     "cache": "cut replay rows store",
-    "reading": "cache rows sampling",
+    "reading": "cache devices rows sampling",
     "streams": "head sampling strategies.base untouched",
-    "trainer": "anatomy cache checkpoints frozen packing rates reading strategies.base streams",
+    "trainer": "anatomy cache checkpoints devices frozen packing rates reading strategies.base streams",
     "plots plain verdict": "wording",
     "page": "plots verdict wording",
     "card": "page verdict wording",
@@ -52,7 +52,7 @@ TABLE = {
     "hub": "feature_model tasks data",
     "predict": "hub progress sampling tasks data",
     "outcome": "adaptation data metrics report spec trainer wording",
-    "arguments": "domains kernels outcome strategies wording",
+    "arguments": "devices domains kernels outcome strategies wording",
     "memory": "untouched",
     "run": "adaptation anatomy arguments cache data hub kernels memory outcome progress rows settings spec startup "
     "strategies streams tasks trainer",
