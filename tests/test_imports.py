@@ -16,6 +16,7 @@ SOURCES = sorted((ROOT / "hftl").rglob("*.py"))
 TABLE = {
     "errors bootstrap devices failures frozen kernels layout packed progress": "",
     "replay sampling shards startup untouched wording": "",
+    "launch": "",
     "settings spec recipe_file": "",
     "values": "settings spec",
     "anatomy": "layout",
