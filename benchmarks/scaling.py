@@ -39,7 +39,7 @@ WORK: dict[str, dict[str, Any]] = {
     "text LastLayers(1)": TEXT | {"strategy": "LastLayers(1)"},
     "image Full": IMAGE | {"strategy": "Full"},
 }
-ROWS, STEPS = {"text": 8, "image": 32}, 10
+ROWS, STEPS = {"text": 4, "image": 16}, 8
 SIDES = {
     "one": ["torch.distributed.run", "--standalone", "--nproc_per_node", "1"],
     "DDP": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],

@@ -43,6 +43,9 @@ def launch(words: Sequence[str]) -> None:
             told = f"Process {rank} was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
             print(f"{told}; the others were stopped. Add --resume to go on.", file=sys.stderr, flush=True)
         raise SystemExit(first.exitcode if first.exitcode >= 0 else 128 - first.exitcode) from None
+    except ImportError as missing:
+        print(f"error: {missing}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None
     except SignalException as stop:
         raise SystemExit(130 if stop.sigval == signal.SIGINT else os.EX_TEMPFAIL) from None
 

@@ -95,7 +95,7 @@ how, step = sys.argv[1], Trainer.training_step
 second = os.environ.get("RANK") == "1"
 
 def stepping(self, *args, **kwargs):
-    if self.state.global_step == 12 and second:
+    if self.state.global_step == 5 and second:
         if how in ("SIGKILL", "SIGSTOP"):
             os.kill(os.getpid(), getattr(signal, how))
         raise torch.OutOfMemoryError("CUDA out of memory") if how == "memory" else ZeroDivisionError("alone")
