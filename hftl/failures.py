@@ -3,7 +3,8 @@
 Knows the failures of a person, a machine and the libraries beneath by name, and imports none of them.
 
 Exit codes: 2 bad input or a machine that gave out, 130 Ctrl-C, 143 SIGTERM, 1 a defect of hftl (with its traceback).
-`accelerate launch` answers each with 1 and, unless it is given `-q`, a traceback of its own below the sentence.
+`accelerate launch` answers each with 1 and, unless it is given `-q`, a traceback of its own below the sentence;
+`hftl.launch` passes them on.
 """
 
 from __future__ import annotations

@@ -88,14 +88,19 @@ def test_the_batch_script_reads_as_bash_and_wants_a_folder(slurm) -> None:
 
 
 LOST = """
-import os, signal, sys
+import os, signal, sys, time
+from pathlib import Path
 import torch
 from hftl import Recipe, Trainer, main
 how, step = sys.argv[1], Trainer.training_step
 second = os.environ.get("RANK") == "1"
 
+def note():
+    Path(__file__).with_suffix(".died").write_text(str(time.time()))
+
 def stepping(self, *args, **kwargs):
     if self.state.global_step == 5 and second:
+        note()
         if how in ("SIGKILL", "SIGSTOP"):
             os.kill(os.getpid(), getattr(signal, how))
         raise torch.OutOfMemoryError("CUDA out of memory") if how == "memory" else ZeroDivisionError("alone")
@@ -103,6 +108,8 @@ def stepping(self, *args, **kwargs):
 
 Trainer.training_step = stepping
 flags = sys.argv[2:]
+if how == "input" and second:
+    note()
 main(Recipe(), flags + (["--data", "nowhere.csv"] if how == "input" and second else []))
 """
 TOLD = {
@@ -123,7 +130,10 @@ def test_a_process_that_is_lost_ends_the_run_within_a_minute(how, tiny_bert, rev
     words = [sys.executable, "-m", "hftl.launch", "--config_file", config, str(script), how, *flags, "--disable_tqdm"]
     env = environment(HFTL_LOST_AFTER="4")
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=180, check=False)
+    seconds = time.time() - float(script.with_suffix(".died").read_text())
+    print(f"{how}: the job ended {seconds:.0f} s after")  # pytest -s
     code, sentence = TOLD[how]
+    assert seconds < 60 + (34 if how == "SIGSTOP" else 0), "torchrun gives what does not stop 30 s before it kills it"
     assert done.returncode == code, done.stderr[-3000:]
     assert sentence in done.stderr
     assert "ChildFailedError" not in done.stderr
