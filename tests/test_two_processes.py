@@ -171,7 +171,6 @@ def test_the_weights_lie_where_the_config_says(together) -> None:
     assert first["here"] + second["here"] == first["all"]
     assert second["here"] == pytest.approx(first["all"] / 2, rel=0.02)
     assert any("FSDP" in note for note in together["cached"][0]["notes"]), "that nothing is kept is said"
-    assert together["cached"][0]["resting"] == sorted(set(together["cached"][0]["resting"]))
     assert "BertEmbeddings" in together["cached"][0]["resting"]
     assert not first["resting"], "what trains is not in eval mode"
 
