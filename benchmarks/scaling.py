@@ -31,7 +31,12 @@ from transformers import TrainerCallback
 from hftl import Recipe
 
 ROOT = Path(__file__).parents[1]
-TEXT = {"task": "text-classification", "model": "sentence-transformers/all-MiniLM-L6-v2", "data": "hftl:reviews"}
+TEXT = {
+    "task": "text-classification",
+    "model": "sentence-transformers/all-MiniLM-L6-v2",
+    "data": "hftl:reviews",
+    "max_length": 64,
+}
 IMAGE = {"task": "image-classification", "model": "hftl:glyphs", "data": "hftl:digits"}
 WORK: dict[str, dict[str, Any]] = {
     "text Full": TEXT | {"strategy": "Full"},
@@ -39,7 +44,7 @@ WORK: dict[str, dict[str, Any]] = {
     "text LastLayers(1)": TEXT | {"strategy": "LastLayers(1)"},
     "image Full": IMAGE | {"strategy": "Full"},
 }
-ROWS, STEPS = {"text": 4, "image": 16}, 8
+ROWS, STEPS = {"text": 4, "image": 16}, 7
 SIDES = {
     "one": ["torch.distributed.run", "--standalone", "--nproc_per_node", "1"],
     "DDP": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
@@ -80,7 +85,7 @@ def measured(settings: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe(
             **settings, output_dir=folder + "/run", max_steps=STEPS, per_device_train_batch_size=rows, bf16=False,
-            eval_strategy="no", early_stopping_patience=0, cache_gb=0.0, disable_tqdm=True, max_length=64,
+            eval_strategy="no", early_stopping_patience=0, cache_gb=0.0, disable_tqdm=True,
         )  # fmt: skip
         run = recipe.prepare()
         count = Count()
