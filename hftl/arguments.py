@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from hftl import kernels
+from hftl import devices, kernels
 from hftl.domains import CRITERIA
 from hftl.errors import UserError, suggest
 from hftl.outcome import Scorer
@@ -70,7 +70,7 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
     }
     rate = recipe.learning_rate if recipe.learning_rate is not None else strategy.lr
     try:
-        return transformers.TrainingArguments(
+        args = transformers.TrainingArguments(
             **own
             | {"learning_rate": 5e-5 if rate is None else rate}
             | chosen
@@ -88,6 +88,8 @@ def training_arguments(recipe: Recipe, strategy: Strategy, checkpoints: Path) ->
     except (ValueError, TypeError, FileNotFoundError) as failure:
         reason = " ".join(str(failure).split()).replace(" use_cpu", " --use_cpu")
         raise UserError(f"transformers refuses these settings: {reason}") from failure
+    devices.shard_on_cpu()
+    return args
 
 
 def suit_machine(recipe: Recipe, args: transformers.TrainingArguments, model: nn.Module, decoded: bool = False) -> None:

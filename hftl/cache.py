@@ -107,6 +107,11 @@ class Cache:
         if sentence not in self.notes:
             self.notes.append(sentence)
 
+    def refuse(self, why: str) -> None:
+        """Keep nothing of what could be kept, and say so in the report."""
+        if self.limit and any(rows.steady for rows in self.parts):
+            self._note(f"Frozen layers and images are computed anew in each epoch: {why}.")
+
     def leave(self) -> None:
         """Let the whole model run again."""
         self._pause()

@@ -20,6 +20,13 @@ def fitting(checkpoint: str | None) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
+    except AssertionError as failure:
+        if "device to be set" not in str(failure):
+            raise
+        raise UserError(
+            "Under FSDP a run whose optimizer remembers nothing, such as sgd, cannot be resumed. Pass --overwrite to "
+            "start again, with another --optim."
+        ) from failure
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError, UnpicklingError) as failure:
         reason = textwrap.shorten(str(failure), 160, placeholder=" ...").rstrip(".")
         raise UserError(

@@ -4,7 +4,8 @@ Knows the failures of a person, a machine and the libraries beneath by name, and
 
 Exit codes: 2 bad input or a machine that gave out; 130 Ctrl-C; 75 (EX_TEMPFAIL) SIGTERM or SIGUSR1 where `--resume`
 goes on from a checkpoint, 143 or 138 where there is none yet; 1 a defect of hftl (with its traceback).
-`accelerate launch` answers each with 1 and, unless it is given `-q`, a traceback of its own below the sentence.
+`accelerate launch` answers each with 1 and, unless it is given `-q`, a traceback of its own below the sentence;
+`hftl.launch` passes them on.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FULL_TEXT = ("os error 27", "os error 28", "os error 122", "PytorchStreamWriter failed writing", "unexpected pos")
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG}
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+# What gloo, NCCL and torch's store say where the process at the other end has gone
+_GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "failed to recv")
 _NOT_INSTALLED = ("to be installed", "need to install", "install it with", "distribution was not found")
 _CONNECTIONS = ("httpx", "httpx2", "requests", "urllib3", "huggingface_hub")
 _HUB = {
@@ -47,8 +50,8 @@ _HUB = {
 class say_errors:  # noqa: N801, reads as `with say_errors():`
     """Around a command: turns what went wrong into one sentence on stderr and an exit code.
 
-    In a distributed run the first process of each machine speaks; the others leave with the same code. What concerns
-    one process alone (memory, disk) is said by the process that it befell.
+    In a distributed run the first process of each machine speaks, and the launcher ends the others. What concerns one
+    process alone (memory, disk, a file that it alone cannot read) is said by the process that it befell.
 
     Args:
         left: asked once the command was cut short.
@@ -75,6 +78,8 @@ class say_errors:  # noqa: N801, reads as `with say_errors():`
             _leave(f"Stopped by {by}. {left.sentence}", code)
         if isinstance(error, UserError):
             _leave(f"error: {error}", 2)
+        if type(error).__name__.startswith("Dist") or any(sign in str(error) for sign in _GONE):
+            _leave(f"Another process of this run has ended, and this one with it. {self.left().sentence}", 2)
         own = _machine(error, self.memory)
         if own and (left := self.left()).resumable:
             own = f"{own} {left.sentence}"
@@ -82,18 +87,29 @@ class say_errors:  # noqa: N801, reads as `with say_errors():`
             _leave(f"error: {own or foreign}", 2, everyone=bool(own))
         if BUG not in getattr(error, "__notes__", ()):
             error.add_note(BUG)
+        if isinstance(error, Exception) and os.environ.get("WORLD_SIZE", "1") != "1":
+            sys.excepthook(type(error), error, trace)
+            _exit_from_others(1)
 
 
 def _leave(sentence: str, code: int, everyone: bool = False) -> None:
     rank = os.environ.get("LOCAL_RANK", os.environ.get("RANK", "0"))
     speaks = rank in ("0", "-1", "")
-    if speaks or everyone:
-        bar = "\n" if "tqdm" in sys.modules and sys.stderr.isatty() else ""  # a progress bar leaves its line open
-        who = "" if speaks else f"process {rank}: "
-        print(f"{bar}{who}{' '.join(sentence.split())}", file=sys.stderr, flush=True)
-    else:
-        time.sleep(3)  # the launcher kills everyone once one has left, so the one that speaks goes first
+    if not speaks and not everyone:
+        time.sleep(5)  # the launcher ends everyone once one has left; who is still here met something of its own
+    bar = "\n" if "tqdm" in sys.modules and sys.stderr.isatty() else ""  # a progress bar leaves its line open
+    who = "" if speaks else f"process {rank}: "
+    print(f"{bar}{who}{' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    _exit_from_others(code)
     raise SystemExit(code)
+
+
+def _exit_from_others(code: int) -> None:
+    """End at once where other processes wait for this one: torch takes half a minute to take down what joins them."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -62,6 +62,17 @@ def rate_groups(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> list[
     return sorted(groups.values(), key=lambda group: -group.peak)
 
 
+def follow(groups: Iterable[RateGroup], model: nn.Module) -> None:
+    """Take up the parameters that a wrapper has put in the place of a model's own, by name."""
+    current = {_plain(name): parameter for name, parameter in model.named_parameters()}
+    for group in groups:
+        group.parameters = {name: current[_plain(name)] for name in group.parameters}
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "").removeprefix("module.")
+
+
 def _refuse_clash(strategy: Strategy, anatomy: Anatomy, trained: list[str], model: nn.Module) -> None:
     names = [type(part).__name__ for part in strategy.parts]
     if not trained:

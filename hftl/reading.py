@@ -11,6 +11,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hftl.cache import Cache
+from hftl.devices import share_buffers, watched
 from hftl.resuming import ResumableTrainer
 from hftl.rows import Numbered, Rows
 from hftl.sampling import LongestFirst, in_order, lengths_of, metric_in_order, order_of, training_order
@@ -68,8 +69,10 @@ class RowReader(ResumableTrainer):
         self.eval_order = order
         if order is not None and metric is not None and not self.args.batch_eval_metrics:
             self.compute_metrics, self.eval_order = metric_in_order(metric, order), None
+        if self.args.world_size > 1:
+            share_buffers(self.model)
         try:
-            with self.cache.reading(self._read) if self.cache is not None else nullcontext():
+            with watched(), self.cache.reading(self._read) if self.cache is not None else nullcontext():
                 found = super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
             self.compute_metrics = metric

@@ -25,10 +25,11 @@ from hftl.anatomy import Anatomy
 from hftl.anatomy import anatomy as anatomy_of
 from hftl.cache import Cache
 from hftl.checkpoints import fitting
+from hftl.devices import shard_by_block, watched
 from hftl.errors import UserError
 from hftl.frozen import frozen_modules
 from hftl.packing import Packing
-from hftl.rates import RateGroup, optimizer_groups, rate_groups, scheduled, stage_share
+from hftl.rates import RateGroup, follow, optimizer_groups, rate_groups, scheduled, stage_share
 from hftl.reading import RowReader
 from hftl.stopping import REQUEST
 from hftl.strategies.base import Strategy
@@ -70,6 +71,7 @@ class Trainer(RowReader):
         self.strategy = strategy or Strategy()
         self.anatomy = anatomy or anatomy_of(model)
         self.item_losses = item_losses
+        blocks = {type(model.get_submodule(name)).__name__ for name in self.anatomy.stack}
         model = self.strategy.prepare(model, self.anatomy)
         self.beside = beside(model, self.strategy, streams or {}, args, packing) if self.strategy.streams else None
         self.groups: list[RateGroup] = rate_groups(model, self.anatomy, self.strategy)
@@ -80,6 +82,8 @@ class Trainer(RowReader):
             raise UserError("--packing has no rows, and the --strategy mixes those of a batch. Leave out one of them.")
         self.packing = Packing(model, self.anatomy) if packing else None
         super().__init__(cache, max_tokens, longest, model=model, args=args, **others)
+        if self.is_fsdp_enabled:
+            shard_by_block(self.accelerator.state.fsdp_plugin, blocks)
         self._pack()
         self.model_accepts_loss_kwargs = True  # so that the base class counts the items of each update,
         self.loss_is_scaled_for_ga = True  # and leaves the scaling to compute_loss
@@ -165,7 +169,8 @@ class Trainer(RowReader):
         if self.beside is not None:
             self.beside.attach(self.model)
         try:
-            return super().train(*args, **kwargs)
+            with watched():
+                return super().train(*args, **kwargs)
         finally:
             if self.beside is not None:
                 self.beside.detach(self.model)
@@ -183,18 +188,17 @@ class Trainer(RowReader):
                 if any(group.signature != self.groups[0].signature for group in self.groups):
                     raise UserError(f"--optim {self.args.optim} has one rate for all layers. Use adamw_torch.")
                 return super().create_optimizer(model)
-            self._follow_wrapping(target)
+            follow(self.groups, target)
             decayed = set(self.get_decay_parameter_names(target))
             made = optimizer_groups(self.groups, self.args.learning_rate, self.args.weight_decay, decayed)
             self.optimizer_cls_and_kwargs = (cls, {**settings, "params": made})
             super().create_optimizer(model)
         return self.optimizer
 
-    def _follow_wrapping(self, model: nn.Module) -> None:
-        """FSDP replaces parameters: take the wrapped model's, by name."""
-        current = {_plain(name): parameter for name, parameter in model.named_parameters()}
-        for group in self.groups:
-            group.parameters = {name: current[_plain(name)] for name in group.parameters}
+    def _prepare_for_training(self, *args: Any) -> Any:
+        prepared = super()._prepare_for_training(*args)
+        follow(self.groups, self.model)  # FSDP has replaced the parameters
+        return prepared
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.lr_scheduler is None:
@@ -223,7 +227,9 @@ class Trainer(RowReader):
                 if self.accelerator.num_processes == 1:  # DDP has hooked every gradient by now
                     parameter.requires_grad_(on)
         self._eval_modules = frozen_modules(self.model, active)
-        if self.cache is not None and self.beside is None and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self.cache is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self.cache.refuse("the weights are split over processes (FSDP or DeepSpeed)")
+        elif self.cache is not None and self.beside is None:
             if self.packing is not None:
                 self.packing.stop()
             if self.strategy.across_rows:  # then no features are a row's own, to be kept
@@ -294,7 +300,3 @@ class Trainer(RowReader):
                 f"(it is {self.args.learning_rate:g}), or look for infinite values in the data."
             )
         super().log(logs, *args, **kwargs)
-
-
-def _plain(name: str) -> str:
-    return name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "").removeprefix("module.")

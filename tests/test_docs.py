@@ -88,10 +88,11 @@ def test_a_command_in_the_texts_parses(page: str, command: str, tmp_path: Path) 
             assert words[1] != "predict" or {"data", "output"} <= read.keys()
         elif words[1] not in FLAGS or "--help" in words:
             cli.hftl(words[1:])
-    elif words[0] == "python":
+    elif words[0] == "python" and words[1] != "-m":
         check_recipe(words[1], words[2:], tmp_path)
     else:
-        launched = launch_command_parser().parse_args(words[2:])
+        assert words[:2] == ["accelerate", "launch"] or words[:3] == ["python", "-m", "hftl.launch"]
+        launched = launch_command_parser().parse_args(words[2 + (words[0] == "python") :])
         assert launched.config_file is None or (ROOT / launched.config_file).is_file()
         check_recipe(launched.training_script, launched.training_script_args, tmp_path)
 

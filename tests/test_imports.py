@@ -14,9 +14,10 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "hftl").rglob("*.py"))
 
 TABLE = {
-    "errors bootstrap frozen kernels layout manifest packed progress stopping": "",
+    "errors bootstrap devices frozen kernels layout manifest packed progress stopping": "",
     "failures": "stopping",
     "replay sampling shards startup untouched wording": "",
+    "launch": "",
     "settings spec recipe_file": "",
     "values": "settings spec",
     "anatomy": "layout",
@@ -45,9 +46,9 @@ TABLE = {
     "cut": "replay untouched",
     "cache": "cut replay rows store",
     "resuming": "checkpoints manifest stopping",
-    "reading": "cache resuming rows sampling",
+    "reading": "cache devices resuming rows sampling",
     "streams": "head sampling strategies.base untouched",
-    "trainer": "anatomy cache checkpoints frozen packing rates reading stopping strategies.base streams",
+    "trainer": "anatomy cache checkpoints devices frozen packing rates reading stopping strategies.base streams",
     "plots plain verdict": "wording",
     "privacy hub_failures": "",
     "page": "plots segments verdict wording",
@@ -62,7 +63,7 @@ TABLE = {
     "adapters": "predict",
     "export": "merging predict",
     "outcome": "adaptation data metrics report spec trainer wording",
-    "arguments": "domains kernels outcome strategies wording",
+    "arguments": "devices domains kernels outcome strategies wording",
     "memory": "untouched",
     "run": "adaptation anatomy arguments cache data folder kernels memory outcome progress rows settings spec startup "
     "strategies streams tasks trainer",

@@ -1,4 +1,7 @@
-"""Two processes on one machine do what one does: the same update at the same global batch, the same valid metric."""
+"""Two processes on one machine do what one does, whole (DDP) or split (FSDP2): same updates, losses, metrics, folder.
+
+Each launch runs many recipes in turn (`tests/in_turn.py`): starting processes takes longer than all of them.
+"""
 
 from __future__ import annotations
 
@@ -9,89 +12,213 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from in_turn import noted
 from safetensors.torch import load_file
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "text_cls.py"
+import hftl
+from hftl import testing
+
+pytestmark = pytest.mark.xdist_group("two_processes")
+ROOT = Path(__file__).parents[1]
+FSDP2 = ROOT / "accelerate_configs" / "fsdp2.yaml"
+SGD = {"optim": "sgd", "lr_scheduler_type": "constant", "warmup_steps": 0, "learning_rate": 0.3, "disable_tqdm": True}
 
 
-@pytest.fixture
-def still_bert(tiny_bert, tmp_path) -> str:
-    """The tiny BERT without dropout, whose draws would differ between one process and two."""
-    folder = tmp_path / "still"
-    shutil.copytree(tiny_bert, folder)
-    config = json.loads((folder / "config.json").read_text())
+@pytest.fixture(scope="module")
+def places(tiny_bert, tiny_cnn, reviews_csv, colour_folder, tmp_path_factory) -> dict[str, str]:
+    """A BERT without dropout, whose draws would differ between one process and two; splits of which 2 divides none."""
+    made = tmp_path_factory.mktemp("two")
+    shutil.copytree(tiny_bert, made / "bert")
+    config = json.loads((made / "bert" / "config.json").read_text())
     config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
+    (made / "bert" / "config.json").write_text(json.dumps(config))
+    odd = {f"odd{n}": testing.reviews_csv(made / f"odd{n}.csv", n) for n in (17, 19)}
+    texts = {"even": reviews_csv} | odd
+    return {"bert": str(made / "bert"), "cnn": tiny_cnn, "colours": colour_folder, "out": str(made), **texts}
 
 
-def start(processes: int, *flags: str, **env: str) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+def works(places: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Settings of the runs that both one process and two are put to, without the batch and the folder."""
+    text = SGD | {"model": places["bert"], "data": places["even"]}
+    image = SGD | {"task": "image-classification", "model": places["cnn"], "data": places["colours"]}
+    step = {"max_steps": 1}
+    return {
+        "Full": text | step,
+        "LoRA": text | step | {"strategy": "LoRA(r=4)"},
+        "GradualUnfreeze": text | step | {"strategy": "GradualUnfreeze"},
+        "DANN": text | step | {"strategy": "DANN", "unlabelled": places["even"]},
+        "EDA": text | step | {"augment": "EDA(alpha=0.3)"},
+        "odd": text | {"valid": places["odd17"], "test": places["odd19"], "num_train_epochs": 2},
+        "cached": text | {"strategy": "LastLayers(1)", "num_train_epochs": 3},
+        "image": image | {"strategy": "LinearProbe", "num_train_epochs": 2},
+        "early": text | {"num_train_epochs": 6, "learning_rate": 1e-9, "early_stopping_patience": 2},
+    }
+
+
+TOGETHER = {
+    "ddp": ["Full", "LoRA", "GradualUnfreeze", "DANN", "EDA", "odd", "cached", "image", "early"],
+    "fsdp2": ["Full", "LoRA", "odd", "cached", "image", "early"],
+}
+
+
+@pytest.fixture(scope="module")
+def alone(places) -> dict[str, dict[str, Any]]:
+    """What one process makes of each run, keeping nothing."""
+    found = {}
+    for name, settings in works(places).items():
+        out = f"{places['out']}/one/{name}"
+        found[name] = noted(settings | {"per_device_train_batch_size": 16, "output_dir": out, "cache_gb": 0.0})
+        found[name]["folder"] = Path(out)
+    return found
+
+
+def launch(launcher: list[str], work: list[dict[str, Any]], out: Path) -> list[list[dict[str, Any]]]:
+    """What each of two processes knows of runs that they did together."""
+    out.mkdir(parents=True)
+    (out / "work.json").write_text(json.dumps(work))
     found = subprocess.run(
-        [*launcher, str(RECIPE), *flags, "--disable_tqdm"],
+        [sys.executable, "-m", *launcher, str(ROOT / "tests" / "in_turn.py"), str(out / "work.json")],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | env,
-        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HFTL_CACHE": str(out / "kept"), "PYTHONPATH": str(ROOT)},
+        timeout=600,
         check=False,
     )
-    assert found.returncode == 0, found.stderr[-3000:]
+    assert found.returncode == 0, found.stderr[-5000:]
+    return [json.loads((out / f"work.json.{rank}").read_text()) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize(
-    ("strategy", "augment"),
-    [(one, "none") for one in ("Full", "LoRA(r=4)", "GradualUnfreeze", "DANN")] + [("Full", "EDA(alpha=0.3)")],
-)
-def test_two_processes_make_the_update_of_one(strategy, augment, still_bert, reviews_csv, tmp_path):
-    common = ["--model", still_bert, "--data", reviews_csv, "--strategy", strategy, "--optim", "sgd"]
-    common += ["--augment", augment]
-    common += ["--learning_rate", "0.5", "--max_steps", "1", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
-    common += ["--unlabelled", reviews_csv] if strategy == "DANN" else []
-    start(1, *common, "--per_device_train_batch_size", "16", "--output_dir", str(tmp_path / "one"))
-    start(2, *common, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "two"))
-    weights = "adapter_model.safetensors" if "LoRA" in strategy else "model.safetensors"
-    one, two = (load_file(tmp_path / name / weights) for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=0)
-    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two")]
+LAUNCHERS = {
+    "ddp": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "fsdp2": ["accelerate.commands.launch", "--config_file", str(FSDP2)],
+}
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+def together(request, places) -> dict[str, Any]:
+    """What two processes make of them: `{name: [process 0's, process 1's]}`, and the `kind`."""
+    kind = request.param
+    out, size = Path(places["out"]) / kind, {"per_device_train_batch_size": 8}
+    names = TOGETHER[kind]
+    work = [works(places)[name] | size | {"output_dir": str(out / name)} for name in names]
+    for name, strategy in (("tokens", "Full"), ("whole", "LoRA(r=4)"), ("again", "LoRA(r=4)")):
+        own = {"max_tokens_per_batch": 150} if name == "tokens" else size
+        again = works(places)["Full"] | own | {"max_steps": -1, "num_train_epochs": 2, "strategy": strategy}
+        again |= {} if name == "tokens" else {"optim": "adamw_torch", "learning_rate": 0.01}
+        names = [*names, name]
+        work.append(again | {"output_dir": str(out / name)})
+    work.insert(-1, work[-1] | {"stop": 12})
+    work[-1] |= {"resume": True}
+    first, second = launch(LAUNCHERS[kind], work, out)
+    first, second = ([*found[:-2], found[-1]] for found in (first, second))
+    return dict(zip(names, zip(first, second, strict=True), strict=True)) | {"kind": kind, "out": out}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """What a folder's one file of weights holds."""
+    (file,) = folder.glob("*model.safetensors")
+    return load_file(file)
+
+
+def losses(noted: dict[str, Any], name: str = "loss") -> list[float]:
+    return [entry[name] for entry in noted["history"] if name in entry]
+
+
+@pytest.mark.parametrize("name", TOGETHER["ddp"])
+def test_two_processes_do_what_one_does(name: str, alone, together) -> None:
+    if name not in TOGETHER[together["kind"]]:
+        pytest.skip("FSDP2 refuses streams, and the rest is no different under it")
+    one, (two, _), folder = alone[name], together[name], together["out"] / name
+    mine, theirs = weights(one["folder"]), weights(folder)
+    assert mine.keys() == theirs.keys()
+    for key in mine:
+        torch.testing.assert_close(theirs[key], mine[key], atol=1e-5, rtol=0)
+    assert losses(two) == pytest.approx(losses(one), abs=1e-4)
+    assert losses(two, "eval_log_loss") == pytest.approx(losses(one, "eval_log_loss"), abs=1e-5)
     for split in ("valid", "test"):
-        assert reports[0][split]["accuracy"]["n"] == reports[1][split]["accuracy"]["n"] == 16
-        assert reports[0][split]["log_loss"]["value"] == pytest.approx(reports[1][split]["log_loss"]["value"], abs=1e-5)
-        assert reports[0][split]["accuracy"] == reports[1][split]["accuracy"]
-    losses = [next(e["loss"] for e in report["history"] if "loss" in e) for report in reports]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+        for metric, (value, n) in one["scores"][split].items():
+            assert two["scores"][split][metric] == [pytest.approx(value, abs=1e-5), n], (split, metric)
+    assert one["best"][1:] == [pytest.approx(two["best"][1]), two["best"][2]]
 
 
-def test_two_processes_with_a_token_budget_end_as_one_that_accumulates(still_bert, reviews_csv, tmp_path):
-    """Both see the same batches in the same updates, and the report names the right rows of a sorted evaluation."""
-    common = ["--model", still_bert, "--data", reviews_csv, "--optim", "sgd", "--learning_rate", "0.1"]
-    common += ["--max_tokens_per_batch", "150", "--num_train_epochs", "2"]
-    start(1, *common, "--gradient_accumulation_steps", "2", "--output_dir", str(tmp_path / "one"))
-    start(2, *common, "--output_dir", str(tmp_path / "two"))
-    one, two = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "two"))
-    steps = [max(entry["step"] for entry in report["history"]) for report in (one, two)]
-    assert steps[0] == steps[1] > 4
+def test_no_row_is_lost_or_counted_twice_where_two_does_not_divide_them(alone, together) -> None:
+    report = json.loads((together["out"] / "odd" / "report.json").read_text())
+    assert [report["data"]["rows"][split] % 2 for split in ("valid", "test")] == [1, 1]
+    assert together["odd"][0]["scores"]["test"]["accuracy"][1] == report["data"]["rows"]["test"]
+
+
+def test_the_processes_agree_on_when_to_stop_and_on_the_best_checkpoint(together) -> None:
+    for name, (first, second) in ((k, v) for k, v in together.items() if k not in ("kind", "out")):
+        assert first["best"] == second["best"], name
+        assert first["scores"] == second["scores"], name
+        assert losses(first, "eval_loss") == losses(second, "eval_loss"), name
+    steps = 128 / 16
+    assert together["early"][0]["best"][0].endswith(f"checkpoint-{steps:.0f}")
+    assert together["early"][0]["best"][2] == 3 * steps, "the first is best, and two more are waited for"
+
+
+def test_the_weights_lie_where_the_config_says(together) -> None:
+    first, second = together["Full"]
+    if together["kind"] == "ddp":
+        assert first["here"] == second["here"] == first["all"]
+        assert not first["split"]
+        return
+    assert first["kind"] == "DistributedType.FSDP"
+    assert first["here"] + second["here"] == first["all"]
+    assert second["here"] == pytest.approx(first["all"] / 2, rel=0.02)
+    assert any("FSDP" in note for note in together["cached"][0]["notes"]), "that nothing is kept is said"
+    assert "BertEmbeddings" in together["cached"][0]["resting"]
+    assert not first["resting"], "what trains is not in eval mode"
+
+
+def test_each_folder_is_whole_and_loads_in_one_process(places, together) -> None:
+    for name in ("Full", "LoRA", "image"):
+        report = json.loads((together["out"] / name / "report.json").read_text())
+        loaded = hftl.load(str(together["out"] / name))
+        assert not any("FSDP" in type(module).__name__ for module in loaded.model.modules())
+        if name == "image":
+            continue
+        with open(places["even"], newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        texts = [row["text"] for row in rows]
+        right = [p["label"] == row["label"] for p, row in zip(loaded(texts), rows, strict=True)]
+        wrong = {mistake["text"] for mistake in report["wrong"]}
+        assert not any(ok for ok, text in zip(right, texts, strict=True) if text in wrong)
+        assert all((together["out"] / name / file).is_file() for file in ("report.html", "README.md", "recipe.yaml"))
+
+
+def test_broken_off_and_resumed_is_never_broken_off(together) -> None:
+    whole, again = (weights(together["out"] / name) for name in ("whole", "again"))
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+    assert losses(together["whole"][0], "eval_loss") == losses(together["again"][0], "eval_loss")
+
+
+def test_one_cache_is_filled_by_both(together) -> None:
+    kept = together["out"] / "kept"
+    if together["kind"] == "fsdp2":
+        assert not kept.exists()
+        return
+    assert len({p.parents[1] for p in kept.rglob("index.npz")}) == 2, "one of text, one of images"
+    assert len(list(kept.rglob("index.npz"))) == 8  # each process wrote its share of train and of valid
+    computed = [together["cached"][rank]["computed"] for rank in (0, 1)]
+    assert computed[0] == computed[1] > 0
+
+
+def test_a_token_budget_gives_two_processes_the_updates_of_one_that_accumulates(places, together) -> None:
+    settings = works(places)["Full"] | {"max_steps": -1, "num_train_epochs": 2, "max_tokens_per_batch": 150}
+    out = f"{places['out']}/one/tokens-{together['kind']}"
+    one = noted(settings | {"gradient_accumulation_steps": 2, "output_dir": out})
+    two = together["tokens"][0]
+    assert one["best"][2] == two["best"][2] > 4
     for split in ("valid", "test"):
-        assert two[split]["accuracy"] == one[split]["accuracy"]
-        assert two[split]["log_loss"]["value"] == pytest.approx(one[split]["log_loss"]["value"], abs=1e-4)
-    with open(reviews_csv, newline="", encoding="utf-8") as file:
+        assert two["scores"][split]["accuracy"] == one["scores"][split]["accuracy"]
+        assert two["scores"][split]["log_loss"][0] == pytest.approx(one["scores"][split]["log_loss"][0], abs=1e-4)
+    with open(places["even"], newline="", encoding="utf-8") as file:
         truth = {row["text"]: row["label"] for row in csv.DictReader(file)}
-    for report in (one, two):
-        assert report["wrong"], "with no mistake nothing is shown here: train less"
-        assert all(truth[mistake["text"]] == mistake["label"] for mistake in report["wrong"])
-
-
-def test_two_processes_fill_one_cache_and_end_as_one(still_bert, reviews_csv, tmp_path):
-    common = ["--model", still_bert, "--data", reviews_csv, "--strategy", "LastLayers(1)", "--optim", "sgd"]
-    common += ["--learning_rate", "0.1", "--num_train_epochs", "3"]
-    size = ["--per_device_train_batch_size"]
-    start(1, *common, *size, "16", "--output_dir", str(tmp_path / "one"), "--cache_gb", "0")
-    start(2, *common, *size, "8", "--output_dir", str(tmp_path / "two"), HFTL_CACHE=str(tmp_path / "kept"))
-    assert len(list((tmp_path / "kept").rglob("index.npz"))) == 4  # each process wrote its share of train and of valid
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=0)
+    wrong = json.loads((together["out"] / "tokens" / "report.json").read_text())["wrong"]
+    assert wrong, "with no mistake nothing is shown here: train less"
+    assert all(truth[mistake["text"]] == mistake["label"] for mistake in wrong)
