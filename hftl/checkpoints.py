@@ -20,7 +20,12 @@ def fitting(checkpoint: str | None) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError, UnpicklingError) as failure:
+    except UnpicklingError as failure:
+        raise UserError(
+            f"{checkpoint} holds a file that is damaged, or is a pickle with more than tensors in it, which is not "
+            "opened. Delete that folder to go on from the checkpoint before, or pass --overwrite to start again."
+        ) from failure
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as failure:
         reason = textwrap.shorten(str(failure), 160, placeholder=" ...").rstrip(".")
         raise UserError(
             f"The run cannot go on from {checkpoint}: {reason}. Pass the --model, --data and --strategy that it was "

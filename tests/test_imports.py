@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "hftl").rglob("*.py"))
 
 TABLE = {
-    "errors bootstrap failures frozen kernels layout packed progress": "",
+    "errors bootstrap frozen kernels layout packed progress": "",
     "replay sampling shards startup untouched wording": "",
+    "failures": "wording",
     "settings spec recipe_file": "",
     "values": "settings spec",
     "anatomy": "layout",
@@ -33,7 +34,7 @@ TABLE = {
     "tasks.token": "data tasks.base tasks.text",
     "tasks.masked_text": "data tasks.base tasks.text tasks.vocabulary",
     "tasks.masked_image": "data tasks.base tasks.failures tasks.image tasks.views",
-    "data": "data",
+    "data": "data wording",
     "rates": "anatomy strategies.base",
     "packing": "packed untouched",
     "rows": "sampling",

@@ -22,6 +22,16 @@ from hftl.data.encoding import explain_encoding
 from hftl.errors import UserError
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz", ".xz", ".txz", ".zst", ".lz4", ".7z", ".rar")
+_PACKED_STARTS: tuple[bytes, ...] = (
+    b"PK\x03\x04",
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ\0",
+    b"\x28\xb5\x2f\xfd",
+    b"\x04\x22\x4d\x18",
+)
+_PACKED_STARTS += (b"7z\xbc\xaf\x27\x1c", b"Rar!")
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -48,12 +58,20 @@ def read_files(paths: list[Path]) -> datasets.Dataset:
         _explain(paths, builder, error.__cause__ or error)
 
 
+def unpack_first(path: Path) -> UserError:
+    """What is said of an archive: only the person who unpacks it knows where, and how much may come out of it."""
+    return UserError(f"{path.name} is packed. Unpack it, and pass the file or the folder that comes out.")
+
+
 def _readable(path: Path) -> None:
     try:
         with path.open("rb") as file:
-            blank = not file.read(4096).removeprefix(b"\xef\xbb\xbf").strip()
+            start = file.read(4096)
+            blank = not start.removeprefix(b"\xef\xbb\xbf").strip()
     except PermissionError as error:
         raise UserError(f"No permission to read {path.name}. Try chmod u+r {path.name}.") from error
+    if start.startswith(_PACKED_STARTS) or start[257:262] == b"ustar":  # which datasets would unpack, whatever its name
+        raise unpack_first(path)
     if blank and path.stat().st_size <= 4096:
         raise UserError(f"Expected rows in {path.name}; the file is empty. Add rows, or pass another file.")
 

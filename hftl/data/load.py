@@ -15,7 +15,8 @@ from hftl.data.columns import find_columns
 from hftl.data.domains import Target, set_aside
 from hftl.data.images import loose_images
 from hftl.data.labels import Reading, check_problem_type, check_same, decide, reading_checks
-from hftl.data.part import Part, inputs, label_column, make_part
+from hftl.data.part import Part, image_roots, inputs, label_column, make_part
+from hftl.data.scan import check_paths
 from hftl.data.source import WORDS, Rows, Source, one_set, open_source
 from hftl.data.split import carve, scarce, subset
 from hftl.data.survey import Survey, survey
@@ -24,6 +25,7 @@ from hftl.errors import UserError
 
 SHARE = 0.1  # of the rows of train, for a split that is missing
 TARGET = "target"  # the split that is only measured: labelled rows of another domain
+UNLABELLED = "unlabelled"  # rows that are trained with, and have no label
 _MANY_ROWS = 100_000  # below, a progress bar is noise
 
 
@@ -77,12 +79,8 @@ def load(
         loading = _Loading(opened, roles, columns or {}, set(given), seed)
         if other is not None:
             loading.rows[TARGET] = other
-        splits = loading.run(problem_type, on_bad_row, max_train_samples)
-        if unlabelled is not None:
-            wanted = {role: need for role, need in roles.items() if need.kind != "label"}
-            same = {r: c for r, c in splits.columns.items() if r in wanted and c in unlabelled.data.column_names}
-            splits.unlabelled = inputs(unlabelled, find_columns(unlabelled, wanted, same), wanted)
-        return splits
+        loading.unlabelled = unlabelled
+        return loading.run(problem_type, on_bad_row, max_train_samples)
 
 
 def read(
@@ -100,7 +98,9 @@ def read(
         opened = open_source(source if loose is None else loose, revision)
         rows = one_set(opened, "test", opened.name)
         wanted = {role: need for role, need in roles.items() if need.kind != "label"}
-        return inputs(rows, find_columns(rows, wanted, columns or {}), wanted)
+        given = inputs(rows, find_columns(rows, wanted, columns or {}), wanted)
+        check_paths(given, [role for role in given.column_names if wanted[role].kind == "image"], image_roots(rows))
+        return given
 
 
 class _Loading:
@@ -113,6 +113,7 @@ class _Loading:
         self.source, self.notes = opened.name, list(opened.notes)
         self.roles, self.mapped, self.given, self.seed = roles, columns, given, seed
         self.checks: list[Check] = []
+        self.unlabelled: Rows | None = None
         if opened.others:
             self.notes.append(f"{opened.name} also has the splits {', '.join(opened.others)}, which were not used")
 
@@ -121,7 +122,10 @@ class _Loading:
         reading = self._read_labels(columns, problem_type)
         labels = Labels(reading.problem_type, reading.names) if reading else Labels(problem_type or "", [])
         parts = {split: make_part(rows, columns[split], self.roles, reading) for split, rows in self.rows.items()}
+        if self.unlabelled is not None:
+            parts[UNLABELLED] = self._without_labels(self.unlabelled, columns["train"])
         parts = self._drop_bad(parts, on_bad_row)
+        unlabelled = parts.pop(UNLABELLED, None)
         self._carve(parts, labels)
         if max_train_samples is not None:
             train = parts["train"]
@@ -138,8 +142,10 @@ class _Loading:
             columns=columns["train"],
             source=self.source,
             target=parts[TARGET].data if TARGET in parts else None,
+            unlabelled=None if unlabelled is None else unlabelled.data,
             notes=self.notes,
-            fingerprints={split: part.fingerprint(labels) for split, part in parts.items()},
+            fingerprints={split: part.fingerprint(labels) for split, part in parts.items()}
+            | ({} if unlabelled is None else {UNLABELLED: unlabelled.fingerprint(Labels("", []))}),
             checks=self.checks,
         )
 
@@ -172,6 +178,12 @@ class _Loading:
         column = columns[split]["label"]
         found = survey(label_column(rows, column), f"column {column!r} of {rows.name}", problem_type)
         return None if found.unlabelled(train) else found
+
+    def _without_labels(self, rows: Rows, train: dict[str, str]) -> Part:
+        """Rows of the target, scanned like all others; their columns are those of train where they are there."""
+        wanted = {role: need for role, need in self.roles.items() if need.kind != "label"}
+        same = {role: c for role, c in train.items() if role in wanted and c in rows.data.column_names}
+        return make_part(rows, find_columns(rows, wanted, same), wanted, None)
 
     def _as_in_train(self, split: str, train: dict[str, str]) -> dict[str, str]:
         """The columns of another split: those of train where they are there; only the label may be missing."""

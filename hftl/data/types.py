@@ -15,6 +15,12 @@ TAGS = "token_classification"
 """A tag for each word. transformers has no problem type for it: the task is all there is to say."""
 
 
+def told(value: object) -> str:
+    """A cell as an error shows it: its `repr`, 80 characters at most."""
+    shown = repr(value[:80] if isinstance(value, str) else value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
 @dataclass(frozen=True)
 class Role:
     """What a task needs from a row.
