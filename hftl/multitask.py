@@ -33,7 +33,7 @@ class MultiTaskRecipe(Recipe):
     """
 
     hidden: ClassVar[tuple[str, ...]] = (
-        *("task", "weights", "data", "valid", "test", "text", "text_pair", "tokens", "image", "label"),
+        *("task", "weights", "data", "data_sha256", "valid", "test", "text", "text_pair", "tokens", "image", "label"),
         *("problem_type", "class_weights", "augment", "max_tokens_per_batch", "fit_batch", "packing", "metrics"),
         *("cache_gb", "cache_dtype", "cache_views", *TWO_DOMAINS),
     )

@@ -30,8 +30,9 @@ _PACKED_STARTS: tuple[bytes, ...] = (
     b"\xfd7zXZ\0",
     b"\x28\xb5\x2f\xfd",
     b"\x04\x22\x4d\x18",
+    b"7z\xbc\xaf\x27\x1c",
+    b"Rar!",
 )
-_PACKED_STARTS += (b"7z\xbc\xaf\x27\x1c", b"Rar!")
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 

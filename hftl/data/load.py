@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -125,6 +126,7 @@ class _Loading:
         if self.unlabelled is not None:
             parts[UNLABELLED] = self._without_labels(self.unlabelled, columns["train"])
         parts = self._drop_bad(parts, on_bad_row)
+        origin = whole_fingerprint(parts, labels)
         unlabelled = parts.pop(UNLABELLED, None)
         self._carve(parts, labels)
         if max_train_samples is not None:
@@ -146,6 +148,7 @@ class _Loading:
             notes=self.notes,
             fingerprints={split: part.fingerprint(labels) for split, part in parts.items()}
             | ({} if unlabelled is None else {UNLABELLED: unlabelled.fingerprint(Labels("", []))}),
+            origin=origin,
             checks=self.checks,
         )
 
@@ -235,6 +238,15 @@ class _Loading:
             if small:
                 names = ", ".join(repr(labels.names[i]) for i in small[:5]) + (" ..." if len(small) > 5 else "")
                 self.notes.append(f"{split} may lack the classes {names}: with fewer than 3 rows, too few to share out")
+
+
+def whole_fingerprint(parts: dict[str, Part], labels: Labels) -> str:
+    """sha256 of all rows as they came: no seed has a say, so the target's rows count whatever half they are in."""
+    apart = [part.scan.digest for split, part in parts.items() if split not in SPLITS]
+    total = hashlib.sha256(np.unique(np.concatenate(apart), axis=0).tobytes() if apart else b"")
+    for split in (split for split in SPLITS if split in parts):
+        total.update(f"{split} {parts[split].fingerprint(labels)}".encode())
+    return total.hexdigest()
 
 
 def _given(one: Any, split: str, opened: Source) -> Rows:

@@ -70,6 +70,8 @@ class Splits:
     notes: list[str] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Split -> sha256 of its content: independent of file names, formats, cache folders and batches."""
+    origin: str = ""
+    """sha256 of all rows as they came, before the seed parted them."""
     checks: list[Check] = field(default_factory=list)
     unlabelled: Dataset | None = None
     """Rows of the target domain to train with: the input roles alone."""

@@ -89,7 +89,7 @@ class TextClassification(Task):
             processor.model_max_length = limit  # goes into the folder, so that predictions are cut like training
 
         def tokenise(batch: dict[str, list]) -> dict[str, list]:
-            texts, pairs = map(read_part, (batch["text"], batch.get("text_pair")))
+            texts, pairs = read_part(batch["text"]), batch.get("text_pair") and read_part(batch["text_pair"])
             made = dict(processor(texts, pairs, verbose=False))
             lengths = [len(ids) for ids in made["input_ids"]]
             for i in (i for i, length in enumerate(lengths) if length > limit):
@@ -191,9 +191,9 @@ class TextClassification(Task):
         return {"text": " / ".join(row[role][:SHOWN] for role in ("text", "text_pair") if row.get(role) is not None)}
 
 
-def read_part(texts: list[str] | None) -> list[str] | None:
+def read_part(texts: list[str]) -> list[str]:
     """What is tokenised of each text: MOST characters, past any limit in tokens."""
-    return texts and [text[:MOST] for text in texts]
+    return [text[:MOST] for text in texts]
 
 
 def limit_of(tokenizer: Any, max_length: int | None, pairs: bool) -> int:
