@@ -98,6 +98,10 @@ class Trainer(RowReader):
             if self.beside is not None and checkpoint is not None:
                 self.beside.load(checkpoint)
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with fitting(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
         if self.beside is not None and self.args.should_save:

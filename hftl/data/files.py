@@ -33,6 +33,7 @@ _PACKED_STARTS: tuple[bytes, ...] = (
     b"7z\xbc\xaf\x27\x1c",
     b"Rar!",
 )
+_LONGEST_NAME = 1000
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -115,6 +116,11 @@ def _header(path: Path) -> list[str]:
     if first is None:
         raise UserError(
             f"Expected rows in {path.name}; it has a header ({', '.join(header)}) and nothing below. Add rows."
+        )
+    if (longest := max(map(len, header))) > _LONGEST_NAME:
+        raise UserError(
+            f"Expected names of columns in the first row of {path.name}; a cell of it has {longest:,} characters. "
+            "Add a header, such as text,label."
         )
     # pandas would shift every cell by one here: it takes the first column for an index.
     if len(first) > len(header):
