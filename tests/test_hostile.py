@@ -140,7 +140,7 @@ REFUSED = {
         command="image",
     ),
     "an empty text without a label": Case(
-        "--unlabelled u.csv --strategy DANN", ("u.csv; it has an empty text",), {"u.csv": "text\nfine\n \n"}
+        "--unlabelled u.csv --strategy DANN", ("u.csv; it has an empty text",), {"u.csv": "text,n\nfine,1\n ,2\n"}
     ),
     "a script for data": Case("--data d.py", ("Expected a file that ends in .csv",), {"d.py": "import os\n"}),
     "escapes in a column": Case("--data a.csv", ("Pass --label",), {"a.csv": GOOD.replace("label", ESCAPE, 1)}),
