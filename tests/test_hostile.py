@@ -119,7 +119,10 @@ REFUSED = {
         "--data a.parquet", ("inside the folder",), given=parquet_naming("/etc/hostname"), command="image"
     ),
     "an image at an address": Case(
-        "--data a.parquet", ("a row names",), given=parquet_naming("http://127.0.0.1:9/x.png"), command="image"
+        "--data a.parquet",
+        ("the unreadable image http:",),
+        given=parquet_naming("http://127.0.0.1:9/x.png"),
+        command="image",
     ),
     "an image beside the folder, to predict": Case(
         "predict {cnn} --data a.parquet --output p.csv",
@@ -152,7 +155,9 @@ REFUSED = {
         "--data photos", ("the unreadable image",), given=among_photos(b"x", f"{ESCAPE}.png"), command="image"
     ),
     "a header of 50 MB": Case(
-        "--data a.csv --label gone", ("gone",), {"a.csv": f"text,label,{'y' * 50_000_000}\na,b,c\n"}
+        "--data a.csv --label gone",
+        ("has 50,000,000 characters",),
+        {"a.csv": f"text,label,{'y' * 50_000_000}\na,b,c\n"},
     ),
     "settings that call Python": Case(
         "--config c.yaml", ("python/object",), settings("seed: !!python/object/apply:os.mkdir [owned]\n")

@@ -220,6 +220,8 @@ def _find_bad_json(path: Path) -> None:
                 json.load(file)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path.name} is not JSON at line {error.lineno}: {error.msg}. Correct it.") from error
+            except (RecursionError, ValueError) as error:
+                raise UserError(f"{path.name} cannot be read as JSON ({error}). Correct it.") from error
             return
         file.seek(0)
         for number, line in enumerate(file, start=1):
@@ -227,6 +229,8 @@ def _find_bad_json(path: Path) -> None:
                 row = json.loads(line) if line.strip() else {}
             except json.JSONDecodeError as error:
                 raise UserError(f"Line {number} of {path.name} is not JSON: {error.msg}. Correct it.") from error
+            except (RecursionError, ValueError) as error:
+                raise UserError(f"Line {number} of {path.name} cannot be read ({error}). Correct it.") from error
             if not isinstance(row, dict):
                 raise UserError(f'Expected an object like {{"text": ...}} in line {number} of {path.name}.')
 

@@ -223,6 +223,12 @@ def load_pretrained(auto: str, source: Source, labels: Labels, config: Any = Non
         )
     except LOAD_FAILURES as failure:
         raise explain_load_failure(failure, source.model, auto) from failure
+    except RuntimeError as failure:
+        if "weights_only" not in str(failure):
+            raise
+        raise UserError(
+            f"{source.model} names a pickle file to load, which is not opened. Pass another --model."
+        ) from failure
     fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     names = {name for name, _ in model.named_parameters()}
     return model, fresh & names, revision_of(path, config)
