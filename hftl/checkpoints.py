@@ -27,7 +27,12 @@ def fitting(checkpoint: str | None) -> Iterator[None]:
             "Under FSDP a run whose optimizer remembers nothing, such as sgd, cannot be resumed. Pass --overwrite to "
             "start again, with another --optim."
         ) from failure
-    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError, UnpicklingError) as failure:
+    except UnpicklingError as failure:
+        raise UserError(
+            f"{checkpoint} holds a file that is damaged, or is a pickle with more than tensors in it, which is not "
+            "opened. Delete that folder to go on from the checkpoint before, or pass --overwrite to start again."
+        ) from failure
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as failure:
         reason = textwrap.shorten(str(failure), 160, placeholder=" ...").rstrip(".")
         raise UserError(
             f"The run cannot go on from {checkpoint}: {reason}. Pass the --model, --data and --strategy that it was "

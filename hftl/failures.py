@@ -19,6 +19,7 @@ from types import TracebackType
 
 from hftl.errors import UserError
 from hftl.stopping import REQUEST, SIGNALS, Left
+from hftl.wording import visible
 
 BUG = "This is a defect of hftl, not of your input. Please report it with this traceback and `hftl --version`."
 MEMORY = "halve --per_device_train_batch_size and double --gradient_accumulation_steps, or lower --max_length"
@@ -99,7 +100,7 @@ def _leave(sentence: str, code: int, everyone: bool = False) -> None:
         time.sleep(5)  # the launcher ends everyone once one has left; who is still here met something of its own
     bar = "\n" if "tqdm" in sys.modules and sys.stderr.isatty() else ""  # a progress bar leaves its line open
     who = "" if speaks else f"process {rank}: "
-    print(f"{bar}{who}{' '.join(sentence.split())}", file=sys.stderr, flush=True)
+    print(f"{bar}{who}{visible(sentence).strip()}", file=sys.stderr, flush=True)
     _exit_from_others(code)
     raise SystemExit(code)
 

@@ -43,13 +43,12 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
     refuse_several(str(name), folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{name} holds no config.json, so hftl has not written it. Pass the folder of a finished run.")
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except ValueError as failure:
-        raise UserError(f"{name} holds a config.json that is not JSON ({failure}). Pass another folder.") from failure
+    config = mapping_in(folder / "config.json", name)
     refuse_unlabelled(str(name), folder)
-    task = task_of_architecture(str(name), config)
-    labels = labels_of(config)
+    try:
+        task, labels = task_of_architecture(str(name), config), labels_of(config)
+    except (ValueError, TypeError, AttributeError, LookupError) as failure:
+        raise UserError(f"{name} holds a config.json without labels ({failure}). Pass another folder.") from failure
     labels.problem_type = task.problem_type or labels.problem_type
     where = Source(str(folder), trust_remote_code=trust_remote_code)
     if not adapter.is_file():
@@ -59,11 +58,45 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
         raise UserError(
             f"{name} holds an adapter, but no adapter_model.safetensors. Convert its weights to safetensors."
         )
-    settings = json.loads(adapter.read_text("utf-8"))
-    base_name = settings["base_model_name_or_path"]
-    base = Source(str(folder / "base") if base_name == "base" else base_name, revision=settings.get("revision"))
+    base = base_of(folder, name)
     model = peft.PeftModel.from_pretrained(task.build(base, labels).model, str(folder))
     return Loaded(model.eval(), task.processor(where, model), task, labels)
+
+
+def base_of(folder: Path, name: str | Path) -> Source:
+    """The base model that an adapter names: a Hub id, `base/` beside it or, where the folder is local, any folder.
+
+    Raises:
+        UserError: it names none, or something fetched from the Hub names a place on this machine.
+    """
+    settings = mapping_in(folder / "adapter_config.json", name)
+    base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not isinstance(base, str) or not base.strip() or not isinstance(revision, str | None):
+        raise UserError(f"{name} holds an adapter_config.json that names no base model. Write its Hub id there.")
+    if base == "base":
+        return Source(str(folder / "base"))
+    place = Path(base).expanduser()
+    if not Path(name).is_dir() and (place.is_absolute() or ".." in place.parts or place.exists()):
+        raise UserError(
+            f"{name} is an adapter from the Hub, and names the folder {base!r} of this machine as its base model. "
+            "Fetch it into a folder, and write the base model's Hub id into its adapter_config.json."
+        )
+    return Source(base, revision=revision)
+
+
+def mapping_in(file: Path, name: str | Path) -> dict[str, Any]:
+    """The object that a JSON file of a folder or repository holds.
+
+    Raises:
+        UserError: it is not JSON, or holds something else.
+    """
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError) as failure:
+        raise UserError(f"{name} holds a {file.name} that is not JSON ({failure}). Pass another folder.") from failure
+    if not isinstance(found, dict):
+        raise UserError(f"{name} holds a {file.name} that is no JSON object. Pass another folder.")
+    return found
 
 
 def fetched(name: str, revision: str | None) -> Path:
@@ -99,8 +132,8 @@ def refuse_several(name: str, folder: Path) -> None:
 def refuse_unlabelled(name: str, folder: Path) -> None:
     """Raise `UserError` for the folder of a pre-training, whose model knows no labels."""
     report = folder / FINISHED
-    made = json.loads(report.read_text("utf-8")) if report.is_file() else {}
-    if made.get("task") in Task.known() and "label" not in Task.known()[made["task"]].roles:
+    made = mapping_in(report, name) if report.is_file() else {}
+    if str(made.get("task")) in Task.known() and "label" not in Task.known()[made["task"]].roles:
         script = made.get("usage", {}).get("next", "a recipe")
         raise UserError(f"{name} holds a pre-trained encoder, which predicts no label. Pass it to {script} as --model.")
 

@@ -34,7 +34,8 @@ class MultiTaskRecipe(Recipe):
     """
 
     hidden: ClassVar[tuple[str, ...]] = (
-        *("task", "weights", "data", "data_revision", "valid", "test", "text", "text_pair", "tokens", "image", "label"),
+        *("task", "weights", "data", "data_revision", "data_sha256", "valid", "test", "text", "text_pair", "tokens"),
+        *("image", "label"),
         *("problem_type", "class_weights", "augment", "max_tokens_per_batch", "fit_batch", "packing", "metrics"),
         *("cache_gb", "cache_dtype", "cache_views", *OF_MASKS, *TWO_DOMAINS),
     )

@@ -123,7 +123,8 @@ def standalone(run: MultiRun, name: str) -> Any:
 def write(run: MultiRun, report: Report) -> None:
     """Write the folder of each task, and then the report on all, from the first process; the others wait."""
     run.trainer.accelerator.wait_for_everyone()
-    folder, settings = OutputFolder(run.recipe.output_dir), run.lead.settings
+    folder = OutputFolder(run.recipe.output_dir)
+    settings = {name: value for name, value in run.lead.settings.items() if name not in run.recipe.hidden}
     own_reports = [row.pop("report") for row in report.tasks]
     if run.first:
         for name, own in zip(run.parts, own_reports, strict=True):

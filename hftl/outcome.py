@@ -183,6 +183,7 @@ def described(run: Run) -> dict[str, Any]:
         "settings": run.settings | {"learning_rate": trainer.args.learning_rate},
         "rates": run.rates,
         "unsafe": unsafe(recipe),
+        "reproduce": reproduce(run),
         "folder": recipe.output_dir,
         "adapter": hasattr(trainer.model, "peft_config"),
     }
@@ -243,6 +244,25 @@ def unsafe(recipe: Recipe) -> list[str]:
         "code that came with the model was run (--trust_remote_code)": recipe.trust_remote_code,
     }
     return [sentence for sentence, true in said.items() if true]
+
+
+def reproduce(run: Run) -> list[str]:
+    """How to get these numbers again, and what could change them although the seed is the same, in sentences."""
+    args, recipe = run.trainer.args, run.recipe
+    if args.device.type == "cpu":
+        same = f"processor and number of threads ({torch.get_num_threads()} here) give the same bytes"
+    elif args.full_determinism:
+        same = "device and versions give the same bytes: --full_determinism chose kernels that add in a fixed order"
+    else:
+        same = "device gives the same numbers but for last digits: its atomic sums have no order (--full_determinism)"
+    found = [f"Every draw is seeded. The same versions, {same}."]
+    if args.world_size > 1:
+        found.append(f"Gradients were summed over {args.world_size} processes; another number rounds otherwise.")
+    if recipe.fit_batch:
+        found.append("--fit_batch chose the micro-batch by the memory that was free; recipe.yaml holds what it chose.")
+    if not isinstance(recipe.data, str):
+        found.append("The data was made in Python, so recipe.yaml cannot name it, but for its sha256.")
+    return found
 
 
 def _dtype(values: Any) -> np.dtype:

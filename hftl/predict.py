@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from hftl.progress import quiet
 from hftl.sampling import LongestFirst, lengths_of
 from hftl.tasks.base import softmax_or_sigmoid
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 WINDOW = 64
 """Batches whose rows are in memory at once, to be sorted by length."""
 
@@ -182,6 +184,7 @@ def predict_file(
     if not len(rows):
         raise UserError(f"{'stdin' if data == '-' else data} holds no rows to predict. Pass --data with some.")
     masks = Path(output).with_name(f"{Path(output).stem}_masks")
+    formulas = 0
     scratch, bar = Path(f"{output}.partial"), tqdm(total=len(rows), desc="predicting", unit="row")
     try:
         with bar, scratch.open("w", newline="", encoding="utf-8") as file:
@@ -195,10 +198,18 @@ def predict_file(
                     writer = csv.DictWriter(file, line)
                     writer.writeheader()
                 writer.writerow(line)
+                formulas += sum(map(is_formula, line.values()))
         scratch.replace(output)
     finally:
         scratch.unlink(missing_ok=True)
     print(f"{len(rows):,} predictions in {output}")
+    if formulas:
+        print(f"{formulas:,} cells would be formulas to a spreadsheet: import the columns as text there")
+
+
+def is_formula(cell: Any) -> bool:
+    """Whether a spreadsheet that opens a csv would compute this cell; numbers are no danger."""
+    return isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") and not _NUMBER.fullmatch(cell)
 
 
 def flat(predictor: Predictor, row: dict[str, Any], prediction: dict[str, Any], mask: str = "") -> dict[str, Any]:

@@ -71,6 +71,7 @@ class Recipe:
     max_length: int | None = flag(None, "longest text in tokens, longer ones are cut; else the model's own", IN)
     max_train_samples: int | None = flag(None, "train on this many rows only, chosen with the seed", IN)
     on_bad_row: str = flag("error", "error, or skip and count rows that are empty or unreadable", IN)
+    data_sha256: str | None = flag(None, "as recipe.yaml has it: the run says so where the data has changed since", IN)
 
     strategy: Any = flag("Full", "how weights meet the task: LoRA(r=16) | LayerDecay(0.9); see hftl strategies", HOW)
     learning_rate: float | None = flag(None, "peak learning rate; else the strategy's own, else 5e-5", HOW)

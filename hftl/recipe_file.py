@@ -5,6 +5,7 @@ Knows YAML and nothing of which settings exist.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,22 @@ import yaml
 
 from hftl.errors import UserError
 
+LARGEST = 1_000_000
+"""Characters of a file of settings, and values in it with every alias unfolded."""
+
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read the settings in a YAML file, by name.
 
     Raises:
-        UserError: the file cannot be read, is empty, is not `name: value` lines, or names a setting twice.
+        UserError: the file cannot be read, is empty or huge, is not `name: value` lines, or names a setting twice.
     """
     try:
-        found = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise UserError(f"{path} is too large for settings; expected lines such as `learning_rate: 2e-5`.")
+        found = yaml.load(text, _Loader)
     except FileNotFoundError:
         raise UserError(f"There is no file {str(path)!r} for --config; check the path.") from None
     except OSError as error:
@@ -32,6 +40,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError(
             f"{path} cannot be read{_where(error)}; expected lines such as `learning_rate: 2e-5`."
         ) from None
+    except (ValueError, RecursionError) as error:  # 2020-13-45 reads as a date; a thousand brackets
+        raise UserError(f"{path} cannot be read ({error}); expected lines such as `learning_rate: 2e-5`.") from None
     if found is None:
         raise UserError(f"{path} is empty; expected lines such as `learning_rate: 2e-5`.")
     if not isinstance(found, dict):
@@ -70,7 +80,16 @@ def _where(error: yaml.YAMLError) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where YAML silently keeps the last."""
+    """SafeLoader that refuses a key given twice, of which YAML silently keeps the last, and aliases without end.
+
+    A few lines of `b: [*a, *a, *a]` hold millions of values; whatever shows, copies or checks them would never finish.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _unfolded(node, {}) > LARGEST:
+            raise yaml.MarkedYAMLError(None, None, "aliases (*) unfold to too many values", node.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -81,3 +100,13 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(None, None, f"{key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _unfolded(node: yaml.Node, known: dict[int, float]) -> float:
+    """Values below a node, counted as often as aliases repeat them; infinite where a node holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inside = node.value if isinstance(node, yaml.CollectionNode) else []
+        each = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_unfolded(part, known) for part in each)
+    return known[id(node)]

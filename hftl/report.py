@@ -99,6 +99,8 @@ class Report:
     """By module: depth, module, parameters, and rates at equal steps of the run."""
     unsafe: list[str] = field(default_factory=list)
     """What the user allowed that can run foreign code, in sentences."""
+    reproduce: list[str] = field(default_factory=list)
+    """What to know before running it again: what was not deterministic, in sentences."""
     license: str = ""
     """Licence of the result, as a Hub identifier. Left out of the card where it is not given."""
     adapter: bool = False

@@ -88,6 +88,10 @@ class ResumableTrainer(transformers.Trainer):
         with fitting(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with fitting(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _init_training_state(self, max_steps: int, steps: int, epochs: int, checkpoint: Any, trial: Any) -> Any:
         trained, inside = super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
         if checkpoint is None:

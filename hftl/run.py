@@ -70,7 +70,8 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """The settings that decide the numbers, with what was left to the machine as it was decided."""
         decided = ("bf16", "fp16", "per_device_train_batch_size", "gradient_accumulation_steps")
-        return self.recipe.reproducible() | {name: getattr(self.trainer.args, name) for name in decided}
+        chosen = {name: getattr(self.trainer.args, name) for name in decided}
+        return self.recipe.reproducible() | chosen | {"data_sha256": self.splits.origin}
 
     @property
     def first(self) -> bool:
@@ -120,7 +121,7 @@ class Run:
 def read_data(recipe: Recipe, task: Task) -> Splits:
     """The data of a recipe, checked and split."""
     roles = task.roles if recipe.domain is None else task.roles | {"domain": Role("domain", ("domain",))}
-    return load(
+    splits = load(
         recipe.data,
         roles,
         columns={role: name for role in roles if (name := getattr(recipe, role, None))},
@@ -134,6 +135,10 @@ def read_data(recipe: Recipe, task: Task) -> Splits:
         target=Target(recipe.unlabelled, recipe.target_test, recipe.domain, recipe.target, tuple(recipe.source)),
         masks=Masks(recipe.classes, tuple(recipe.ignored)),
     )
+    if recipe.data_sha256 not in (None, splits.origin):
+        sentence = "the data has changed since the recipe was written (data_sha256): the numbers will not be the same"
+        splits.checks.insert(0, Check("changed", "warn", sentence))
+    return splits
 
 
 def settle(recipe: Recipe, task: Task, splits: Splits) -> None:

@@ -172,7 +172,7 @@ def _readings(word: str) -> Iterator[Any]:
         except ValueError:
             continue
     if folded.startswith(("{", "[")):
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(json.JSONDecodeError, RecursionError):
             yield json.loads(word)
     yield word
     if folded in ("yes", "on", "1", "no", "off", "0"):

@@ -56,8 +56,9 @@ def visible(text: object) -> str:
 
 def cut(text: object, length: int = 400) -> str:
     """The first `length` characters, with an ellipsis where something is missing."""
-    line = visible(text).strip()
-    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+    whole, enough = str(text), 100 * length  # the rest of a text of megabytes is not looked at
+    line = visible(whole[:enough]).strip()
+    return line if len(line) <= length and len(whole) <= enough else line[: length - 1].rstrip() + "…"
 
 
 def metric_name(name: str) -> str:

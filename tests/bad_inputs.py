@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import runpy
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -80,6 +81,12 @@ def run(command: str, words: list[str], world: World) -> None:
     script, quick = where[command]
     cli.main(recipe(script), [*quick, *QUICK.split(), *words])
     return None
+
+
+def words(case: Case, world: World) -> list[str]:
+    """The words of a case's command line."""
+    places = {"bert": world.bert, "cnn": world.cnn, "csv": world.csv, "colours": world.colours}
+    return shlex.split(case.argv.format(**places))
 
 
 def listing(folder: Path) -> dict[str, bytes | None]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 CACHE = tempfile.mkdtemp(prefix="hftl-tests-")  # the suite leaves nothing in the user's own cache
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
@@ -16,6 +18,7 @@ import datasets
 import pytest
 import torch
 import transformers
+from bad_inputs import World, run
 
 from hftl import testing
 
@@ -73,3 +76,34 @@ def on_text(tiny_bert: str, reviews_csv: str) -> dict[str, str]:
 def on_images(tiny_cnn: str, colour_folder: str) -> dict[str, str]:
     """Settings of a recipe that trains the tiny ResNet on the colours."""
     return {"task": "image-classification", "model": tiny_cnn, "data": colour_folder}
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bert: str, tiny_cnn: str, reviews_csv: str, colour_folder: str
+) -> Path:
+    """A folder that holds a finished run."""
+    here = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        run("text", [], World(here, tiny_bert, tiny_cnn, reviews_csv, colour_folder, patch))
+    return here / "earlier"
+
+
+@pytest.fixture
+def world(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    finished: Path,
+    tiny_bert: str,
+    tiny_cnn: str,
+    reviews_csv: str,
+    colour_folder: str,
+) -> World:
+    """An empty working directory but for `earlier`, a finished run, and a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "cache")
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    shutil.copytree(finished, tmp_path / "earlier")
+    return World(tmp_path, tiny_bert, tiny_cnn, reviews_csv, colour_folder, monkeypatch)

@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import re
-import shlex
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +35,7 @@ from bad_inputs import (
     run,
     truncated,
     without,
+    words,
 )
 
 from hftl.trainer import Trainer
@@ -487,42 +486,6 @@ CURE = re.compile(
     r"|did you mean|it reads|such as|as in|or the like|takes)\b",
     re.IGNORECASE,
 )
-
-
-@pytest.fixture(scope="session")
-def finished(
-    tmp_path_factory: pytest.TempPathFactory, tiny_bert: str, tiny_cnn: str, reviews_csv: str, colour_folder: str
-) -> Path:
-    """A folder that holds a finished run."""
-    here = tmp_path_factory.mktemp("finished")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(here)
-        run("text", [], World(here, tiny_bert, tiny_cnn, reviews_csv, colour_folder, patch))
-    return here / "earlier"
-
-
-@pytest.fixture
-def world(
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-    finished: Path,
-    tiny_bert: str,
-    tiny_cnn: str,
-    reviews_csv: str,
-    colour_folder: str,
-) -> World:
-    """An empty working directory but for `earlier`, a finished run, and a cache of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "cache")
-    monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    shutil.copytree(finished, tmp_path / "earlier")
-    return World(tmp_path, tiny_bert, tiny_cnn, reviews_csv, colour_folder, monkeypatch)
-
-
-def words(case: Case, world: World) -> list[str]:
-    places = {"bert": world.bert, "cnn": world.cnn, "csv": world.csv, "colours": world.colours}
-    return shlex.split(case.argv.format(**places))
 
 
 @pytest.mark.parametrize("name", CASES)

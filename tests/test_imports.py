@@ -15,7 +15,7 @@ SOURCES = sorted((ROOT / "hftl").rglob("*.py"))
 
 TABLE = {
     "errors bootstrap devices frozen kernels layout manifest packed progress stopping": "",
-    "failures": "stopping",
+    "failures": "stopping wording",
     "replay sampling shards startup untouched wording": "",
     "launch": "",
     "settings spec recipe_file": "",
@@ -37,7 +37,7 @@ TABLE = {
     "tasks.segmentation": "augment data segments tasks.base tasks.dense tasks.failures tasks.image",
     "tasks.masked_text": "data tasks.base tasks.text tasks.vocabulary",
     "tasks.masked_image": "data tasks.base tasks.failures tasks.image tasks.views",
-    "data": "data",
+    "data": "data wording",
     "rates": "anatomy strategies.base",
     "packing": "packed untouched",
     "rows": "sampling",

@@ -14,6 +14,7 @@ import numpy as np
 
 from hftl.data.part import Part
 from hftl.data.types import MULTI, PIXELS, TAGS, Check, Labels
+from hftl.wording import visible
 
 _SHOWN = 12  # rows of a small table on the terminal
 _EXAMPLES = 3
@@ -169,16 +170,16 @@ def _brief(value: Any) -> str:
     if isinstance(value, dict):
         return value["path"].rsplit("/", 1)[-1] if value.get("path") else "an image"
     value = " ".join(map(str, value)) if isinstance(value, list) else value
-    return textwrap.shorten(str(value), 80, placeholder=" ...")
+    return textwrap.shorten(str(value)[:1000], 80, placeholder=" ...")
 
 
 def render(checks: list[Check]) -> str:
-    """The check page as plain aligned text."""
+    """The check page as plain aligned text; nothing in it, such as a colour code in a label, acts on a terminal."""
     width = max((len(check.name) for check in checks), default=0)
     lines = []
     for check in checks:
         head = f"{check.level:<4}  {check.name:<{width}}  "
-        lines += textwrap.wrap(check.sentence, 100, initial_indent=head, subsequent_indent=" " * len(head))
+        lines += textwrap.wrap(visible(check.sentence), 100, initial_indent=head, subsequent_indent=" " * len(head))
         lines += [" " * len(head) + line for line in _table(check.details)]
     return "\n".join(lines)
 
@@ -187,7 +188,8 @@ def _table(rows: list[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     names = list(rows[0])
-    cells = [names, *[[str(row.get(name, "")) for name in names] for row in rows[:_SHOWN]]]
+    cells = [[visible(row.get(name, "")) for name in names] for row in rows[:_SHOWN]]
+    cells.insert(0, [visible(name) for name in names])
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells]
     return lines + ([f"... {len(rows) - _SHOWN} more"] if len(rows) > _SHOWN else [])

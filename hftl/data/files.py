@@ -22,6 +22,18 @@ from hftl.data.encoding import explain_encoding
 from hftl.errors import UserError
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
+PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz", ".xz", ".txz", ".zst", ".lz4", ".7z", ".rar")
+_PACKED_STARTS: tuple[bytes, ...] = (
+    b"PK\x03\x04",
+    b"\x1f\x8b",
+    b"BZh",
+    b"\xfd7zXZ\0",
+    b"\x28\xb5\x2f\xfd",
+    b"\x04\x22\x4d\x18",
+    b"7z\xbc\xaf\x27\x1c",
+    b"Rar!",
+)
+_LONGEST_NAME = 1000
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -48,12 +60,20 @@ def read_files(paths: list[Path]) -> datasets.Dataset:
         _explain(paths, builder, error.__cause__ or error)
 
 
+def unpack_first(path: Path) -> UserError:
+    """What is said of an archive: only the person who unpacks it knows where, and how much may come out of it."""
+    return UserError(f"{path.name} is packed. Unpack it, and pass the file or the folder that comes out.")
+
+
 def _readable(path: Path) -> None:
     try:
         with path.open("rb") as file:
-            blank = not file.read(4096).removeprefix(b"\xef\xbb\xbf").strip()
+            start = file.read(4096)
+            blank = not start.removeprefix(b"\xef\xbb\xbf").strip()
     except PermissionError as error:
         raise UserError(f"No permission to read {path.name}. Try chmod u+r {path.name}.") from error
+    if start.startswith(_PACKED_STARTS) or start[257:262] == b"ustar":  # which datasets would unpack, whatever its name
+        raise unpack_first(path)
     if blank and path.stat().st_size <= 4096:
         raise UserError(f"Expected rows in {path.name}; the file is empty. Add rows, or pass another file.")
 
@@ -96,6 +116,11 @@ def _header(path: Path) -> list[str]:
     if first is None:
         raise UserError(
             f"Expected rows in {path.name}; it has a header ({', '.join(header)}) and nothing below. Add rows."
+        )
+    if (longest := max(map(len, header))) > _LONGEST_NAME:
+        raise UserError(
+            f"Expected names of columns in the first row of {path.name}; a cell of it has {longest:,} characters. "
+            "Add a header, such as text,label."
         )
     # pandas would shift every cell by one here: it takes the first column for an index.
     if len(first) > len(header):
@@ -195,6 +220,8 @@ def _find_bad_json(path: Path) -> None:
                 json.load(file)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path.name} is not JSON at line {error.lineno}: {error.msg}. Correct it.") from error
+            except (RecursionError, ValueError) as error:
+                raise UserError(f"{path.name} cannot be read as JSON ({error}). Correct it.") from error
             return
         file.seek(0)
         for number, line in enumerate(file, start=1):
@@ -202,6 +229,8 @@ def _find_bad_json(path: Path) -> None:
                 row = json.loads(line) if line.strip() else {}
             except json.JSONDecodeError as error:
                 raise UserError(f"Line {number} of {path.name} is not JSON: {error.msg}. Correct it.") from error
+            except (RecursionError, ValueError) as error:
+                raise UserError(f"Line {number} of {path.name} cannot be read ({error}). Correct it.") from error
             if not isinstance(row, dict):
                 raise UserError(f'Expected an object like {{"text": ...}} in line {number} of {path.name}.')
 

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 
 from hftl.data.survey import MOST_CLASSES, Survey, class_names, key, number, split_cell
-from hftl.data.types import MULTI, PIXELS, PROBLEM_TYPES, REGRESSION, SINGLE, TAGS, Check
+from hftl.data.types import MULTI, PIXELS, PROBLEM_TYPES, REGRESSION, SINGLE, TAGS, Check, told
 from hftl.errors import UserError, suggest
 
 _ENCODING = 1  # part of the cache key of encoded columns: raise it when `_encode` changes
@@ -71,7 +71,7 @@ def _numbers(train: Survey, where: str) -> Reading:
         raise UserError(f"Expected one number a row in {where}; its rows hold lists. Pass --problem_type {MULTI}.")
     if train.not_number is not None:
         raise UserError(
-            f"Expected numbers in {where} for --problem_type {REGRESSION}; it has {train.not_number!r}. "
+            f"Expected numbers in {where} for --problem_type {REGRESSION}; it has {told(train.not_number)}. "
             f"Correct it, or pass --problem_type {SINGLE}."
         )
     if len(train.values) == 1:
@@ -107,7 +107,7 @@ def _check_classes(train: Survey, values: set[str], where: str) -> None:
         raise UserError(f"Expected labels in {where}; no row of train has one. Pass --label COLUMN.")
     if len(values) == 1:
         raise UserError(
-            f"Expected at least two classes in {where}; every row of train is {min(values)!r}. "
+            f"Expected at least two classes in {where}; every row of train is {told(min(values))}. "
             "Add rows of another class, or pass --label COLUMN."
         )
     _check_many(values, where)
@@ -142,7 +142,7 @@ def check_same(reading: Reading, train: Survey, other: Survey, split: str, where
         )
     if reading.problem_type == REGRESSION:
         if other.not_number is not None:
-            raise UserError(f"Expected numbers in {where}, as in train; it has {other.not_number!r}.")
+            raise UserError(f"Expected numbers in {where}, as in train; it has {told(other.not_number)}.")
         return
     if reading.multi_hot:
         if other.lengths - train.lengths:
@@ -163,7 +163,7 @@ def check_same(reading: Reading, train: Survey, other: Survey, split: str, where
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(repr(name) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(map(told, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def reading_checks(train: Survey, reading: Reading, where: str) -> list[Check]:

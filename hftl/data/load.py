@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,7 @@ from hftl.data.images import loose_images
 from hftl.data.labels import Reading, check_problem_type, check_same, decide, reading_checks
 from hftl.data.masks import paired_folders, read_classes, scan_masks
 from hftl.data.part import Part, image_roots, inputs, label_column, make_masked, make_part, masked
+from hftl.data.scan import check_paths
 from hftl.data.source import WORDS, Rows, Source, one_set, open_source
 from hftl.data.split import carve, scarce, subset
 from hftl.data.survey import Survey, survey
@@ -25,6 +27,7 @@ from hftl.errors import UserError
 
 SHARE = 0.1  # of the rows of train, for a split that is missing
 TARGET = "target"  # the split that is only measured: labelled rows of another domain
+UNLABELLED = "unlabelled"  # rows that are trained with, and have no label
 _MANY_ROWS = 100_000  # below, a progress bar is noise
 
 
@@ -80,12 +83,8 @@ def load(
         loading = _Loading(opened, roles, columns or {}, set(given), seed, masks or Masks())
         if other is not None:
             loading.rows[TARGET] = other
-        splits = loading.run(problem_type, on_bad_row, max_train_samples)
-        if unlabelled is not None:
-            wanted = {role: need for role, need in roles.items() if need.kind != "label"}
-            same = {r: c for r, c in splits.columns.items() if r in wanted and c in unlabelled.data.column_names}
-            splits.unlabelled = inputs(unlabelled, find_columns(unlabelled, wanted, same), wanted)
-        return splits
+        loading.unlabelled = unlabelled
+        return loading.run(problem_type, on_bad_row, max_train_samples)
 
 
 def read(
@@ -103,7 +102,9 @@ def read(
         opened = open_source(source if loose is None else loose, revision)
         rows = one_set(opened, "test", opened.name)
         wanted = {role: need for role, need in roles.items() if need.kind != "label"}
-        return inputs(rows, find_columns(rows, wanted, columns or {}), wanted)
+        given = inputs(rows, find_columns(rows, wanted, columns or {}), wanted)
+        check_paths(given, [role for role in given.column_names if wanted[role].kind == "image"], image_roots(rows))
+        return given
 
 
 class _Loading:
@@ -116,6 +117,7 @@ class _Loading:
         self.source, self.notes = opened.name, list(opened.notes)
         self.roles, self.mapped, self.given, self.seed, self.masks = roles, columns, given, seed, masks
         self.checks: list[Check] = []
+        self.unlabelled: Rows | None = None
         if opened.others:
             self.notes.append(f"{opened.name} also has the splits {', '.join(opened.others)}, which were not used")
 
@@ -126,7 +128,11 @@ class _Loading:
         if reading is not None:
             labels = Labels(reading.problem_type, reading.names, list(reading.values))
         parts = {split: self._part(rows, columns[split], reading) for split, rows in self.rows.items()}
+        if self.unlabelled is not None:
+            parts[UNLABELLED] = self._without_labels(self.unlabelled, columns["train"])
         parts = self._drop_bad(parts, on_bad_row)
+        origin = whole_fingerprint(parts, labels)
+        unlabelled = parts.pop(UNLABELLED, None)
         self._carve(parts, labels)
         if max_train_samples is not None:
             train = parts["train"]
@@ -143,8 +149,11 @@ class _Loading:
             columns=columns["train"],
             source=self.source,
             target=parts[TARGET].data if TARGET in parts else None,
+            unlabelled=None if unlabelled is None else unlabelled.data,
             notes=self.notes,
-            fingerprints={split: part.fingerprint(labels) for split, part in parts.items()},
+            fingerprints={split: part.fingerprint(labels) for split, part in parts.items()}
+            | ({} if unlabelled is None else {UNLABELLED: unlabelled.fingerprint(Labels("", []))}),
+            origin=origin,
             checks=self.checks,
         )
 
@@ -196,6 +205,12 @@ class _Loading:
         found = survey(label_column(rows, column), f"column {column!r} of {rows.name}", problem_type)
         return None if found.unlabelled(train) else found
 
+    def _without_labels(self, rows: Rows, train: dict[str, str]) -> Part:
+        """Rows of the target, scanned like all others; their columns are those of train where they are there."""
+        wanted = {role: need for role, need in self.roles.items() if need.kind != "label"}
+        same = {role: c for role, c in train.items() if role in wanted and c in rows.data.column_names}
+        return make_part(rows, find_columns(rows, wanted, same), wanted, None)
+
     def _as_in_train(self, split: str, train: dict[str, str]) -> dict[str, str]:
         """The columns of another split: those of train where they are there; only the label may be missing."""
         rows = self.rows[split]
@@ -246,6 +261,15 @@ class _Loading:
             if small:
                 names = ", ".join(repr(labels.names[i]) for i in small[:5]) + (" ..." if len(small) > 5 else "")
                 self.notes.append(f"{split} may lack the classes {names}: with fewer than 3 rows, too few to share out")
+
+
+def whole_fingerprint(parts: dict[str, Part], labels: Labels) -> str:
+    """sha256 of all rows as they came: no seed has a say, so the target's rows count whatever half they are in."""
+    apart = [part.scan.digest for split, part in parts.items() if split not in SPLITS]
+    total = hashlib.sha256(np.unique(np.concatenate(apart), axis=0).tobytes() if apart else b"")
+    for split in (split for split in SPLITS if split in parts):
+        total.update(f"{split} {parts[split].fingerprint(labels)}".encode())
+    return total.hexdigest()
 
 
 def _open(source: Any, revision: str | None = None, problem_type: str | None = None) -> Source:

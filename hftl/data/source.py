@@ -12,7 +12,7 @@ import datasets
 from datasets.exceptions import DatasetsError
 
 from hftl.data.bundled import bundled
-from hftl.data.files import FORMATS, read_files
+from hftl.data.files import FORMATS, PACKED, read_files, unpack_first
 from hftl.data.images import class_folders, read_class_folders
 from hftl.errors import UserError, suggest
 
@@ -128,6 +128,8 @@ def _mapping(source: Mapping[str, Any], revision: str | None) -> Source:
 
 def _file_rows(paths: list[Path], root: Path) -> Rows:
     for path in paths:
+        if path.suffix.lower() in PACKED:
+            raise unpack_first(path)
         if path.suffix.lower() not in FORMATS:
             known = ", ".join(FORMATS)
             raise UserError(f"Expected a file that ends in {known}; it is {path.name}. Convert it to csv.")

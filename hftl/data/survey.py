@@ -123,7 +123,7 @@ def split_cell(cell: str | None) -> list[Any] | None:
         try:
             parts = list(json.loads(cell))
             return [json.dumps(part) if isinstance(part, list | dict) else part for part in parts]
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             return [cell.strip()]
     return [part.strip() for part in cell.split("|") if part.strip()]
 

@@ -27,6 +27,12 @@ class Masks:
     ignored: tuple[int, ...] = (255,)
 
 
+def told(value: object) -> str:
+    """A cell as an error shows it: its `repr`, 80 characters at most."""
+    shown = repr(value[:80] if isinstance(value, str) else value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
 @dataclass(frozen=True)
 class Role:
     """What a task needs from a row.
@@ -78,6 +84,8 @@ class Splits:
     notes: list[str] = field(default_factory=list)
     fingerprints: dict[str, str] = field(default_factory=dict)
     """Split -> sha256 of its content: independent of file names, formats, cache folders and batches."""
+    origin: str = ""
+    """sha256 of all rows as they came, before the seed parted them."""
     checks: list[Check] = field(default_factory=list)
     unlabelled: Dataset | None = None
     """Rows of the target domain to train with: the input roles alone."""

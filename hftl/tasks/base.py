@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,6 +237,7 @@ def load_pretrained(auto: Any, source: Source, labels: Labels, config: Any = Non
             f"{source.weights}. Pass --model with a folder or a Hub id, and leave --weights out."
         )
     path = resolve(source.model)
+    check_shards(path)
     auto_class = getattr(transformers, auto) if isinstance(auto, str) else auto
     revision = pinned(path, source.revision)
     common = {"revision": revision, "trust_remote_code": source.trust_remote_code}
@@ -254,9 +256,30 @@ def load_pretrained(auto: Any, source: Source, labels: Labels, config: Any = Non
         )
     except LOAD_FAILURES as failure:
         raise explain_load_failure(failure, source.model, auto_class.__name__) from failure
+    except RuntimeError as failure:
+        if "weights_only" not in str(failure):
+            raise
+        raise UserError(
+            f"{source.model} names a pickle file to load, which is not opened. Pass another --model."
+        ) from failure
     fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     names = {name for name, _ in model.named_parameters()}
     return model, fresh & names, revision_of(path, revision)
+
+
+def check_shards(path: str) -> None:
+    """Raise `UserError` where the index of a local model's weights names a file outside its folder."""
+    for index in Path(path).glob("*.index.json") if Path(path).is_dir() else []:
+        try:
+            named = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+            outside = [name for name in named if Path(name).is_absolute() or ".." in Path(name).parts]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as failure:
+            raise UserError(f"{path} holds an {index.name} that cannot be read. Fetch or save it again.") from failure
+        if outside:
+            raise UserError(
+                f"{path} holds an {index.name} that names {min(outside)!r}, which is not a file of that folder. "
+                "Fetch or save it again."
+            )
 
 
 def load_processor(auto: str, source: Source) -> Any:

@@ -22,6 +22,7 @@ from torch import nn
 from hftl.augment import augmentation_of, told
 from hftl.augment.image import RandAugment
 from hftl.data import Labels, Role
+from hftl.data.decode import UNREADABLE, opened
 from hftl.errors import UserError, suggest
 from hftl.tasks.base import (
     Pretrained,
@@ -185,9 +186,9 @@ def open_image(value: Any) -> Image.Image:
     if isinstance(value, dict):
         value = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
     try:
-        with Image.open(value) as image:
+        with opened(value) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError) as failure:
+    except UNREADABLE as failure:
         reason = getattr(failure, "strerror", None) or failure
         raise UserError(f"Expected an image in {name}; it cannot be read ({reason}). Correct it.") from failure
 

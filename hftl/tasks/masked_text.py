@@ -14,7 +14,7 @@ from torch import nn
 from hftl.data import Check, Labels, Role
 from hftl.errors import UserError
 from hftl.tasks.base import Pretrained, Source, Task, load_pretrained
-from hftl.tasks.text import TextClassification
+from hftl.tasks.text import TextClassification, read_part
 from hftl.tasks.vocabulary import extend, new_words
 
 _MASKING = 1  # part of the cache key of rows with fixed masks: raise it when a mask would fall elsewhere
@@ -110,7 +110,7 @@ class MaskedText(Task):
 
     def _words(self, rows: datasets.Dataset, tokenizer: Any, limit: int) -> datasets.Dataset:
         def numbered(batch: dict[str, list]) -> dict[str, list]:
-            made = tokenizer(batch["text"], truncation=True, max_length=limit)
+            made = tokenizer(read_part(batch["text"]), truncation=True, max_length=limit)
             words = (made.word_ids(i) for i in range(len(batch["text"])))
             return {"word": [[-1 if word is None else word for word in row] for row in words]}
 

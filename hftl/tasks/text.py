@@ -22,6 +22,10 @@ from hftl.tasks.base import Pretrained, Source, Task, generator, load_pretrained
 LABELS = ("label", "labels", "target", "class", "category", "sentiment", "intent", "score", "coarse_label")
 LONGEST = 512
 """Tokens kept of a text by default, where the model could take more."""
+MOST = 2**20
+"""Characters of a text that are tokenised: a tokenizer takes 200 bytes of memory for each before it cuts."""
+SHOWN = 10_000
+"""Characters of a text that a report may hold."""
 
 
 class TextClassification(Task):
@@ -85,12 +89,12 @@ class TextClassification(Task):
             processor.model_max_length = limit  # goes into the folder, so that predictions are cut like training
 
         def tokenise(batch: dict[str, list]) -> dict[str, list]:
-            pairs = batch.get("text_pair")
-            made = dict(processor(batch["text"], pairs, verbose=False))
+            texts, pairs = read_part(batch["text"]), batch.get("text_pair") and read_part(batch["text_pair"])
+            made = dict(processor(texts, pairs, verbose=False))
             lengths = [len(ids) for ids in made["input_ids"]]
             for i in (i for i, length in enumerate(lengths) if length > limit):
                 pair = pairs[i] if pairs else None
-                for name, ids in processor(batch["text"][i], pair, truncation=True, max_length=limit).items():
+                for name, ids in processor(texts[i], pair, truncation=True, max_length=limit).items():
                     made[name][i] = ids
             return made | {"length": lengths} | ({"labels": batch["label"]} if "label" in batch else {})
 
@@ -188,7 +192,12 @@ class TextClassification(Task):
         return [{"text": " ".join(words[i : 2 + 4 * i])} for i in range(n)]
 
     def show(self, row: dict[str, Any]) -> dict[str, str]:
-        return {"text": " / ".join(row[role] for role in ("text", "text_pair") if row.get(role) is not None)}
+        return {"text": " / ".join(row[role][:SHOWN] for role in ("text", "text_pair") if row.get(role) is not None)}
+
+
+def read_part(texts: list[str]) -> list[str]:
+    """What is tokenised of each text: MOST characters, past any limit in tokens."""
+    return [text[:MOST] for text in texts]
 
 
 def limit_of(tokenizer: Any, max_length: int | None, pairs: bool) -> int:

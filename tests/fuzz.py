@@ -1,0 +1,244 @@
+"""What is fuzzed, as functions of one example: each returns, or raises `UserError`; anything else is a defect.
+
+`test_fuzz` runs a few examples of each with the suite, and `benchmarks/fuzz.py` as many as a night allows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from reports import HOSTILE, classification
+from test_report_page import Page
+
+from hftl import augment, cli, spec
+from hftl.augment.base import known
+from hftl.card import markdown
+from hftl.data import load, read
+from hftl.data.scan import _look
+from hftl.errors import UserError
+from hftl.page import html
+from hftl.recipe import Recipe
+from hftl.report import Report
+from hftl.strategies import Strategy
+from hftl.tasks.image import open_image
+from hftl.tasks.text import TextClassification
+
+KNOWN = cli._known(Recipe())
+ROWS = [{"text": f"good film {i}", "label": ("bad", "good")[i % 2]} for i in range(24)]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing to fuzz: `run` takes an example of `examples`."""
+
+    run: Callable[[Any], None]
+    examples: st.SearchStrategy[Any]
+
+
+def fuzz(target: Target, examples: int) -> int:
+    """Run a target on so many examples; returns how many ran.
+
+    Raises:
+        Exception: the smallest example that is answered with anything but a result or a `UserError`.
+    """
+    ran = 0
+
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(target.examples)
+    def one(example: Any) -> None:
+        nonlocal ran
+        ran += 1
+        with contextlib.suppress(UserError):
+            target.run(example)
+
+    one()
+    return ran
+
+
+# --- what a person types ---
+
+names = st.sampled_from([*Strategy.known(), *known(), "x", "__import__", "None", "Lora"])
+words = st.sampled_from(["r", "alpha", "decay", "targets", "p", "n", "rate", "model", "**", "lr", "k"])
+numbers = (
+    st.integers().map(str) | st.floats().map(repr) | st.sampled_from(["9" * 5000, "1e999", "-1", "0x" + "f" * 400])
+)
+values = st.recursive(
+    numbers | st.text(max_size=8).map(repr) | st.sampled_from(["None", "True", "os", "f''", "lambda: 1", "1j", "b''"]),
+    lambda inner: st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]"),
+    max_leaves=4,
+)
+arguments = st.lists(values | st.builds("{}={}".format, words, values), max_size=3).map(", ".join)
+terms = names | st.builds("{}({})".format, names, arguments)
+chains = st.lists(terms, min_size=1, max_size=3).map(" | ".join)
+notation = chains | st.text(max_size=40) | st.builds("{}{}{}".format, chains, st.text(max_size=3), chains)
+
+flags = st.sampled_from([f"--{name}" for name in KNOWN]) | st.text(max_size=8).map("--{}".format)
+given_words = (
+    numbers | st.text(max_size=12) | st.sampled_from(["true", "none", "[1, 2]", '{"a": 1}', "[" * 5000, "{", "nan"])
+)
+command_lines = st.lists(flags | given_words | st.builds("{}={}".format, flags, given_words), max_size=6)
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
+    max_leaves=6,
+)
+dumped = st.dictionaries(st.sampled_from(sorted(KNOWN)) | st.text(max_size=6), plain, max_size=4).map(
+    lambda found: yaml.safe_dump(found, allow_unicode=True)
+)
+signs = st.text(alphabet="abs:-?!&*<{}[],|>'\"%@`#\n\t 01~=.\0\x1b\ufeff", max_size=40)
+files = (dumped | signs | st.builds("{}{}{}".format, dumped, signs, dumped)).map(str.encode) | st.binary(max_size=60)
+
+
+def build_strategy(text: str) -> None:
+    assert all(isinstance(part, Strategy) for part in spec.build(text, Strategy.known()))
+
+
+def build_augmentation(text: str) -> None:
+    augment.read(text)
+
+
+def read_flags(line: list[str]) -> None:
+    chosen = cli.read_flags(line, KNOWN)
+    assert chosen.keys() <= KNOWN.keys()
+
+
+def read_settings(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "c.yaml")
+        path.write_bytes(content)
+        assert isinstance(cli.merge(Recipe(), ["--config", str(path)]), Recipe)
+
+
+# --- data ---
+
+
+def csv_bytes() -> bytes:
+    return b"text,label\n" + b"".join(f"{row['text']},{row['label']}\n".encode() for row in ROWS)
+
+
+def parquet_bytes() -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(ROWS), file)
+    return file.getvalue()
+
+
+def image_bytes(kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((24, 24), 64).convert("RGB").save(file, kind)
+    return file.getvalue()
+
+
+TABLES = {
+    "csv": csv_bytes(),
+    "tsv": csv_bytes().replace(b",", b"\t"),
+    "jsonl": "\n".join(map(json.dumps, ROWS)).encode(),
+    "json": json.dumps(ROWS).encode(),
+    "parquet": parquet_bytes(),
+}
+PICTURES = [image_bytes(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO")]
+pieces = st.binary(max_size=12) | st.sampled_from(
+    [
+        b'"',
+        b",",
+        b"\n",
+        b"\0",
+        b"\xff\xfe",
+        b"{",
+        b"[",
+        b"null",
+        b"1e999",
+        b"\xef\xbb\xbf",
+        b"\r",
+        b"\t",
+        b"=1+1",
+        b"-1",
+    ]
+)
+edits = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 30), pieces), min_size=1, max_size=4)
+
+
+def edited(content: bytes, changes: list[tuple[float, int, bytes]]) -> bytes:
+    """The content with bytes taken out and put in, at places given as a share of its length."""
+    for place, gone, new in changes:
+        at = int(place * len(content))
+        content = content[:at] + new + content[at + gone :]
+    return content
+
+
+def table_of(kind: str) -> st.SearchStrategy[tuple[str, bytes]]:
+    return (st.builds(edited, st.just(TABLES[kind]), edits) | st.binary(max_size=200)).map(lambda made: (kind, made))
+
+
+def read_table(example: tuple[str, bytes]) -> None:
+    kind, content = example
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"a.{kind}")
+        path.write_bytes(content)
+        found = load(str(path), TextClassification.roles, on_bad_row="skip")
+        assert len(found.train) > 0
+        assert len(read(str(path), TextClassification.roles)) > 0
+
+
+def read_picture(content: bytes) -> None:
+    cell = {"bytes": content, "path": None}
+    seen = _look(cell, None)
+    assert seen.reason or (seen.width > 0 and seen.height > 0)
+    open_image(cell)
+
+
+# --- the report ---
+
+strange = (
+    st.text(max_size=30)
+    | st.sampled_from(HOSTILE)
+    | st.text(alphabet="<>&\"'/=-\n:#{}%`|\\ \u202e\x1b\0a", max_size=20)
+)
+
+
+def write_report(found: tuple[list[str], str, str, str]) -> None:
+    labels, text, file, strategy = found
+    report = classification(labels=labels, text=text, strategy=strategy or "Full", command=file)
+    report.data |= {"source": file, "columns": {"text": text, "label": file}, "notes": [text]}
+    report.model = file or "m"
+    shown = Report.from_dict(json.loads(report.json()))
+    page = Page(html(shown))
+    assert not {"script", "link", "iframe", "object", "base", "form", "a"} & {tag for tag, _ in page.tags}
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on") or name in ("href", "srcdoc")]
+    assert all(value.startswith("data:image/") for value in page.values("src"))
+    card = markdown(shown)
+    assert card.startswith("---\n")
+    head = yaml.safe_load(card.split("\n---\n")[0])
+    assert head["pipeline_tag"] == report.task
+    assert head["library_name"] == "peft"
+    assert head.keys() <= {
+        *("library_name", "pipeline_tag", "tags", "model-index", "datasets", "base_model", "base_model_relation")
+    }
+    values = {row["name"]: row["value"] for row in head["model-index"][0]["results"][0]["metrics"]}
+    assert values["Accuracy"] == round(report.test["accuracy"].value, 6)
+
+
+TARGETS = {
+    "strategies": Target(build_strategy, notation),
+    "augmentations": Target(build_augmentation, notation),
+    "flags": Target(read_flags, command_lines),
+    "settings files": Target(read_settings, files),
+    **{kind: Target(read_table, table_of(kind)) for kind in TABLES},
+    "images": Target(read_picture, st.builds(edited, st.sampled_from(PICTURES), edits) | st.binary(max_size=200)),
+    "report": Target(
+        write_report, st.tuples(st.lists(strange, min_size=2, max_size=4, unique=True), strange, strange, strange)
+    ),
+}
