@@ -136,7 +136,7 @@ def _room(shape: tuple[int, ...], dtype: np.dtype) -> tuple[torch.Tensor, np.nda
     """Memory for a batch, as torch and as numpy see it.
 
     It is torch's own because that starts at a multiple of 64 bytes: where numpy's happens to start decides in which
-    order a CPU's matrix product adds up, and two runs would differ in the last bit.
+    order a CPU adds up the product of a matrix and one row, and two runs would differ in the last bit.
     """
     found = torch.empty(shape, dtype=PLAIN[dtype.str])
     return found, found.numpy()

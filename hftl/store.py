@@ -189,7 +189,9 @@ class Store:
                 warnings.warn(f"{self.path / name} is damaged ({failure}); it is computed again.", stacklevel=3)
                 _drop(self.path / name)
         if gone or new:
-            self._where = {key: (name, n) for name, shard in self._shards.items() for key, n in shard.numbers.items()}
+            self._where = {
+                key: (name, n) for name, shard in sorted(self._shards.items()) for key, n in shard.numbers.items()
+            }
 
 
 def _bytes(path: Path) -> int:
