@@ -172,7 +172,7 @@ def _card(path: Path, name: str) -> bytes | None:
     from hftl import card
     from hftl.report import Report
 
-    report = Report.from_folder(path.parent)
+    report = Report.from_dict(json.loads((path.parent / "report.json").read_text("utf-8")))  # as it was written
     if card.markdown(report) != path.read_text("utf-8"):
         return None
     return card.markdown(replace(report, folder=name)).encode()

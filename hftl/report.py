@@ -169,7 +169,7 @@ class Report:
         if not isinstance(values, dict) or not {"task", "model", "test", "valid"} <= values.keys():
             raise UserError(f"Expected a report of hftl in {path}; it lacks task, model, test or valid.")
         try:
-            return cls.from_dict(values)
+            return cls.from_dict(values | {"folder": Path(folder).as_posix()})  # where it lies now
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"Expected a report of hftl in {path}; it is damaged ({error!r}). Run it again.") from None
 
