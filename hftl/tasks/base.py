@@ -209,7 +209,7 @@ def pinned(path: str, revision: str | None) -> str | None:
         return revision
     try:
         return huggingface_hub.resolve_revision(path, revision=revision)
-    except (OSError, ValueError):  # loading says it better
+    except Exception:  # of kinds without a common base; loading comes next, and says it better
         return revision
 
 
