@@ -199,6 +199,8 @@ def told_apart(arm: Arm, one: Path, other: Path, anew: bool) -> str:
         return f"{arm.weights}, from step {since} on"
     if anew and arm.cached:  # what the killed run had kept is not computed again, and the report says so
         first.pop("forward_passes"), second.pop("forward_passes")
+    first |= {f"settings: {name}": value for name, value in first.pop("settings").items()}
+    second |= {f"settings: {name}": value for name, value in second.pop("settings").items()}
     return ", ".join(name for name in first if first[name] != second.get(name))
 
 

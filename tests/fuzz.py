@@ -225,7 +225,8 @@ def write_report(found: tuple[list[str], str, str, str]) -> None:
     assert head["pipeline_tag"] == report.task
     assert head["library_name"] == "peft"
     assert head.keys() <= {
-        *("library_name", "pipeline_tag", "tags", "model-index", "datasets", "base_model", "base_model_relation")
+        *("library_name", "pipeline_tag", "tags", "metrics", "model-index", "datasets", "base_model"),
+        *("base_model_relation", "base_model_revision"),
     }
     values = {row["name"]: row["value"] for row in head["model-index"][0]["results"][0]["metrics"]}
     assert values["Accuracy"] == round(report.test["accuracy"].value, 6)

@@ -260,7 +260,8 @@ def test_what_looks_like_code_stays_text(name: str, world: World, capfd: pytest.
     assert not {"script", "link", "iframe", "object", "base", "form", "a"} & {tag for tag, _ in page.tags}
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on") or name == "href"]
     head = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
-    assert set(head) <= {"library_name", "pipeline_tag", "tags", "model-index", "base_model", "base_model_relation"}
+    allowed = ("library_name", "pipeline_tag", "tags", "metrics", "model-index", "base_model", "base_model_relation")
+    assert set(head) <= set(allowed)
     assert not ACTS.search((folder / "README.md").read_text())
     assert json.loads((folder / "report.json").read_text())["unsafe"] == []
 

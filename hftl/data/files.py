@@ -56,7 +56,9 @@ def read_files(paths: list[Path]) -> datasets.Dataset:
     files = [glob.escape(str(path.resolve())) for path in paths]
     try:
         return datasets.load_dataset(builder, data_files={"train": files}, split="train", **options)
-    except (DatasetGenerationError, ValueError, StopIteration) as error:
+    except (DatasetGenerationError, ValueError, StopIteration, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's; Arrow's own have no number
+            raise
         _explain(paths, builder, error.__cause__ or error)
 
 
