@@ -29,8 +29,8 @@ STRATEGIES = (
     "LoRA(r=4) | MixStyle",
 )
 ALIGNED = (
-    "DANN(weight=0.1)",
-    "CDAN(weight=0.1)",
+    "DANN(weight=0.1, boost=1.0)",
+    "CDAN(weight=0.1, boost=1.0)",
     "DAN",
     "DeepCORAL",
     "MCC(weight=0.1)",
