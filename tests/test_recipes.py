@@ -308,7 +308,7 @@ def test_several_labels_a_row_learn_and_predict_lists(tiny_bert, tmp_path):
     def label(i: int, text: str) -> list[str]:
         return ["praise" if i % 2 == 0 else "blame", *(["film"] if "film" in text else [])]
 
-    report = quick(tiny_bert, rows_of(160, label), tmp_path / "o", num_train_epochs=6).run()
+    report = quick(tiny_bert, rows_of(320, label), tmp_path / "o", num_train_epochs=6, learning_rate=2e-3).run()
     assert report.problem_type == "multi_label_classification"
     assert report.headline == "average_precision"
     assert report.test["average_precision"].value > 0.8
@@ -333,9 +333,9 @@ def test_pairs_of_texts_are_read_as_pairs(tiny_bert, tmp_path):
 def test_class_weights_raise_the_recall_of_the_rare_class(tiny_bert, tmp_path):
     texts = [(t, y) for i, (t, y) in enumerate(testing.sentences(400)) if y == "positive" or i % 20 == 1]
     data = datasets.Dataset.from_dict({"text": [t for t, _ in texts], "label": [y for _, y in texts]})
-    plain = quick(tiny_bert, data, tmp_path / "plain", num_train_epochs=1, learning_rate=1e-3).run()
+    plain = quick(tiny_bert, data, tmp_path / "plain", num_train_epochs=4, learning_rate=2e-3).run()
     weighted = quick(
-        tiny_bert, data, tmp_path / "w", num_train_epochs=1, learning_rate=1e-3, class_weights="balanced"
+        tiny_bert, data, tmp_path / "w", num_train_epochs=4, learning_rate=2e-3, class_weights="balanced"
     ).run()
     guessed = [sum(row[0] for row in report.confusion) for report in (plain, weighted)]
     assert guessed[1] > guessed[0]

@@ -26,11 +26,14 @@ QUICK = ["--num_train_epochs", "2", "--per_device_train_batch_size", "32", "--le
 TIMES = {"seconds", "startup", "examples_per_second", "peak_memory", "command", "folder"}
 
 
-def start(script: str, hash_seed: int, *flags: str) -> str:
-    """Run a recipe in a fresh process; `hash_seed` orders its sets and dicts of another kind otherwise."""
+def start(script: str, hash_seed: int, here: Path, *flags: str) -> str:
+    """Run a recipe in a fresh process, in the folder above its data: a recipe.yaml keeps paths that lie below.
+
+    `hash_seed` orders its sets and dicts of another kind otherwise.
+    """
     env = os.environ | {"PYTHONHASHSEED": str(hash_seed)}
     words = [sys.executable, str(RECIPES / f"{script}.py"), *flags]
-    done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=here, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -57,8 +60,9 @@ def test_a_fresh_process_gives_the_bytes_of_another_from_its_recipe_file(
 ) -> None:
     model, data = (tiny_bert, reviews_csv) if script == "text_cls" else (tiny_cnn, colour_folder)
     one, two = tmp_path / "one", tmp_path / "two"
-    start(script, 1, "--model", model, "--data", data, *flags.split(), *QUICK, "--output_dir", str(one))
-    said = start(script, 2, "--config", str(one / "recipe.yaml"), "--output_dir", str(two))
+    here, given = tmp_path.parent, ["--model", model, "--data", data, *flags.split(), *QUICK]
+    start(script, 1, here, *given, "--output_dir", str(one))
+    said = start(script, 2, here, "--config", str(one / "recipe.yaml"), "--output_dir", str(two))
     assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
     assert untimed(one) == untimed(two)
     assert (one / "recipe.yaml").read_bytes() == (two / "recipe.yaml").read_bytes()
@@ -75,8 +79,9 @@ def test_another_seed_gives_other_weights(on_text: dict[str, str], tmp_path: Pat
 
 
 def test_a_run_says_that_its_data_has_changed_since_its_recipe_was_written(
-    on_text: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    on_text: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path.parent)
     data = tmp_path / "rows.csv"
     data.write_text(Path(on_text["data"]).read_text())
     settings = on_text | {"data": str(data), "max_steps": 1}

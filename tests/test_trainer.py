@@ -312,25 +312,25 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(model, tmp_path
 
 
 def test_rows_of_like_length_share_a_batch_and_every_row_comes_once():
-    lengths = [i * 7 % 97 for i in range(1000)]
-    sampler = LengthGrouped(1000, 10, lengths, seed=1)
+    lengths = [i * 7 % 97 for i in range(4000)]
+    sampler = LengthGrouped(4000, 10, lengths, seed=1)
     first = list(sampler)
-    assert sorted(first) == list(range(1000))
-    spread = [max(b) - min(b) for s in range(0, 1000, 10) if (b := [lengths[i] for i in first[s : s + 10]])]
+    assert sorted(first) == list(range(4000))
+    spread = [max(b) - min(b) for s in range(0, 4000, 10) if (b := [lengths[i] for i in first[s : s + 10]])]
     assert sum(spread) / len(spread) < 5
     sampler.set_epoch(1)
     assert list(sampler) != first
-    again = LengthGrouped(1000, 10, lengths, seed=1)
+    again = LengthGrouped(4000, 10, lengths, seed=1)
     assert list(again) == first
 
 
 def test_padding_waste_falls_by_grouping(model, tmp_path):
-    lengths = [2 + i % 20 for i in range(200)]
+    lengths = [2 + i % 20 for i in range(3200)]
 
     def waste(order: list[int]) -> int:
-        return sum(max(b) * len(b) - sum(b) for s in range(0, 200, 8) if (b := [lengths[i] for i in order[s : s + 8]]))
+        return sum(max(b) * len(b) - sum(b) for s in range(0, 3200, 8) if (b := [lengths[i] for i in order[s : s + 8]]))
 
-    assert waste(list(LengthGrouped(200, 8, lengths))) < 0.3 * waste(list(LengthGrouped(200, 8)))
+    assert waste(list(LengthGrouped(3200, 8, lengths))) < 0.3 * waste(list(LengthGrouped(3200, 8)))
 
 
 def test_a_resumed_run_ends_bit_identical(model, tmp_path):
