@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hftl.tasks.base import resolve
+from hftl.tasks.origin import resolve
 
 
 def text_features(batch: dict[str, list], tokenizer: Any, model: Any) -> torch.Tensor:

@@ -18,7 +18,7 @@ import transformers
 from datasets import load_dataset
 from side import called, csv_files, tell
 
-from hftl.tasks.base import resolve
+from hftl.tasks.origin import resolve
 
 
 def texts(folder: str, model_name: str, pad_to: int | None) -> tuple[Any, Any, dict[str, Any]]:

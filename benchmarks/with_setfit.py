@@ -15,7 +15,7 @@ from datasets import load_dataset
 from setfit import SetFitModel, Trainer, TrainingArguments
 from side import called, csv_files, tell
 
-from hftl.tasks.base import resolve
+from hftl.tasks.origin import resolve
 
 
 def main() -> None:

@@ -221,7 +221,7 @@ class Cache:
         failure = ""
         with store.lock() if accelerator.is_main_process else contextlib.nullcontext():
             accelerator.wait_for_everyone()
-            missing = _missing(store, parts)
+            missing = store.missing_of([rows.keys for rows in parts])
             accelerator.wait_for_everyone()
             try:
                 self._hold_against_limit(work, parts, missing)
@@ -263,19 +263,6 @@ class Cache:
     def _on(self, model: nn.Module, inputs: Inputs) -> Inputs:
         device = next(model.parameters()).device
         return {name: value.to(device) for name, value in inputs.items()}
-
-
-def _missing(store: Store, parts: list[Rows]) -> list[np.ndarray]:
-    """Of each part the numbers of the rows that are not there yet; what two parts share counts for the first alone.
-
-    Computed in another batch a row may differ in its last bits: were there two, chance would say which one is read.
-    """
-    found, seen = [], set[bytes]()
-    for keys in (rows.keys for rows in parts):
-        numbers = [n for n in store.missing(keys) if keys[n] not in seen]
-        seen.update(keys[n] for n in numbers)
-        found.append(np.asarray(numbers, dtype=np.int64))
-    return found
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def predict_file(
         with bar, scratch.open("w", newline="", encoding="utf-8") as file:
             writer: csv.DictWriter | None = None
             for i, prediction in enumerate(predictor.stream(rows, batch_size, bar.update)):
-                line = flat(predictor, rows[i], prediction, f"{Path(output).stem}_masks/{i + 1}.png")
+                line = flat(predictor, rows[i], prediction, f"{masks.name}/{i + 1}.png")
                 if "mask" in prediction:
                     masks.mkdir(parents=True, exist_ok=True)
                     prediction["mask"].save(masks / f"{i + 1}.png")

@@ -12,7 +12,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -60,6 +60,18 @@ class Store:
             if key not in self._where:
                 first.setdefault(key, position)
         return list(first.values())
+
+    def missing_of(self, parts: Iterable[Sequence[bytes]]) -> list[np.ndarray]:
+        """As `missing` for each part; what two parts share counts for the first alone.
+
+        Computed in another batch a row may differ in its last bits: were there two, chance would say which one is read.
+        """
+        found, seen = [], set[bytes]()
+        for keys in parts:
+            positions = [n for n in self.missing(keys) if keys[n] not in seen]
+            seen.update(keys[n] for n in positions)
+            found.append(np.asarray(positions, dtype=np.int64))
+        return found
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -65,6 +65,15 @@ class Case:
     """What may lie in the working directory afterwards besides what was there before."""
 
 
+def arrange(case: Case, world: World) -> None:
+    """Lay out the files of a case, and whatever else it needs."""
+    for path, content in case.files.items():
+        (world.here / path).parent.mkdir(parents=True, exist_ok=True)
+        (world.here / path).write_bytes(content if isinstance(content, bytes) else content.encode())
+    if case.given:
+        case.given(world)
+
+
 def recipe(name: str) -> Recipe:
     """The RECIPE of a script in recipes/."""
     return runpy.run_path(str(RECIPES / f"{name}.py"))["RECIPE"]

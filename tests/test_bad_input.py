@@ -19,6 +19,7 @@ from bad_inputs import (
     Case,
     World,
     albert,
+    arrange,
     bad_config,
     broken_jpeg,
     fail,
@@ -493,11 +494,7 @@ def test_bad_input_is_answered_with_one_sentence_and_earlier_results_stay(
     name: str, world: World, capfd: pytest.CaptureFixture[str]
 ) -> None:
     case = CASES[name]
-    for path, content in case.files.items():
-        (world.here / path).parent.mkdir(parents=True, exist_ok=True)
-        (world.here / path).write_bytes(content if isinstance(content, bytes) else content.encode())
-    if case.given:
-        case.given(world)
+    arrange(case, world)
     before = listing(world.here)
     with pytest.raises(SystemExit) as left:
         run(case.command, words(case, world), world)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from bad_inputs import GOOD, RECIPES, Case, World, listing, run, words
+from bad_inputs import GOOD, RECIPES, Case, World, arrange, listing, run, words
 from hostile_inputs import (
     EPS,
     ESCAPE,
@@ -178,11 +178,7 @@ def test_what_could_do_harm_is_refused_in_one_sentence(
     name: str, world: World, capfd: pytest.CaptureFixture[str]
 ) -> None:
     case = REFUSED[name]
-    for path, content in case.files.items():
-        (world.here / path).parent.mkdir(parents=True, exist_ok=True)
-        (world.here / path).write_bytes(content if isinstance(content, bytes) else content.encode())
-    if case.given:
-        case.given(world)
+    arrange(case, world)
     before = listing(world.here)
     capfd.readouterr()
     with pytest.raises(SystemExit) as left:
@@ -245,10 +241,7 @@ TAKEN: dict[str, Case] = {
 @pytest.mark.parametrize("name", TAKEN)
 def test_what_looks_like_code_stays_text(name: str, world: World, capfd: pytest.CaptureFixture[str]) -> None:
     case = TAKEN[name]
-    for path, content in case.files.items():
-        (world.here / path).write_bytes(content if isinstance(content, bytes) else content.encode())
-    if case.given:
-        case.given(world)
+    arrange(case, world)
     before = set(listing(world.here))
     capfd.readouterr()
     run(case.command, words(case, world), world)

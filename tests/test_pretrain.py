@@ -27,9 +27,10 @@ from hftl.data import Labels
 from hftl.errors import UserError
 from hftl.metrics import metric_for
 from hftl.pretext import MaskedTokens
-from hftl.tasks.base import Source, resolve
+from hftl.tasks.base import Source
 from hftl.tasks.masked_image import MaskedImage, plain_vit
 from hftl.tasks.masked_text import MaskedText, Masking
+from hftl.tasks.origin import resolve
 from hftl.tasks.views import MAE, SimMIM, contrast, patch_mask
 from hftl.tasks.vocabulary import extend, new_words, pieces
 from hftl.trainer import Trainer

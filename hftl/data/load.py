@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +16,7 @@ from hftl.data.domains import Target, set_aside
 from hftl.data.images import loose_images
 from hftl.data.labels import Reading, check_problem_type, check_same, decide, reading_checks
 from hftl.data.masks import paired_folders, read_classes, scan_masks
-from hftl.data.part import Part, image_roots, inputs, label_column, make_masked, make_part, masked
+from hftl.data.part import Part, image_roots, inputs, label_column, make_masked, make_part, masked, whole_fingerprint
 from hftl.data.scan import check_paths
 from hftl.data.source import WORDS, Rows, Source, one_set, open_source
 from hftl.data.split import carve, scarce, subset
@@ -261,15 +260,6 @@ class _Loading:
             if small:
                 names = ", ".join(repr(labels.names[i]) for i in small[:5]) + (" ..." if len(small) > 5 else "")
                 self.notes.append(f"{split} may lack the classes {names}: with fewer than 3 rows, too few to share out")
-
-
-def whole_fingerprint(parts: dict[str, Part], labels: Labels) -> str:
-    """sha256 of all rows as they came: no seed has a say, so the target's rows count whatever half they are in."""
-    apart = [part.scan.digest for split, part in parts.items() if split not in SPLITS]
-    total = hashlib.sha256(np.unique(np.concatenate(apart), axis=0).tobytes() if apart else b"")
-    for split in (split for split in SPLITS if split in parts):
-        total.update(f"{split} {parts[split].fingerprint(labels)}".encode())
-    return total.hexdigest()
 
 
 def _open(source: Any, revision: str | None = None, problem_type: str | None = None) -> Source:

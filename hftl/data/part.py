@@ -20,7 +20,7 @@ from hftl.data.labels import Reading, encode
 from hftl.data.masks import MaskScan, find_strangers, mask_column, scan_masks
 from hftl.data.scan import Scan, scan
 from hftl.data.source import Rows
-from hftl.data.types import MULTI, TAGS, Labels, Masks, Role
+from hftl.data.types import MULTI, SPLITS, TAGS, Labels, Masks, Role
 
 _BATCH = 10_000
 
@@ -76,6 +76,15 @@ def inputs(rows: Rows, columns: dict[str, str], roles: dict[str, Role]) -> datas
             piece = as_images(piece, role, rows.root, f"column {column!r} of {rows.name}")
         pieces.append(piece)
     return pieces[0] if len(pieces) == 1 else datasets.concatenate_datasets(pieces, axis=1)
+
+
+def whole_fingerprint(parts: dict[str, Part], labels: Labels) -> str:
+    """sha256 of all rows as they came: no seed has a say, so the target's rows count whatever half they are in."""
+    apart = [part.scan.digest for split, part in parts.items() if split not in SPLITS]
+    total = hashlib.sha256(np.unique(np.concatenate(apart), axis=0).tobytes() if apart else b"")
+    for split in (split for split in SPLITS if split in parts):
+        total.update(f"{split} {parts[split].fingerprint(labels)}".encode())
+    return total.hexdigest()
 
 
 def label_column(rows: Rows, column: str) -> datasets.Dataset:

@@ -32,9 +32,9 @@ from hftl.tasks.base import (
     label_settings,
     load_pretrained,
     load_processor,
-    revision_of,
     some,
 )
+from hftl.tasks.origin import revision_of
 
 
 class ImageClassification(Task):

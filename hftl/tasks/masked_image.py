@@ -14,9 +14,10 @@ from torch import nn
 
 from hftl.data import Labels, Role
 from hftl.errors import UserError, suggest
-from hftl.tasks.base import Pretrained, Source, Task, load_pretrained, resolve
+from hftl.tasks.base import Pretrained, Source, Task, load_pretrained
 from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
 from hftl.tasks.image import ImageClassification, content, open_image, stack
+from hftl.tasks.origin import resolve
 from hftl.tasks.views import MAE, Pretext, SimCLR, SimMIM, hidden_cells, patch_mask, two_views
 
 METHODS: dict[str, type[Pretext]] = {"simmim": SimMIM, "mae": MAE, "simclr": SimCLR}

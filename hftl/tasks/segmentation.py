@@ -19,10 +19,11 @@ from hftl.data.masks import read_mask
 from hftl.data.types import PIXELS
 from hftl.errors import UserError
 from hftl.segments import WHITE, colour
-from hftl.tasks.base import Pretrained, Source, Task, generator, label_settings, load_pretrained, resolve
+from hftl.tasks.base import Pretrained, Source, Task, generator, label_settings, load_pretrained
 from hftl.tasks.dense import IGNORED, LinearSegmenter, enlarged, segmenter_of
 from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
 from hftl.tasks.image import ImageClassification, bare_timm, changed, data_uri, open_image
+from hftl.tasks.origin import resolve
 
 SHOWN = 160
 """Pixels of the longer side of a picture in the report."""

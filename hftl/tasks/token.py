@@ -14,7 +14,8 @@ from torch import nn
 from hftl.data import Labels, Role
 from hftl.data.types import TAGS
 from hftl.errors import UserError
-from hftl.tasks.base import Pretrained, Source, Task, load_pretrained, load_processor, resolve
+from hftl.tasks.base import Pretrained, Source, Task, load_pretrained, load_processor
+from hftl.tasks.origin import resolve
 from hftl.tasks.text import LONGEST, fingerprint, longest
 
 IGNORED = -100
