@@ -80,6 +80,7 @@ class say_errors:  # noqa: N801, reads as `with say_errors():`
         if isinstance(error, UserError):
             _leave(f"error: {error}", 2)
         if type(error).__name__.startswith("Dist") or any(sign in str(error) for sign in _GONE):
+            time.sleep(5)  # so that the launcher sees the one that ended first, whose code is the run's, and ends this
             _leave(f"Another process of this run has ended, and this one with it. {self.left().sentence}", 2)
         own = _machine(error, self.memory)
         if own and (left := self.left()).resumable:

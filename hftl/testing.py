@@ -193,7 +193,7 @@ def tiny_text(folder: Path) -> dict[str, Any]:
     return _TRAINING | {
         "task": "text-classification",
         "model": tiny_bert(folder / "bert"),
-        "data": reviews_csv(folder / "reviews.csv"),
+        "data": reviews_csv(folder / "reviews.csv", 160),
     }
 
 
@@ -207,7 +207,7 @@ def tiny_image(folder: Path) -> dict[str, Any]:
 
 
 TINY: dict[str, Callable[[Path], dict[str, Any]]] = {"text": tiny_text, "image": tiny_image}
-_TRAINING = {"learning_rate": 5e-3, "num_train_epochs": 4, "per_device_train_batch_size": 8, "weight_decay": 0.0}
+_TRAINING = {"learning_rate": 2e-3, "num_train_epochs": 4, "per_device_train_batch_size": 8, "weight_decay": 0.0}
 
 
 def tiny_bert(folder: Path) -> str:
