@@ -81,7 +81,9 @@ class Watched:
         return self.home / "run"
 
     def begun(self) -> set[Path]:
-        return set(self.folder.glob("checkpoints/checkpoint-*"))
+        with contextlib.suppress(FileNotFoundError):  # a run that starts clears away an empty folder
+            return set(self.folder.glob("checkpoints/checkpoint-*"))
+        return set()
 
     def caching(self) -> bool:
         return any(self.home.glob("kept/*/*.partial"))

@@ -124,7 +124,8 @@ def test_p_is_the_share_of_batches_that_are_mixed():
     assert torch.equal(model(x[:1]), plain[:1]), "one row has no other to be mixed with"
 
 
-def test_frozen_blocks_are_mixed_and_so_not_kept(on_text, tmp_path):
+def test_frozen_blocks_are_mixed_and_so_not_kept(on_text, tmp_path, monkeypatch):
+    monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "kept"))  # another test may have kept the same rows
     settings = on_text | {"num_train_epochs": 3, "learning_rate": 1e-2, "disable_tqdm": True, "logging_steps": 1}
     losses = {}
     for name, strategy in (("plain", "LinearProbe"), ("mixed", "MixStyle(p=1.0, alpha=1.0) | LinearProbe")):
