@@ -6,6 +6,7 @@ told of. Text that came with data is escaped for Markdown on its way in.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -19,6 +20,8 @@ from hftl.page import MAIN, environment
 from hftl.verdict import limits, verdict
 
 if TYPE_CHECKING:
+    import jinja2
+
     from hftl.report import Report
 
 METRIC_TYPES = {
@@ -40,14 +43,19 @@ ARGUMENTS = {"multi_label_classification": ", top_k=None", "regression": ', func
 """What a pipeline must be told so that it returns every label's own probability, or the number itself."""
 
 
-def markdown(report: Report) -> str:
-    """The whole README.md. `report` holds plain values (`Report.from_dict(report.as_dict())`)."""
+@functools.cache
+def _template() -> jinja2.Template:
     made = environment(autoescape=False, finalize=_finalize)
     made.filters |= {"block": block, "code": code, "literal": literal}
     made.filters["interval"] = lambda low, high: Markup(wording.interval(low, high))  # digits only; brackets stay
+    return made.get_template("card.md.j2")
+
+
+def markdown(report: Report) -> str:
+    """The whole README.md. `report` holds plain values (`Report.from_dict(report.as_dict())`)."""
     head = yaml.safe_dump(metadata(report), sort_keys=False, allow_unicode=True, width=10_000)
     usage, pair = report.usage, "text_pair" in (report.data.get("columns") or {})
-    body = made.get_template("card.md.j2").render(
+    body = _template().render(
         report=report,
         title=_title(report),
         verdict=verdict(report),

@@ -7,6 +7,7 @@ one ever slip through.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from typing import TYPE_CHECKING, Any
@@ -66,9 +67,13 @@ def environment(**options: Any) -> jinja2.Environment:
     return made
 
 
+@functools.cache
+def _template() -> jinja2.Template:
+    return environment(autoescape=True, finalize=_finalize).get_template("report.html.j2")
+
+
 def html(report: Report) -> str:
     """The page. `report` holds plain values (`Report.from_dict(report.as_dict())`)."""
-    made = environment(autoescape=True, finalize=_finalize)
     sections = {
         "verdict": verdict(report),
         "short_model": report.model.rstrip("/").split("/")[-1],
@@ -88,7 +93,7 @@ def html(report: Report) -> str:
         "marks": MARKS,
         "main": [(name, report.settings[name]) for name in MAIN if _says(report.settings.get(name))],
     }
-    return made.get_template("report.html.j2").render(report=report, **sections)
+    return _template().render(report=report, **sections)
 
 
 def _finalize(value: Any) -> Any:
