@@ -37,6 +37,8 @@ class Machine:
     row_seconds: float = 0.0
     step_seconds: float = 0.0
     """Of a step beside its rows."""
+    gather: float = 0.0
+    """Bytes a second in all-gathers and reduce-scatters, where that is not `bandwidth`: gloo's are slower."""
 
 
 def held(job: Job, strategy: str, devices: int) -> dict[str, float]:
@@ -75,7 +77,8 @@ def step_seconds(job: Job, machine: Machine, strategy: str, devices: int) -> flo
     """Seconds of a step whose communication hides behind no computation: the slowest that the arithmetic allows."""
     if devices == 1:
         return machine.step_seconds + job.rows * machine.row_seconds
-    wires = sent(job, strategy, devices) / machine.bandwidth + 2 * (devices - 1) * machine.latency
+    rate = (strategy == "FSDP2" and machine.gather) or machine.bandwidth
+    wires = sent(job, strategy, devices) / rate + 2 * (devices - 1) * machine.latency
     return machine.step_seconds + job.rows * machine.row_seconds + wires
 
 
@@ -84,8 +87,8 @@ def efficiency(job: Job, machine: Machine, strategy: str, devices: int) -> float
     return step_seconds(job, machine, strategy, 1) / step_seconds(job, machine, strategy, devices)
 
 
-BERT = {"Full": (109_483_778, 0), "LoRA(r=8)": (1_341_698, 109_482_240), "LastLayers(1)": (7_680_002, 101_803_776)}
-"""bert-base with two classes: parameters that train, and that do not."""
+BERT = {"Full": (109_483_778, 0), "LoRA(r=8)": (1_328_642, 109_483_778), "LastLayers(1)": (7_680_002, 101_803_776)}
+"""bert-base with two classes, as `Recipe.prepare` counts them: parameters that train, and that do not."""
 SEVEN = {"Full": (7_000_000_000, 0), "LoRA(r=8)": (20_000_000, 7_000_000_000)}
 """A model of 7 billion parameters."""
 

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,20 +98,35 @@ def measured(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def wires() -> dict[str, float]:
-    """Bytes a second that a process sends in an all-reduce of 32 MB, and seconds of one of 4 bytes; {} where alone."""
-    if dist.get_world_size() == 1:
+    """Bytes a second that a process sends, and seconds of a message; {} for a process alone.
+
+    An all-reduce is of 32 MB. What FSDP2 does of a block, two all-gathers and a reduce-scatter, is of 7 MB.
+    """
+    n = dist.get_world_size()
+    if n == 1:
         return {}
-    found = {}
-    for name, size in (("large", 8_000_000), ("small", 1)):
-        tensor, seconds = torch.ones(size), []
-        for _ in range(7):
-            dist.barrier()
-            began = time.perf_counter()
-            dist.all_reduce(tensor)
-            seconds.append(time.perf_counter() - began)
-        found[name] = statistics.median(seconds)
-    part = 2 * (dist.get_world_size() - 1) / dist.get_world_size()
-    return {"bandwidth": part * 32e6 / found["large"], "latency": found["small"] / 2}
+    large, small, block = torch.ones(8_000_000), torch.ones(1), torch.ones(1_800_000)
+    shard = torch.ones(len(block) // n)
+    reduced, said = timed(lambda: dist.all_reduce(large)), timed(lambda: dist.all_reduce(small))
+    gathered = timed(lambda: dist.all_gather_into_tensor(block, shard))
+    scattered = timed(lambda: dist.reduce_scatter_tensor(shard, block))
+    part = (n - 1) / n
+    return {
+        "bandwidth": 2 * part * 32e6 / reduced,
+        "latency": said / 2,
+        "gather": 3 * part * 7.2e6 / (2 * gathered + scattered),
+    }
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Median of seconds over seven calls that all processes begin together."""
+    found = []
+    for _ in range(7):
+        dist.barrier()
+        began = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
 
 
 def worker(out: Path) -> None:
@@ -152,8 +168,7 @@ def efficiencies(rounds: dict[int, dict[str, Any]]) -> list[str]:
             for found in rounds.values():
                 one, two = found["one"][name], found[side][name]
                 job = Job(two["trained"], two["total"] - two["trained"], two["rows"])
-                wire = found["DDP"]["wires"]
-                machine = Machine(wire["bandwidth"], wire["latency"], one["seconds"] / one["rows"])
+                machine = Machine(row_seconds=one["seconds"] / one["rows"], **found["DDP"]["wires"])
                 ones.append(one["seconds"])
                 twos.append(two["seconds"])
                 foreseen.append(step_seconds(job, machine, side, 2))
@@ -198,8 +213,9 @@ def main() -> None:
     rounds: dict[int, dict[str, Any]] = defaultdict(dict)
     for number, line in enumerate(out.read_text("utf-8").splitlines()):
         rounds[number] = json.loads(line)
-    wire = [found["DDP"]["wires"]["bandwidth"] / 1e6 for found in rounds.values()]
-    print(f"{len(rounds)} rounds; gloo sends {spread(wire, '.0f')} MB/s\n")
+    whole, parts = ([r["DDP"]["wires"][name] / 1e6 for r in rounds.values()] for name in ("bandwidth", "gather"))
+    print(f"{len(rounds)} rounds; gloo sends {spread(whole, '.0f')} MB/s in an all-reduce,")
+    print(f"{spread(parts, '.0f')} MB/s in all-gathers and reduce-scatters\n")
     print("\n".join([*efficiencies(rounds), "", *counts(rounds[0])]))
 
 
