@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 import torch
 from in_turn import noted
+from PIL import Image
 from safetensors.torch import load_file
+from test_segmentation import quarters
 
 import hftl
 from hftl import testing
@@ -38,13 +40,26 @@ def places(tiny_bert, tiny_cnn, reviews_csv, colour_folder, tmp_path_factory) ->
     (made / "bert" / "config.json").write_text(json.dumps(config))
     odd = {f"odd{n}": testing.reviews_csv(made / f"odd{n}.csv", n) for n in (17, 19)}
     texts = {"even": reviews_csv} | odd
-    return {"bert": str(made / "bert"), "cnn": tiny_cnn, "colours": colour_folder, "out": str(made), **texts}
+    quarters(made / "scenes", 80)
+    for i in range(0, 80, 2):  # half of the masks say less of their image
+        mask = Image.open(made / "scenes" / "masks" / f"{i}.png")
+        mask.paste(255, (0, 0, 64, i // 2))
+        mask.save(made / "scenes" / "masks" / f"{i}.png")
+    return {
+        "scenes": str(made / "scenes"),
+        "bert": str(made / "bert"),
+        "cnn": tiny_cnn,
+        "colours": colour_folder,
+        "out": str(made),
+        **texts,
+    }
 
 
 def works(places: dict[str, str]) -> dict[str, dict[str, Any]]:
     """Settings of the runs that both one process and two are put to, without the batch and the folder."""
     text = SGD | {"model": places["bert"], "data": places["even"]}
     image = SGD | {"task": "image-classification", "model": places["cnn"], "data": places["colours"]}
+    scenes = image | {"task": "image-segmentation", "data": places["scenes"], "image_size": "64"}
     step = {"max_steps": 1}
     return {
         "Full": text | step,
@@ -55,13 +70,14 @@ def works(places: dict[str, str]) -> dict[str, dict[str, Any]]:
         "odd": text | {"valid": places["odd17"], "test": places["odd19"], "num_train_epochs": 2},
         "cached": text | {"strategy": "LastLayers(1)", "num_train_epochs": 3},
         "image": image | {"strategy": "LinearProbe", "num_train_epochs": 2},
+        "segment": scenes | {"strategy": "LinearProbe", "num_train_epochs": 2},
         "early": text | {"num_train_epochs": 6, "learning_rate": 1e-9, "early_stopping_patience": 2},
     }
 
 
 TOGETHER = {
-    "ddp": ["Full", "LoRA", "GradualUnfreeze", "DANN", "EDA", "odd", "cached", "image", "early"],
-    "fsdp2": ["Full", "LoRA", "odd", "cached", "image", "early"],
+    "ddp": ["Full", "LoRA", "GradualUnfreeze", "DANN", "EDA", "odd", "cached", "image", "segment", "early"],
+    "fsdp2": ["Full", "LoRA", "odd", "cached", "image", "segment", "early"],
 }
 
 
@@ -103,19 +119,19 @@ def together(request, places) -> dict[str, Any]:
     """What two processes make of them: `{name: [process 0's, process 1's]}`, and the `kind`."""
     kind = request.param
     out, size = Path(places["out"]) / kind, {"per_device_train_batch_size": 8}
-    names = TOGETHER[kind]
-    work = [works(places)[name] | size | {"output_dir": str(out / name)} for name in names]
-    for name, strategy in (("tokens", "Full"), ("whole", "LoRA(r=4)"), ("again", "LoRA(r=4)")):
-        own = {"max_tokens_per_batch": 150} if name == "tokens" else size
-        again = works(places)["Full"] | own | {"max_steps": -1, "num_train_epochs": 2, "strategy": strategy}
-        again |= {} if name == "tokens" else {"optim": "adamw_torch", "learning_rate": 0.01}
-        names = [*names, name]
-        work.append(again | {"output_dir": str(out / name)})
-    work.insert(-1, work[-1] | {"stop": 12})
-    work[-1] |= {"resume": True}
-    first, second = launch(LAUNCHERS[kind], work, out)
-    first, second = ([*found[:-2], found[-1]] for found in (first, second))
-    return dict(zip(names, zip(first, second, strict=True), strict=True)) | {"kind": kind, "out": out}
+    made = works(places)
+    work = [(name, made[name] | size) for name in TOGETHER[kind]]
+    twice = {"max_steps": -1, "num_train_epochs": 2}
+    work.append(("tokens", made["Full"] | twice | {"max_tokens_per_batch": 150}))
+    for name, one in (
+        ("text", made["Full"] | {"strategy": "LoRA(r=4)"}),
+        ("image", made["image"] | {"strategy": "Full"}),
+    ):
+        one |= twice | size | {"optim": "adamw_torch", "learning_rate": 0.01, "cache_gb": 0.0}
+        work += [(f"{name} whole", one), (f"{name} cut", one | {"stop": 9}), (f"{name} cut", one | {"resume": True})]
+    both = launch(LAUNCHERS[kind], [given | {"output_dir": str(out / name)} for name, given in work], out)
+    ended = [(name, each) for (name, _), *each in zip(work, *both, strict=True) if each[0]]
+    return dict(ended) | {"kind": kind, "out": out}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -191,10 +207,11 @@ def test_each_folder_is_whole_and_loads_in_one_process(places, together) -> None
         assert all((together["out"] / name / file).is_file() for file in ("report.html", "README.md", "recipe.yaml"))
 
 
-def test_broken_off_and_resumed_is_never_broken_off(together) -> None:
-    whole, again = (weights(together["out"] / name) for name in ("whole", "again"))
-    assert all(torch.equal(whole[key], again[key]) for key in whole)
-    assert losses(together["whole"][0], "eval_loss") == losses(together["again"][0], "eval_loss")
+@pytest.mark.parametrize("name", ["text", "image"])
+def test_broken_off_and_resumed_is_never_broken_off(name: str, together) -> None:
+    whole, cut = (weights(together["out"] / f"{name} {how}") for how in ("whole", "cut"))
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    assert losses(together[f"{name} whole"][0], "eval_loss") == losses(together[f"{name} cut"][0], "eval_loss")
 
 
 def test_one_cache_is_filled_by_both(together) -> None:
@@ -202,8 +219,8 @@ def test_one_cache_is_filled_by_both(together) -> None:
     if together["kind"] == "fsdp2":
         assert not kept.exists()
         return
-    assert len({p.parents[1] for p in kept.rglob("index.npz")}) == 2, "one of text, one of images"
-    assert len(list(kept.rglob("index.npz"))) == 8  # each process wrote its share of train and of valid
+    assert len({p.parents[1] for p in kept.rglob("index.npz")}) == 3, "of text, images and scenes"
+    assert len(list(kept.rglob("index.npz"))) == 12  # each process wrote its share of train and of valid
     computed = [together["cached"][rank]["computed"] for rank in (0, 1)]
     assert computed[0] == computed[1] > 0
 
