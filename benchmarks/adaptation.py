@@ -32,7 +32,7 @@ PACS: list[Arm] = [
     ("CDAN", ["--strategy", "CDAN"]),
     ("augmented, CDAN", ["--strategy", "CDAN", "--augment", SKETCH]),
 ]
-TEXTS: list[Arm] = [(name, ["--strategy", name]) for name in ("Full", "DANN", "MCC", "UDALM")]
+TEXTS: list[Arm] = [(name, ["--strategy", name]) for name in ("Full", "DANN", "MCC", "UDALM", "DANN(weight=0.1)")]
 AMAZON = ("books", "dvd", "electronics", "kitchen")
 
 
