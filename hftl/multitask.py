@@ -42,7 +42,7 @@ class MultiTaskRecipe(Recipe):
 
     settable: ClassVar[tuple[str, ...]] = (
         *("task", "text", "text_pair", "tokens", "image", "label", "problem_type", "valid", "test"),
-        *("max_train_samples", *OF_MASKS),
+        *("max_train_samples", *OF_MASKS, "data_sha256"),
     )
     """What can be set for one task, after its source."""
 
@@ -50,7 +50,7 @@ class MultiTaskRecipe(Recipe):
         None,
         "the tasks: name=source, where a source is what --data takes; its own settings after commas, such as "
         "stsb=stsb/,label=score (task, text, text_pair, tokens, image, label, problem_type, valid, test, "
-        "max_train_samples, classes, ignored, image_size)",
+        "max_train_samples, classes, ignored, image_size, data_sha256)",
         IN,
         factory=list,
     )

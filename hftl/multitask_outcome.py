@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -125,6 +126,7 @@ def write(run: MultiRun, report: Report) -> None:
     run.trainer.accelerator.wait_for_everyone()
     folder = OutputFolder(run.recipe.output_dir)
     settings = {name: value for name, value in run.lead.settings.items() if name not in run.recipe.hidden}
+    settings["tasks"] = _told_data(settings["tasks"], run)
     own_reports = [row.pop("report") for row in report.tasks]
     if run.first:
         for name, own in zip(run.parts, own_reports, strict=True):
@@ -143,6 +145,12 @@ def write(run: MultiRun, report: Report) -> None:
         shutil.rmtree(folder.checkpoints / "alone", ignore_errors=True)
         folder.write_report(report, settings)
     run.trainer.accelerator.wait_for_everyone()
+
+
+def _told_data(words: list[str], run: MultiRun) -> list[str]:
+    """Tasks as they were given, each with the sha256 of its data, so that a run from the file says what has changed."""
+    bare = [re.sub(r",data_sha256=\w*", "", word) for word in words]
+    return [f"{word},data_sha256={p.splits.origin}" for word, p in zip(bare, run.parts.values(), strict=True)]
 
 
 def _others(run: MultiRun, name: str) -> str:

@@ -208,7 +208,7 @@ def task_of(word: str, settable: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: it does not read, or the name would not do as one of a folder and a module.
     """
-    parts = re.split(r",(?=[A-Za-z_]+=)", word)
+    parts = re.split(r",(?=[A-Za-z_]\w*=)", word)
     name, equals, source = parts[0].partition("=")
     if not equals or not source or not NAME.fullmatch(name):
         raise UserError(f"--tasks expected name=source, such as sst2=data/sst2; {word!r} came.")

@@ -21,7 +21,7 @@ import yaml
 from safetensors.torch import load_file
 from scipy import stats
 
-from hftl import MultiTaskRecipe, Recipe, Report, bootstrap, load, multitask_outcome, multitask_run, testing
+from hftl import MultiTaskRecipe, Recipe, Report, bootstrap, load, multitask_outcome, multitask_run, run, testing
 from hftl.cli import main
 from hftl.comparison import verdict
 from hftl.errors import UserError
@@ -448,14 +448,31 @@ def test_uncertainty_and_pcgrad_change_what_is_learnt(tiny_bert, reviews_csv, pa
     assert len(set(found)) == 3
 
 
-def test_recipe_yaml_gives_the_same_numbers(both, tiny_bert, reviews_csv, pairs_csv, tmp_path):
+def test_recipe_yaml_gives_the_same_numbers(both, tiny_bert, reviews_csv, pairs_csv, tmp_path, capsys):
     settings = yaml.safe_load((both / "recipe.yaml").read_text("utf-8"))
-    assert settings["tasks"] == ["mood=./reviews.csv", "pairs=./pairs.csv"]
-    places = {"model": tiny_bert, "tasks": [f"mood={reviews_csv}", f"pairs={pairs_csv}"]}  # not told: where they lie
-    again = MultiTaskRecipe(**settings | places | {"output_dir": str(tmp_path / "o"), "compare": False}).run()
-    first = Report.from_folder(both)
+    sources = [re.sub(r",data_sha256=[0-9a-f]{64}$", "", word) for word in settings["tasks"]]
+    assert sources == ["mood=./reviews.csv", "pairs=./pairs.csv"]
+    for name, lies in (("./reviews.csv", reviews_csv), ("./pairs.csv", pairs_csv)):  # where they lie is not told
+        settings["tasks"] = [word.replace(name, lies) for word in settings["tasks"]]
+    settings |= {"model": tiny_bert, "output_dir": str(tmp_path / "o"), "compare": False}
+    again, first = MultiTaskRecipe(**settings).run(), Report.from_folder(both)
     assert losses_of(tmp_path / "o") == losses_of(both)
     assert {name: score.value for name, score in again.test.items()} == {n: s.value for n, s in first.test.items()}
+    assert "has changed" not in capsys.readouterr().out
+    assert (tmp_path / "o" / "recipe.yaml").read_text().count("data_sha256=") == 2
+
+
+def test_recipe_yaml_tells_which_task_has_other_data_than_it_had(both, reviews_csv, pairs_csv, tmp_path):
+    settings = yaml.safe_load((both / "recipe.yaml").read_text("utf-8"))
+    fewer = tmp_path / "fewer.csv"
+    fewer.write_text("".join(Path(reviews_csv).read_text().splitlines(keepends=True)[:-1]))
+    lies = {"./reviews.csv": str(fewer), "./pairs.csv": pairs_csv}
+    settings["tasks"] = [word.replace(name, lies[name]) for word, name in zip(settings["tasks"], lies, strict=True)]
+    said = {}
+    for name, recipe in multitask_run.recipes(MultiTaskRecipe(**settings)).items():
+        said[name] = [check.name for check in run.read_data(recipe, run.task_of(recipe.task)).checks]
+    assert "changed" in said["mood"]
+    assert "changed" not in said["pairs"]
 
 
 # --- the comparison ---
