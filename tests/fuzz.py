@@ -48,8 +48,11 @@ class Target:
     examples: st.SearchStrategy[Any]
 
 
-def fuzz(target: Target, examples: int) -> int:
+def fuzz(target: Target, examples: int, last: Path | None = None) -> int:
     """Run a target on so many examples; returns how many ran.
+
+    Args:
+        last: a file that is to hold the example that runs, for one that ends the process.
 
     Raises:
         Exception: the smallest example that is answered with anything but a result or a `UserError`.
@@ -61,6 +64,8 @@ def fuzz(target: Target, examples: int) -> int:
     def one(example: Any) -> None:
         nonlocal ran
         ran += 1
+        if last is not None:
+            last.write_text(repr(example), "utf-8")
         with contextlib.suppress(UserError):
             target.run(example)
 

@@ -35,6 +35,13 @@ FILES = {
     "column twice": ("a.csv", b"text,text,label\na,b,1\n", "its header has 'text' more than once."),
     "bad json": ("a.jsonl", b'{"text": "a", "label": 1}\n{"text": \n', "Line 2 of a.jsonl is not JSON"),
     "json of numbers": ("a.jsonl", b"1\n2\n", 'Expected an object like {"text": ...} in line 1 of a.jsonl.'),
+    "json null, of which pyarrow dies": (
+        "a.jsonl",
+        b'null\n{"text": "a"}\n',
+        'Expected an object like {"text": ...} in line 1',
+    ),
+    "json null and more": ("a.jsonl", b'nullx"}\n{"text": "a"}\n', "Line 1 of a.jsonl is not JSON: Extra data."),
+    "json null further down": ("a.json", b'{"text": "a"}\r\n null', 'Expected an object like {"text": ...} in line 2'),
     "bad json array": ("a.json", b'[{"text": "a"},\n{"text": }]', "a.json is not JSON at line 2"),
     "not parquet": ("a.parquet", b"junk", "a.parquet cannot be read as parquet: "),
     "not arrow": ("a.arrow", b"junk", "a.arrow cannot be read as arrow: "),

@@ -362,6 +362,15 @@ def test_a_recipe_reads_model_and_data_by_id_and_revision_and_pushes_what_came_o
     assert said.out.strip().splitlines()[-1].startswith("Pushed to ")
 
 
+def test_rows_on_the_hub_that_pyarrow_would_not_survive_are_refused(hub: World) -> None:
+    rows = b'null\n{"text": "good", "label": "yes"}\n'
+    hub.server.make("ada/nothing", {"train.jsonl": rows}, kind="dataset")
+    where = ["--model", "ada/tiny-bert", "--data", "ada/nothing", "--output_dir", hub.run("nothing")]
+    said = hub.client.recipe(RECIPES / "text_cls.py", *where, *STEPS)
+    assert said.code == 2, said.err[-3000:]
+    assert "The files of ada/nothing on the Hub cannot be read: a row is null, and not an object." in said.err
+
+
 def test_a_run_whose_push_fails_is_finished_and_saved_and_its_exit_code_says_so(hub: World) -> None:
     data = hub.folder / "data" / "reviews.csv"
     where = ["--push_to_hub", "--hub_model_id", "bob/taken", "--output_dir", hub.run("unpushed")]

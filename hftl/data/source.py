@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets.exceptions import DatasetsError
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from hftl.data.bundled import bundled
 from hftl.data.files import FORMATS, PACKED, read_files, unpack_first
 from hftl.data.images import class_folders, read_class_folders
+from hftl.data.json_lines import survived
 from hftl.errors import UserError, suggest
 
 WORDS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid"}
@@ -222,7 +223,8 @@ def _named(splits: dict[str, Rows]) -> tuple[dict[str, Rows], dict[str, Rows]]:
 def _hub(name: str, revision: str | None) -> Source:
     repository, _, config = name.partition(":")
     try:
-        loaded = datasets.load_dataset(repository, config or None, revision=revision)
+        with survived():
+            loaded = datasets.load_dataset(repository, config or None, revision=revision)
     except (OSError, DatasetsError, RuntimeError, ValueError) as error:
         raise UserError(_hub_trouble(name, error)) from error
     found, others = _named({key: Rows(rows, f"{name} ({key})") for key, rows in loaded.items()})
@@ -242,4 +244,7 @@ def _hub_trouble(name: str, error: Exception) -> str:
             f"Expected a file, a folder or a Hub data set called {name}; no such path, and the Hub cannot be reached. "
             "Check the path, or the network."
         )
+    if isinstance(error, DatasetGenerationError):
+        why = str(error.__cause__ or error).splitlines()[0]
+        return f"The files of {name} on the Hub cannot be read: {why}. Pass another --data."
     return f"{name} cannot be loaded from the Hub: {text}. Check the name."
