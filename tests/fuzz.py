@@ -141,6 +141,13 @@ def parquet_bytes() -> bytes:
     return file.getvalue()
 
 
+def arrow_bytes() -> bytes:
+    file, table = io.BytesIO(), pa.Table.from_pylist(ROWS)
+    with pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    return file.getvalue()
+
+
 def image_bytes(kind: str) -> bytes:
     file = io.BytesIO()
     Image.effect_noise((24, 24), 64).convert("RGB").save(file, kind)
@@ -153,6 +160,7 @@ TABLES = {
     "jsonl": "\n".join(map(json.dumps, ROWS)).encode(),
     "json": json.dumps(ROWS).encode(),
     "parquet": parquet_bytes(),
+    "arrow": arrow_bytes(),
 }
 PICTURES = [image_bytes(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO")]
 pieces = st.binary(max_size=12) | st.sampled_from(
