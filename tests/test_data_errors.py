@@ -89,12 +89,13 @@ FILES = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_bad_file_is_named_with_its_cure(case: str, tmp_path: Path) -> None:
+def test_a_bad_file_is_named_with_its_cure(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     name, content, sentence = FILES[case]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(sentence)) as caught:
         load(tmp_path / name, ROLES)
     assert "\n" not in str(caught.value)
+    assert "Failed to" not in capfd.readouterr().err, "datasets has said it, too"
 
 
 def rows(**columns: list[Any]) -> datasets.Dataset:

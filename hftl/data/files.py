@@ -19,7 +19,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from hftl.data.encoding import explain_encoding
-from hftl.data.json_lines import survived
+from hftl.data.loading import load_dataset
 from hftl.errors import UserError
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
@@ -56,8 +56,7 @@ def read_files(paths: list[Path]) -> datasets.Dataset:
         options = {"encoding": "utf-8-sig"}
     files = [glob.escape(str(path.resolve())) for path in paths]
     try:
-        with survived():
-            return datasets.load_dataset(builder, data_files={"train": files}, split="train", **options)
+        return load_dataset(builder, data_files={"train": files}, split="train", **options)
     except (DatasetGenerationError, ValueError, StopIteration, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's; Arrow's own have no number
             raise

@@ -14,7 +14,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 from hftl.data.bundled import bundled
 from hftl.data.files import FORMATS, PACKED, read_files, unpack_first
 from hftl.data.images import class_folders, read_class_folders
-from hftl.data.json_lines import survived
+from hftl.data.loading import load_dataset
 from hftl.errors import UserError, suggest
 
 WORDS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid"}
@@ -223,8 +223,7 @@ def _named(splits: dict[str, Rows]) -> tuple[dict[str, Rows], dict[str, Rows]]:
 def _hub(name: str, revision: str | None) -> Source:
     repository, _, config = name.partition(":")
     try:
-        with survived():
-            loaded = datasets.load_dataset(repository, config or None, revision=revision)
+        loaded = load_dataset(repository, config or None, revision=revision)
     except (OSError, DatasetsError, RuntimeError, ValueError) as error:
         raise UserError(_hub_trouble(name, error)) from error
     found, others = _named({key: Rows(rows, f"{name} ({key})") for key, rows in loaded.items()})

@@ -1,4 +1,4 @@
-"""Keeps pyarrow's reader of JSON lines from what it does not survive. Knows no files and no columns."""
+"""`datasets.load_dataset`, without what it does not survive and what it says beside us. Knows nothing of columns."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.json
 from datasets.packaged_modules.json import json as builder
@@ -16,8 +17,19 @@ _NULL = re.compile(rb"(?:^|[\r\n])\s*null")
 """The start of a block of lines may be the start of any of them: blocks are of some 300 KB, and read side by side."""
 
 
+def load_dataset(*source: Any, **options: Any) -> Any:
+    """As `datasets.load_dataset`; its exceptions are not logged besides, and a row of json that is `null` raises one."""
+    level = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        with _survived():
+            return datasets.load_dataset(*source, **options)
+    finally:
+        datasets.logging.set_verbosity(level)
+
+
 @contextmanager
-def survived() -> Iterator[None]:
+def _survived() -> Iterator[None]:
     """While `datasets` reads, a row that is `null` is an error of Arrow's.
 
     pyarrow (26.0) reads memory that is not its own where a block of lines starts with one, and takes the process along.
