@@ -18,7 +18,7 @@ _NULL = re.compile(rb"(?:^|[\r\n])\s*null")
 
 
 def load_dataset(*source: Any, **options: Any) -> Any:
-    """As `datasets.load_dataset`; its exceptions are not logged besides, and a row of json that is `null` raises one."""
+    """As `datasets.load_dataset`; its exceptions are not logged besides; a row of json that is `null` is one."""
     level = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
