@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -206,6 +207,24 @@ def read_table(example: tuple[str, bytes]) -> None:
         assert len(read(str(path), TextClassification.roles)) > 0
 
 
+def saved_files() -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        datasets.Dataset.from_list(ROWS).save_to_disk(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+SAVED = saved_files()
+
+
+def read_saved(example: tuple[str, list[tuple[float, int, bytes]]]) -> None:
+    name, changes = example
+    with tempfile.TemporaryDirectory() as folder:
+        for other, content in SAVED.items():
+            Path(folder, other).write_bytes(edited(content, changes) if other == name else content)
+        found = load(folder, TextClassification.roles, on_bad_row="skip")
+        assert all(isinstance(text, str) for text in found.train["text"])
+
+
 def read_picture(content: bytes) -> None:
     cell = {"bytes": content, "path": None}
     seen = _look(cell, None)
@@ -251,6 +270,7 @@ TARGETS = {
     "flags": Target(read_flags, command_lines),
     "settings files": Target(read_settings, files),
     **{kind: Target(read_table, table_of(kind)) for kind in TABLES},
+    "saved data sets": Target(read_saved, st.tuples(st.sampled_from(sorted(SAVED)), edits)),
     "images": Target(read_picture, st.builds(edited, st.sampled_from(PICTURES), edits) | st.binary(max_size=200)),
     "report": Target(
         write_report, st.tuples(st.lists(strange, min_size=2, max_size=4, unique=True), strange, strange, strange)

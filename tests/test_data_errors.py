@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from test_data import IMAGES, ROLES, ROWS, _own_cache, picture, pictures, write  # noqa: F401
 
@@ -14,6 +18,14 @@ from hftl.data import Role, load
 from hftl.errors import UserError
 
 GOOD = "text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(20))
+
+
+def not_text() -> bytes:
+    """A parquet file whose column of texts holds bytes that are none."""
+    file, cells = io.BytesIO(), pa.array([b"caf\xe9"] * 9, pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": cells, "label": ["a"] * 9}), file)
+    return file.getvalue()
+
 
 FILES = {
     "empty": ("a.csv", b"", "Expected rows in a.csv; the file is empty."),
@@ -44,6 +56,7 @@ FILES = {
     "json null further down": ("a.json", b'{"text": "a"}\r\n null', 'Expected an object like {"text": ...} in line 2'),
     "bad json array": ("a.json", b'[{"text": "a"},\n{"text": }]', "a.json is not JSON at line 2"),
     "not parquet": ("a.parquet", b"junk", "a.parquet cannot be read as parquet: "),
+    "not text in parquet": ("a.parquet", not_text(), "read as parquet: Column 0: In chunk 0: Invalid: Invalid UTF8"),
     "not arrow": ("a.arrow", b"junk", "a.arrow cannot be read as arrow: "),
     "another ending": ("a.xlsx", b"junk", "Expected a file that ends in .csv, .tsv"),
     "no label column": (
@@ -96,6 +109,16 @@ def test_a_bad_file_is_named_with_its_cure(case: str, tmp_path: Path, capfd: pyt
         load(tmp_path / name, ROLES)
     assert "\n" not in str(caught.value)
     assert "Failed to" not in capfd.readouterr().err, "datasets has said it, too"
+
+
+def test_a_saved_data_set_whose_texts_lie_outside_the_file_is_refused(tmp_path: Path) -> None:
+    datasets.Dataset.from_list([{"text": "seven x", "label": f"{i % 2}"} for i in range(20)]).save_to_disk(tmp_path)
+    file = tmp_path / "data-00000-of-00001.arrow"
+    begins = struct.pack("<3i", 0, 7, 14)
+    assert file.read_bytes().count(begins) == 1
+    file.write_bytes(file.read_bytes().replace(begins, struct.pack("<3i", 0, 7, 2**30)))
+    with pytest.raises(UserError, match=r"looks like save_to_disk's, but cannot be read: .*out of bounds"):
+        load(tmp_path, ROLES)
 
 
 def rows(**columns: list[Any]) -> datasets.Dataset:

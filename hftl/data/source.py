@@ -14,7 +14,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 from hftl.data.bundled import bundled
 from hftl.data.files import FORMATS, PACKED, read_files, unpack_first
 from hftl.data.images import class_folders, read_class_folders
-from hftl.data.loading import load_dataset
+from hftl.data.loading import load_dataset, load_from_disk
 from hftl.errors import UserError, suggest
 
 WORDS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid"}
@@ -199,9 +199,10 @@ def _metadata(folder: Path) -> datasets.Dataset | None:
 
 def _saved(folder: Path, name: str) -> Source:
     try:
-        saved = datasets.load_from_disk(str(folder))
-    except (DatasetsError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{name} looks like save_to_disk's, but cannot be read: {error}.") from error
+        saved = load_from_disk(str(folder))
+    except Exception as error:  # of any kind, where its json files hold other things than datasets wrote
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name} looks like save_to_disk's, but cannot be read: {reason}. Save it again.") from error
     splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
     found = _named({key: Rows(rows, f"{folder.name} ({key})", folder) for key, rows in splits.items()})
     return Source(name, *found)
