@@ -14,6 +14,7 @@ from torch import nn
 
 from hftl.errors import UserError
 from hftl.merging import TOLERANCE, distance
+from hftl.paths import expanded
 from hftl.predict import Predictor, load
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -43,7 +44,7 @@ def export(folder: str | Path, out: str | Path, overwrite: bool = False) -> str:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f'Exporting needs {" and ".join(missing)}: pip install "hftl[export]".')
-    out = Path(out).expanduser()
+    out = expanded(out)
     if out.suffix != ".onnx" or not out.parent.is_dir():
         raise UserError(f"Expected a file that ends in .onnx, in a folder that exists; {out} came.")
     if out.exists() and not overwrite:

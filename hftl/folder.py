@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from hftl import manifest
 from hftl.errors import UserError
+from hftl.paths import expanded
 from hftl.recipe_file import written
 from hftl.stopping import Left
 
@@ -36,7 +37,7 @@ class OutputFolder:
     """A run's folder in its three states: free, interrupted (it has checkpoints), finished (it has a report)."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()  # as the Trainer does
+        self.path = expanded(path)  # as the Trainer does
         self.checkpoints = self.path / CHECKPOINTS
         self.partial = self.path / PARTIAL
 

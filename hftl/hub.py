@@ -16,6 +16,7 @@ from hftl.errors import UserError
 from hftl.feature_model import restored
 from hftl.folder import FINISHED
 from hftl.hub_failures import is_hubs, not_read
+from hftl.paths import expanded
 from hftl.tasks.base import Source, Task
 
 NEVER_READ = ["checkpoints/*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.onnx", "*.onnx.data", "*.gguf"]
@@ -75,7 +76,7 @@ def base_of(folder: Path, name: str | Path) -> Source:
         raise UserError(f"{name} holds an adapter_config.json that names no base model. Write its Hub id there.")
     if base == "base":
         return Source(str(folder / "base"))
-    place = Path(base).expanduser()
+    place = expanded(base)
     if not Path(name).is_dir() and (place.is_absolute() or ".." in place.parts or place.exists()):
         raise UserError(
             f"{name} is an adapter from the Hub, and names the folder {base!r} of this machine as its base model. "
@@ -101,8 +102,8 @@ def mapping_in(file: Path, name: str | Path) -> dict[str, Any]:
 
 def fetched(name: str, revision: str | None) -> Path:
     """The folder itself, or a local copy of the Hub repository of that name; `owner/name/task` is a folder in one."""
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+    if expanded(name).is_dir():
+        return expanded(name)
     repository, inside = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
     wanted = [f"{inside}/*"] if inside else None
     try:

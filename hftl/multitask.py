@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.errors import UserError
+from hftl.paths import expanded
 from hftl.recipe import HOW, IN, OF_MASKS, OUT, TWO_DOMAINS, Recipe
 from hftl.settings import flag, own_settings
 from hftl.startup import Clock, imports
@@ -90,7 +90,7 @@ class MultiTaskRecipe(Recipe):
         if run.first:
             print(report.table(multitask_outcome.next_commands(run)))
             print(comparison.table(report.tasks))
-            publish.push_wanted(self, Path(self.output_dir).expanduser())
+            publish.push_wanted(self, expanded(self.output_dir))
         return report
 
     def reproducible(self) -> dict[str, Any]:

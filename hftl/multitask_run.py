@@ -24,6 +24,7 @@ from hftl.errors import UserError, suggest
 from hftl.folder import CHECKPOINTS, OutputFolder
 from hftl.multitask_model import MultiTaskModel
 from hftl.multitask_trainer import MEAN, Collate, MixedRows, MultiTaskTrainer, TaskRows
+from hftl.paths import expanded
 from hftl.recipe import Recipe
 from hftl.run import Run
 from hftl.settings import own_settings
@@ -197,7 +198,7 @@ def recipes(recipe: MultiTaskRecipe) -> dict[str, Recipe]:
     common = {n: v for n, v in recipe.settings().items() if n not in theirs and n not in recipe.hidden}
     if recipe.adapters:
         common["strategy"] = task_adapters.with_lora(single.strategy_of(recipe.strategy))
-    folder = Path(recipe.output_dir).expanduser() / CHECKPOINTS / "alone"
+    folder = expanded(recipe.output_dir) / CHECKPOINTS / "alone"
     told = {"resume": False, "overwrite": True, "show_rates": False, "push_to_hub": False}
     return {name: Recipe(**common | {"output_dir": str(folder / name)} | told | own) for name, own in read.items()}
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hftl.paths import expanded
+
 TEXTS = {".json", ".yaml", ".yml", ".md", ".html", ".txt", ".jinja", ".csv", ".py", ".cfg", ".toml", ""}
 """Endings of files that are read as text."""
 
@@ -47,7 +49,7 @@ def shared(value: Any) -> Any:
     keeps a folder's name from being taken for one of the Hub's.
     """
     if isinstance(value, str):
-        whole = value[:1] in "/~" and (Path(value).expanduser().exists() or not re.search(r"[\s,;]", value))
+        whole = value[:1] in "/~" and (expanded(value).exists() or not re.search(r"[\s,;]", value))
         return _short(value) if whole and value else _PATH.sub(lambda found: _short(found[0]), value)
     if isinstance(value, dict):
         return {key: shared(item) for key, item in value.items()}
@@ -67,7 +69,7 @@ def shared_command(command: str) -> str:
 def _short(path: str) -> str:
     """One absolute path without what comes before the working directory, or its last part; other text as it is."""
     end = path[len(path.rstrip(".:")) :]
-    full = Path(path.removesuffix(end)).expanduser() if end else Path(path).expanduser()
+    full = expanded(path.removesuffix(end)) if end else expanded(path)
     windows = re.match(r"[A-Za-z]:\\", path)
     if windows:
         return "./" + path.rstrip("\\").rpartition("\\")[2]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hftl import privacy, wording
 from hftl.errors import UserError
 from hftl.folder import REPLACED
+from hftl.paths import expanded
 
 if TYPE_CHECKING:
     from hftl.recipe import Recipe
@@ -74,7 +75,7 @@ def push(
         UserError: no finished run, a name that is none, a secret in a file, an adapter whose base model nobody else
             has, or the Hub refused; the folder is as it was.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     check_name(name)
     parcel = packed(folder, name)
     print(parcel.table())
@@ -158,9 +159,7 @@ def refuse_secrets(parcel: Parcel, folder: Path) -> None:
 def _refuse_lost_base(settings: Path, name: str) -> None:
     base = str(json.loads(settings.read_text("utf-8")).get("base_model_name_or_path") or "")
     folder = settings.parent
-    if base != "base" and (
-        Path(base).expanduser().is_absolute() or Path(base).expanduser().exists() or base[:1] == "."
-    ):
+    if base != "base" and (expanded(base).is_absolute() or expanded(base).exists() or base[:1] == "."):
         raise UserError(
             f"{folder} holds an adapter whose base model is a folder of this machine, so nobody else could load it. "
             f"Fold it in with `hftl merge {folder} {folder}-merged`, and push that; or train on a model of the Hub."

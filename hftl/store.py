@@ -19,6 +19,7 @@ from zipfile import BadZipFile
 import filelock
 import numpy as np
 
+from hftl.paths import expanded
 from hftl.shards import INDEX, Reader, Shard
 from hftl.writer import NoRoom, Writer, writing
 
@@ -30,8 +31,8 @@ FULLEST = 0.95
 def folder() -> Path:
     """Where rows are kept: $HFTL_CACHE, else hftl in $XDG_CACHE_HOME, else ~/.cache/hftl."""
     if own := os.environ.get("HFTL_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hftl"
+        return expanded(own)
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "hftl"
 
 
 class Store:

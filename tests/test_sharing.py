@@ -69,6 +69,8 @@ def test_a_path_under_the_working_directory_becomes_relative_and_any_other_its_l
         "you/name": "you/name",
         "data/x.csv": "data/x.csv",
         "https://example.org/tmp/x": "https://example.org/tmp/x",
+        "~0": "~0",  # nobody is called so
+        "~\0": "~\0",
         "/m/01g317": "/m/01g317",  # a label of Open Images: there is no such place
         "and/or": "and/or",
         "": "",

@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 
 from hftl.errors import UserError
+from hftl.paths import expanded
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
 _ROWS = 1  # part of the cache key: raise it when the rows of a folder change
@@ -49,7 +50,7 @@ def read_class_folders(folder: Path) -> datasets.Dataset:
 
 def loose_images(source: object) -> datasets.Dataset | None:
     """Images that stand for themselves, by name: one file, or those directly in a folder; None of any other source."""
-    path = Path(source).expanduser() if isinstance(source, str | Path) else Path()
+    path = expanded(source) if isinstance(source, str | Path) else Path()
     files = sorted(path.iterdir()) if path.is_dir() and source else [path]
     found = [file for file in files if file.suffix.lower() in ENDINGS and file.is_file() and file.name[0] != "."]
     if not found or any(file.stem == "metadata" for file in files):

@@ -19,6 +19,7 @@ from hftl.data.labels import Reading
 from hftl.data.scan import check_inside
 from hftl.data.types import PIXELS, Masks
 from hftl.errors import UserError, suggest
+from hftl.paths import expanded
 
 _SCAN = 1  # part of the cache key: raise it when what a scan finds changes
 _IMAGE = datasets.Image(decode=False)
@@ -57,7 +58,7 @@ def paired_folders(source: object) -> dict[str, datasets.Dataset] | None:
 
     They lie in the source itself, in a folder for each split, or hold a folder for each split. None of other sources.
     """
-    root = Path(source).expanduser().resolve() if isinstance(source, str | Path) and source else Path("\0")
+    root = expanded(source).resolve() if isinstance(source, str | Path) and source else Path("\0")
     if "\0" in str(root) or not root.is_dir():
         return None
     pair = _pair(root)
@@ -231,7 +232,7 @@ def names_in(file: str) -> dict[int, str]:
 
     JSON may hold either under `id2label`, `label_names` or `names`, beside other things.
     """
-    path = Path(file).expanduser()
+    path = expanded(file)
     try:
         text = path.read_text(encoding="utf-8-sig")
         found = json.loads(text) if path.suffix.lower() == ".json" else [line.strip() for line in text.splitlines()]

@@ -21,6 +21,7 @@ from hftl.data.masks import MaskScan, find_strangers, mask_column, scan_masks
 from hftl.data.scan import Scan, scan
 from hftl.data.source import Rows
 from hftl.data.types import MULTI, SPLITS, TAGS, Labels, Masks, Role
+from hftl.paths import expanded
 
 _BATCH = 10_000
 
@@ -131,7 +132,7 @@ def image_roots(rows: Rows) -> list[str] | None:
     if rows.trusted:
         return None
     roots = [rows.root] if rows.root else [config.HF_DATASETS_CACHE, Path(config.HF_CACHE_HOME)]
-    return [str(Path(root).expanduser().resolve()) for root in roots]
+    return [str(expanded(root).resolve()) for root in roots]
 
 
 def _batches(data: datasets.Dataset) -> Iterator[np.ndarray]:

@@ -16,6 +16,7 @@ from hftl.data.files import FORMATS, PACKED, read_files, unpack_first
 from hftl.data.images import class_folders, read_class_folders
 from hftl.data.loading import load_dataset, load_from_disk
 from hftl.errors import UserError, suggest
+from hftl.paths import expanded
 
 WORDS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid"}
 WORDS |= {"test": "test", "testing": "test"}
@@ -58,7 +59,7 @@ def open_source(source: Any, revision: str | None = None) -> Source:
     if isinstance(source, Mapping):
         return _mapping(source, revision)
     if isinstance(source, list | tuple):
-        return _file_set([Path(path).expanduser() for path in source], ", ".join(map(str, source)))
+        return _file_set([expanded(path) for path in source], ", ".join(map(str, source)))
     if not isinstance(source, str | Path):
         raise UserError(
             f"Expected a path, a Hub id, a Dataset or a DatasetDict as data; it is of type {type(source).__name__}. "
@@ -70,7 +71,7 @@ def open_source(source: Any, revision: str | None = None) -> Source:
     if name.startswith("hftl:"):
         splits = bundled(name.removeprefix("hftl:"))
         return Source(name, {split: Rows(rows, f"{name} ({split})") for split, rows in splits.items()})
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return _folder(path, name)
     if path.is_file():

@@ -11,6 +11,7 @@ from pathlib import Path
 import huggingface_hub
 
 from hftl.errors import UserError
+from hftl.paths import expanded
 
 DEMO_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 DEMO_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -21,8 +22,8 @@ def resolve(model: str) -> str:
     """Find a model by name: a local folder, then a checkpoint that ships with a package, else the name for the Hub."""
     if not model.strip():
         raise UserError("--model is empty. Pass a local folder or a Hub id.")
-    if Path(model).expanduser().is_dir():
-        return str(Path(model).expanduser())
+    if expanded(model).is_dir():
+        return str(expanded(model))
     if model.startswith("hftl:"):
         folder = Path(__file__).parent.parent / "data" / "samples" / model.removeprefix("hftl:")
         if not (folder / "model.safetensors").is_file():
