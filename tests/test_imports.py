@@ -90,7 +90,7 @@ TABLE = {
     "cli": "augment commands failures flags folder help recipe_file settings spec stopping strategies.base values",
     "testing": "folder hub outcome recipe report run spec strategies",
 }
-"""Modules of hftl -> modules of hftl that they may import; a package stands for all of it. errors and paths are free."""
+"""Modules of hftl -> modules of hftl that they may import; a package stands for all of it. errors, paths: free."""
 
 MAY = {module: f"errors paths {allowed}".split() for modules, allowed in TABLE.items() for module in modules.split()}
 
