@@ -69,7 +69,7 @@ def shared_command(command: str) -> str:
 def _short(path: str) -> str:
     """One absolute path without what comes before the working directory, or its last part; other text as it is."""
     end = path[len(path.rstrip(".:")) :]
-    full = expanded(path.removesuffix(end)) if end else expanded(path)
+    full = expanded(path.removesuffix(end))
     windows = re.match(r"[A-Za-z]:\\", path)
     if windows:
         return "./" + path.rstrip("\\").rpartition("\\")[2]

@@ -233,7 +233,11 @@ def _hub(name: str, revision: str | None) -> Source:
 
 
 def _hub_trouble(name: str, error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    broken = isinstance(error, DatasetGenerationError)
+    cause = (error.__cause__ or error) if broken else error
+    text = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+    if broken:
+        return f"The files of {name} on the Hub cannot be read: {text}. Pass another --data."
     if "Dataset scripts" in text:
         return f"{name} runs a script to load, which is refused. Look for a parquet copy of it on the Hub."
     configs = re.findall(r"'([^']+)'", str(error).split("[", 1)[-1])
@@ -245,7 +249,4 @@ def _hub_trouble(name: str, error: Exception) -> str:
             f"Expected a file, a folder or a Hub data set called {name}; no such path, and the Hub cannot be reached. "
             "Check the path, or the network."
         )
-    if isinstance(error, DatasetGenerationError):
-        why = str(error.__cause__ or error).splitlines()[0]
-        return f"The files of {name} on the Hub cannot be read: {why}. Pass another --data."
     return f"{name} cannot be loaded from the Hub: {text}. Check the name."
