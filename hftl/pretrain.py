@@ -98,6 +98,8 @@ class PretrainRecipe(Recipe):
         own = own_settings(type(self))
         for name in [name for name in self.hidden if name in own and getattr(self, name) != own[name].default]:
             raise UserError(f"--{name} means nothing to pre-training, which reads no label. Leave it out.")
+        if self.training.get("label_smoothing_factor"):
+            raise UserError("--label_smoothing_factor is for labels, and pre-training reads none. Leave it out.")
 
     def _next(self) -> list[str]:
         """The words of the second command, checked now: a typo should not wait for the end of the first run."""

@@ -28,6 +28,7 @@ from hftl.errors import UserError
 from hftl.metrics import metric_for
 from hftl.pretext import MaskedTokens
 from hftl.tasks.base import Source
+from hftl.tasks.hidden_tokens import HiddenTokens
 from hftl.tasks.masked_image import MaskedImage, plain_vit
 from hftl.tasks.masked_text import MaskedText, Masking
 from hftl.tasks.origin import resolve
@@ -215,20 +216,91 @@ def test_whole_words_knows_which_pieces_belong_together(tokenizer):
 # --- what guessing costs ---
 
 
-def test_pseudo_perplexity_is_the_exponential_of_the_models_own_mean_loss(bert, tokenizer):
-    model = transformers.AutoModelForMaskedLM.from_pretrained(bert).eval()
+def masked_batch(tokenizer: transformers.PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
+    """Six rows of 12 tokens, the last of them padded."""
     torch.manual_seed(0)
     ids, labels = Masking(tokenizer, 0.3)(torch.randint(5, len(tokenizer), (6, 12)))
+    padding = torch.ones_like(ids)
+    padding[-1, 8:], labels[-1, 8:] = 0, -100
+    return {"input_ids": ids, "attention_mask": padding, "labels": labels}
+
+
+def inputs_of(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def test_pseudo_perplexity_is_the_exponential_of_the_models_own_mean_loss(bert, tokenizer):
+    model = transformers.AutoModelForMaskedLM.from_pretrained(bert).eval()
+    batch = masked_batch(tokenizer)
+    labels, metric = batch["labels"], metric_for("masked_tokens")
     with torch.no_grad():
-        made = model(input_ids=ids, labels=labels)
-    metric = metric_for("masked_tokens")
-    for part in (slice(0, 2), slice(2, 6)):
-        metric.update(MaskedText().outputs(made.logits[part], labels[part]).numpy(), labels[part].numpy())
+        own = model(**batch)
+        HiddenTokens.over(model, inputs_of(batch))
+        for part in (slice(0, 2), slice(2, 6)):
+            made = model(**{name: value[part] for name, value in batch.items()})
+            metric.update(made["logits"].numpy(), labels[part].numpy())
     found = metric.compute()
-    right = (made.logits.argmax(-1) == labels)[labels != -100].float().mean().item()
-    assert found["pseudo_perplexity"].value == pytest.approx(math.exp(made.loss.item()), rel=1e-4)
+    right = (own.logits.argmax(-1) == labels)[labels != -100].float().mean().item()
+    assert found["pseudo_perplexity"].value == pytest.approx(math.exp(own.loss.item()), rel=1e-4)
     assert found["masked_accuracy"].value == pytest.approx(right)
     assert {score.n for score in found.values()} == {int((labels != -100).sum())}
+
+
+FAMILIES = ["Bert", "Roberta", "DistilBert", "Electra", "Albert", "DebertaV2", "ModernBert", "XLM", "Bart"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_that_reads_hidden_tokens_alone_costs_and_teaches_the_same(family, tokenizer):
+    few = {**SMALL, "n_layers": 2, "n_heads": 2, "dim": 32, "hidden_dim": 64, "emb_dim": 32, "embedding_size": 32}
+    few |= {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "global_attn_every_n_layers": 1}
+    few |= {"vocab_size": len(tokenizer), "pad_token_id": 0}
+    torch.manual_seed(0)
+    model = transformers.AutoModelForMaskedLM.from_config(getattr(transformers, f"{family}Config")(**few)).eval()
+    batch = masked_batch(tokenizer)
+    given, here = inputs_of(batch), batch["labels"] != -100
+    own = nn.functional.cross_entropy(model(**given).logits[here], batch["labels"][here])
+    own.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    HiddenTokens.over(model, given)
+    assert model.apart
+    made = model(**batch)
+    made["loss"].backward()
+    assert made["loss"].item() == pytest.approx(own.item(), rel=1e-6)
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == set(gradients)
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-7)
+    HiddenTokens.off(model)
+    assert model(**given).logits.shape == (6, 12, len(tokenizer))
+
+
+def test_a_head_that_looks_at_other_tokens_is_given_all_of_them(bert, tokenizer):
+    class Neighbours(nn.Module):
+        def __init__(self, head: nn.Module) -> None:
+            super().__init__()
+            self.head = head
+
+        def forward(self, states: torch.Tensor) -> torch.Tensor:
+            return self.head(states + states.roll(1, 1))
+
+    model = transformers.AutoModelForMaskedLM.from_pretrained(bert).eval()
+    model.cls = Neighbours(model.cls)
+    batch = masked_batch(tokenizer)
+    own = model(**batch).loss.item()
+    HiddenTokens.over(model, inputs_of(batch))
+    assert not model.apart
+    assert model(**batch)["loss"].item() == pytest.approx(own, rel=1e-6)
+
+
+def test_what_stays_in_sight_gets_no_logits(bert, tokenizer):
+    model = transformers.AutoModelForMaskedLM.from_pretrained(bert).eval()
+    batch = masked_batch(tokenizer)
+    HiddenTokens.over(model, inputs_of(batch))
+    shapes = []
+    model.cls.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
+    model(**batch)
+    assert shapes == [(1, int((batch["labels"] != -100).sum()), len(tokenizer))]
 
 
 def test_intervals_resample_rows_not_tokens():
@@ -575,6 +647,7 @@ REFUSED = {
     "a method for images": (["--method", "mae"], "--method means nothing to fill-mask"),
     "a label": (["--label", "text"], "--label means nothing to pre-training"),
     "packing": (["--packing"], "--packing means nothing to pre-training"),
+    "smoothed labels": (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor is for labels"),
     "no recipe": (["--then", "nothing.py --seed 1"], "'nothing.py' is none"),
     "its own model": (["--then", f"{THEN} --model x"], "Leave --model out of it"),
     "a typo": (["--then", f"{THEN} --laerning_rate 1"], "There is no flag --laerning_rate"),

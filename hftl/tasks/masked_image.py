@@ -18,7 +18,8 @@ from hftl.tasks.base import Pretrained, Source, Task, load_pretrained
 from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
 from hftl.tasks.image import ImageClassification, content, open_image, stack
 from hftl.tasks.origin import resolve
-from hftl.tasks.views import MAE, Pretext, SimCLR, SimMIM, hidden_cells, patch_mask, two_views
+from hftl.tasks.over import Pretext
+from hftl.tasks.views import MAE, SimCLR, SimMIM, hidden_cells, patch_mask, two_views
 
 METHODS: dict[str, type[Pretext]] = {"simmim": SimMIM, "mae": MAE, "simclr": SimCLR}
 SHARES = {"simmim": 0.6, "mae": 0.75, "simclr": 0.0}

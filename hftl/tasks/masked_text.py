@@ -14,6 +14,7 @@ from torch import nn
 from hftl.data import Check, Labels, Role
 from hftl.errors import UserError
 from hftl.tasks.base import Pretrained, Source, Task, load_pretrained
+from hftl.tasks.hidden_tokens import HiddenTokens
 from hftl.tasks.text import TextClassification, read_part
 from hftl.tasks.vocabulary import extend, new_words
 
@@ -74,6 +75,7 @@ class MaskedText(Task):
             shown = ", ".join(words[:8]) + (" ..." if len(words) > 8 else "")
             sentence = f"{len(words):,} words of train were added to the vocabulary: {shown}"
             checks.append(Check("vocabulary", "note", sentence if words else "no word of train is split into pieces"))
+        HiddenTokens.over(model, self.reading.collate(tokenizer)([tokenizer("one two three"), tokenizer("four")]))
         return Pretrained(model, tokenizer, fresh, revision, checks)
 
     def processor(self, source: Source, model: nn.Module) -> Any:
@@ -145,19 +147,11 @@ class MaskedText(Task):
     def identify(self, rows: datasets.Dataset, processor: Any) -> list[bytes]:
         return self.reading.identify(rows, processor)
 
-    def outputs(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
-        """(rows, 3): the summed loss of the masked tokens of each row, how many are right, and how many there are."""
-        logits = super().outputs(logits, labels)
-        here = labels != -100
-        losses = nn.functional.cross_entropy(logits[here].float(), labels[here], reduction="none")
-        right = logits[here].argmax(-1) == labels[here]
-        found = torch.zeros(*labels.shape, 3, device=logits.device)
-        found[here] = torch.stack([losses, right.float(), torch.ones_like(losses)], dim=-1)
-        return found.sum(1)
-
     def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
         """The whole model; an adapter is merged into it, so that any recipe can go on from there."""
-        return (model.merge_and_unload(), weights) if hasattr(model, "peft_config") else (model, weights)
+        model = model.merge_and_unload() if hasattr(model, "peft_config") else model
+        HiddenTokens.off(model)
+        return model, weights
 
     def show(self, row: dict[str, Any]) -> dict[str, str]:
         return self.reading.show(row)

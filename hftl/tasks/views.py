@@ -1,8 +1,6 @@
 """Pretext tasks on images: what is hidden, what is guessed from the rest, and its loss row by row. Knows no files.
 
-Each pretext is put over a model of transformers or timm as one more class: its `forward` takes `labels` that say where
-a loss is asked for (-100: nowhere) and returns `loss`, the mean over those places, and `logits` of shape (rows, 2), the
-summed loss of each row and its number of places.
+The `logits` of each are of shape (rows, 2): the summed loss of each row and its number of places.
 """
 
 from __future__ import annotations
@@ -12,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 from torchvision.transforms import v2
+
+from hftl.tasks.over import Pretext
 
 TEMPERATURE = 0.5
 """Of SimCLR; Chen et al. 2020, appendix B.9, for images as small as CIFAR's."""
@@ -46,26 +46,6 @@ def summed(losses: torch.Tensor, here: torch.Tensor) -> dict[str, torch.Tensor]:
     """The mean of losses (rows, places) where `here` is true, and each row's sum and number of places."""
     sums, places = (losses.float() * here).sum(1), here.sum(1)
     return {"loss": sums.sum() / places.sum().clamp(min=1), "logits": torch.stack([sums, places.float()], dim=1)}
-
-
-class Pretext(nn.Module):
-    """What is laid over a model. `plain` is the class of the model below."""
-
-    plain: type[nn.Module]
-    config: Any
-    patchify: Any
-    projector: Any
-
-    @classmethod
-    def over(cls, model: Any) -> None:
-        """Let a model learn this pretext from now on; its weights and their names stay."""
-        below = type(model)
-        model.__class__ = type(below.__name__, (cls, below), {"plain": below, "__module__": below.__module__})
-
-    @staticmethod
-    def off(model: Any) -> None:
-        """Give the model its own class back."""
-        model.__class__ = model.plain
 
 
 class SimMIM(Pretext):
