@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from hftl import wording
 from hftl.page import MAIN, environment
-from hftl.verdict import limits, verdict
+from hftl.verdict import adapted, limits, verdict
 
 if TYPE_CHECKING:
     import jinja2
@@ -47,7 +47,8 @@ ARGUMENTS = {"multi_label_classification": ", top_k=None", "regression": ', func
 def _template() -> jinja2.Template:
     made = environment(autoescape=False, finalize=_finalize)
     made.filters |= {"block": block, "code": code, "literal": literal}
-    made.filters["interval"] = lambda low, high: Markup(wording.interval(low, high))  # digits only; brackets stay
+    made.filters["interval"] = lambda low, high: Markup(wording.interval(low, high))
+    made.filters["score"] = lambda one: Markup(wording.score(one) or wording.ABSENT)  # digits only; brackets stay
     return made.get_template("card.md.j2")
 
 
@@ -59,6 +60,7 @@ def markdown(report: Report) -> str:
         report=report,
         title=_title(report),
         verdict=verdict(report),
+        adapted=adapted(report),
         limits=limits(report),
         auto=Markup(usage.get("auto", "AutoModel")),
         example=Markup(usage.get("example_pair" if pair else "example", "an_input")),
@@ -98,19 +100,29 @@ def metadata(report: Report) -> dict[str, Any]:
 
 
 def _results(report: Report, data: str) -> list[dict[str, Any]]:
-    """Test results in the model-index form; metrics that are not finite, and those of single classes, are left out."""
-    metrics = [
-        {
-            "type": METRIC_TYPES.get(name, wording.slug(name).replace("-", "_")),
-            "name": wording.metric_name(name),
-            "value": round(report.test[name].value, 6),
-        }
-        for name in report.metrics()
-        if name in report.test and wording.known(report.test[name].value)
-    ]
+    """Results on test, and on the target, in the model-index form; none that is not finite or of a single class."""
     source = wording.cut(report.data.get("source") or "unnamed", 120)
-    dataset = {"name": source, "type": data or wording.slug(source), "split": "test"}
-    return [{"task": {"type": report.task}, "dataset": dataset, "metrics": metrics}] if metrics else []
+    found = []
+    for split, name in ((report.test, source), (report.target, wording.cut(_target(report, source), 120))):
+        metrics = [
+            {
+                "type": METRIC_TYPES.get(metric, wording.slug(metric).replace("-", "_")),
+                "name": wording.metric_name(metric),
+                "value": round(split[metric].value, 6),
+            }
+            for metric in report.metrics()
+            if metric in split and wording.known(split[metric].value)
+        ]
+        dataset = {"name": name, "type": data or wording.slug(name), "split": "test"}
+        found += [{"task": {"type": report.task}, "dataset": dataset, "metrics": metrics}] if metrics else []
+    return found
+
+
+def _target(report: Report, source: str) -> str:
+    """What a labelled target domain is called: by its rows, or as a part of the source's."""
+    settings = report.settings
+    part = f"{source}, {settings.get('domain')} {settings.get('target')}"
+    return str(settings.get("unlabelled") or settings.get("target_test") or part)
 
 
 def _strategies(notation: str) -> list[str]:

@@ -212,7 +212,7 @@ class Report:
         """The closing table for the terminal, without a final newline. `next_commands` replaces the derived ones."""
         names = self.metrics()
         splits = {"valid": self.valid, "test": self.test} | ({"target": self.target} if self.target else {})
-        cells = [[_cell(split.get(name)) for split in splits.values()] for name in names]
+        cells = [[wording.score(split.get(name)) for split in splits.values()] for name in names]
         heads = [wording.visible(name) for name in names]
         first = max([12, *map(len, heads)]) + 1
         wide = max([21, *(len(cell) for row in cells for cell in row)]) + 3
@@ -250,10 +250,6 @@ def _score(values: Mapping[str, Any]) -> Score:
 
     value, low, high = (_number(values[key]) for key in ("value", "low", "high"))
     return Score(value, low, high, values["n"])
-
-
-def _cell(score: Score | None) -> str:
-    return "" if score is None else f"{wording.number(score.value)} {wording.interval(score.low, score.high)}".strip()
 
 
 def _relaunch(command: str, script: str) -> str:

@@ -33,20 +33,25 @@ def trivial_score(report: Report) -> float | None:
 
 
 def verdict(report: Report) -> str:
-    """The result in words: headline metric on test with interval and n, valid beside it, and the trivial baseline."""
-    test, valid = report.test.get(report.headline), report.valid.get(report.headline)
+    """The result in words: headline metric on test with interval and n, valid beside it, and the trivial baseline.
+
+    A labelled target domain comes first: it is what the run is for.
+    """
+    target, test, valid = (split.get(report.headline) for split in (report.target, report.test, report.valid))
     if test is None and valid is None:
         return "This run was not evaluated."
     said = []
-    for split, score in (("test", test), ("valid", valid)):
+    for split, score in (("the target", target), ("test", test), ("valid", valid)):
         if score is not None:
             between = wording.interval(score.low, score.high, "95 % interval {} to {}, ")
             said.append(f"{wording.number(score.value)} on {split} ({between}n = {score.n:,})")
     sentence = f"{wording.metric_name(report.headline)} {'; '.join(said)}"
-    sentence += ", which chose the checkpoint." if valid is not None and test is not None else "."
+    chose = valid is not None and test is not None and report.adaptation.get("select", "source") == "source"
+    sentence += ", which chose the checkpoint." if chose else "."
     trivial = trivial_score(report)
     if test is not None and trivial is not None:
-        sentence += f" Always answering the most frequent class would give {trivial:.3f}"
+        where = "" if target is None else " on test"
+        sentence += f" Always answering the most frequent class would give {trivial:.3f}{where}"
         reached = wording.known(test.low) and test.low <= trivial
         sentence += ", which the interval does not exclude." if reached else "."
     return sentence + _together(report)

@@ -9,7 +9,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 METRICS = {
     "accuracy": "Accuracy",
@@ -91,6 +91,11 @@ def short(value: float | None) -> str:
 def interval(low: float | None, high: float | None, between: str = "[{}, {}]") -> str:
     """`[0.825, 0.915]`, or nothing where there is no interval."""
     return between.format(number(low), number(high)) if known(low) and known(high) else ""
+
+
+def score(one: Any) -> str:
+    """`0.870 [0.825, 0.915]`, or nothing where nothing was measured."""
+    return "" if one is None else f"{number(one.value)} {interval(one.low, one.high)}".strip()
 
 
 def count(value: float | None) -> str:

@@ -169,6 +169,16 @@ def test_the_verdict_names_the_interval_and_the_trivial_baseline() -> None:
     assert "no test result" in " ".join(limits(classification(test={}, confusion=[])))
 
 
+def test_the_verdict_on_another_domain_begins_with_it_and_says_what_chose() -> None:
+    report = classification(target=scores(126, ["accuracy"], 0.2), adaptation={"select": "entropy"})
+    assert verdict(report).startswith(
+        "Accuracy 0.200 on the target (95 % interval 0.155 to 0.245, n = 126); 0.870 on test"
+    )
+    assert "which chose the checkpoint" not in verdict(report)
+    report.adaptation["select"] = "source"
+    assert "n = 545), which chose the checkpoint." in verdict(report)
+
+
 def test_the_closing_table_lines_up() -> None:
     lines = classification(adapter=False).table().splitlines()
     assert lines[0] == "text-classification  sentence-transformers/all-MiniLM-L6-v2  LoRA(r=8) | LayerDecay(0.85)"

@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch
 import transformers
+import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from reports import HOSTILE, classification, hostile, regression, scores
@@ -37,6 +38,21 @@ def test_the_hub_library_reads_the_metadata_and_the_test_results() -> None:
     assert ("f1", "test") in found
     assert len(found) == 4  # those of single classes stay out
     assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+
+
+def test_the_card_of_another_domain_has_its_scores_beside_those_of_the_source() -> None:
+    about = {"select": "entropy", "distance": {"before": 1.9, "after": 0.4}}
+    where = {"domain": "shop", "target": "films"}
+    text = card_of(classification(target=scores(126, ["accuracy"], 0.2), adaptation=about, settings=where))
+    assert "| Accuracy | 0.885 [0.840, 0.930] | 0.870 [0.825, 0.915] | 500 | 0.200 [0.155, 0.245] | 126 |" in text
+    assert (
+        "- The checkpoint was chosen by entropy.\n- Proxy A-distance of the domains: 1.90 before, 0.40 after." in text
+    )
+    assert "Valid chose the checkpoint" not in text
+    source, target = yaml.safe_load(text.split("---")[1])["model-index"][0]["results"]
+    assert target["dataset"]["name"] == f"{source['dataset']['name']}, shop films"
+    assert [metric["value"] for metric in target["metrics"]] == [0.2]
+    assert "target" not in card_of(classification())
 
 
 def test_what_is_not_known_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
