@@ -7,7 +7,8 @@
 
 DIR (or the environment's HFTL_DATA, HFTL_WEIGHTS) holds the folders usps, mnist10k, pacs_small and amazon_books, _dvd,
 _electronics, _kitchen. Each run is a process of its own with one thread; what stands in the results file is not run
-again. No label of the target is read but to be measured: valid, of the source, chooses the checkpoint.
+again. No label of the target is read but to be measured: valid, of the source, chooses the checkpoint. TAPT starts from
+masked tokens of the target's training texts, once for each target and seed, kept in a folder beside the results.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
+from filelock import FileLock
 from kept import MINILM, known, need_data, recipe, run, several
 
 from hftl.domains import CRITERIA
@@ -33,6 +35,9 @@ PACS: list[Arm] = [
     ("augmented, CDAN", ["--strategy", "CDAN", "--augment", SKETCH]),
 ]
 TEXTS: list[Arm] = [(name, ["--strategy", name]) for name in ("Full", "DANN", "MCC", "UDALM", "DANN(weight=0.1)")]
+TAPT: list[Arm] = [("TAPT", ["--model", "{tapt}"]), ("TAPT, UDALM", ["--model", "{tapt}", "--strategy", "UDALM"])]
+MASKED = ["--max_length", "64", "--num_train_epochs", "10", "--per_device_train_batch_size", "32"]
+MASKED += ["--learning_rate", "3e-4"]
 AMAZON = ("books", "dvd", "electronics", "kitchen")
 
 
@@ -68,7 +73,7 @@ def amazon(data: Path, weights: Path | None) -> list[tuple[str, list[str], list[
     flags += ["--per_device_train_batch_size", "16", "--learning_rate", "1e-4"]
     where = {name: data / f"amazon_{name}" for name in AMAZON}
     return [
-        (f"{s} -> {t}", ["text_cls.py", *flags, *two(where[s], where[t], where[t] / "test.jsonl")], TEXTS)
+        (f"{s} -> {t}", ["text_cls.py", *flags, *two(where[s], where[t], where[t] / "test.jsonl")], TEXTS + TAPT)
         for s, t in ((AMAZON[i], AMAZON[(i + apart) % 4]) for apart in (1, 2, 3) for i in range(4))
     ]
 
@@ -81,10 +86,26 @@ def two(source: Path, target: Path, test: Path) -> list[str]:
     return ["--data", str(source), "--unlabelled", str(target), "--target_test", str(test)]
 
 
-def one(pair: str, arm: Arm, flags: list[str], seed: int) -> dict:
-    """Run once in a fresh process and read what came out."""
+def masked(target: Path, seed: int, kept: Path) -> str:
+    """The folder of MiniLM after masked tokens of a target's texts, made where it is not there."""
+    folder = kept / f"tapt-{target.name}-{seed}"
+    kept.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"), tempfile.TemporaryDirectory(dir=kept) as scratch:
+        if not folder.exists():
+            flags = ["--model", MINILM, "--data", str(target), *MASKED, "--seed", str(seed)]
+            recipe("mlm.py", *flags, out=f"{scratch}/run")
+            os.rename(f"{scratch}/run", folder)
+    return str(folder)
+
+
+def one(pair: str, arm: Arm, flags: list[str], seed: int, kept: Path) -> dict:
+    """Run once in a fresh process and read what came out; `kept` is the folder of what several runs start from."""
+    own = arm[1]
+    if "{tapt}" in own:
+        tapt = masked(Path(flags[flags.index("--unlabelled") + 1]), seed, kept)
+        own = [tapt if word == "{tapt}" else word for word in own]
     with tempfile.TemporaryDirectory() as scratch:
-        report = recipe(*flags, *arm[1], "--seed", str(seed), out=f"{scratch}/run")
+        report = recipe(*flags, *own, "--seed", str(seed), out=f"{scratch}/run")
     score, about = report["target"]["accuracy"], report["adaptation"]
     oracle = about["oracle"]["oracle"] if about["oracle"] else None
     return {
@@ -167,7 +188,8 @@ def main() -> None:
         done = {(run["pair"], run["arm"], run["seed"]) for run in known(given.out)}
         where = Path(given.data), Path(given.weights) if given.weights else None
         jobs = [job for name in given.names for job in JOBS[name](*where)[: given.pairs]]
-        every = [(p, arm, f, seed) for seed in range(1, given.seeds + 1) for p, f, arms in jobs for arm in arms]
+        kept = Path(given.out).with_suffix("")
+        every = [(p, arm, f, seed, kept) for seed in range(1, given.seeds + 1) for p, f, arms in jobs for arm in arms]
         wanted = [job for job in every if (job[0], job[1][0], job[3]) not in done]
     print(table(run(wanted, one, given, hidden=["checkpoints"])))
 

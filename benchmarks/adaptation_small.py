@@ -1,11 +1,12 @@
 """Domain-adversarial training of two small networks through `hftl.Trainer`: two moons, and reviews as tf-idf.
 
     python benchmarks/adaptation_small.py moons [--seeds 10] [--picture moons.png]
-    python benchmarks/adaptation_small.py amazon --data DIR [--seeds 2] [--peers]
+    python benchmarks/adaptation_small.py amazon --data DIR [--seeds 2] [--peers] [--encoder MODEL]
 
 moons: the target is turned by 35 degrees; a network of 2 x 64 units. amazon: 12 pairs of four kinds of goods, 2,000
-reviews each; a network 5000-50-2 on tf-idf; half of the target's reviews train without labels, half test. --peers
-adds logistic regression, and skada's linear CORAL on 200 singular vectors (skada is in the extra `bench`).
+reviews each; a network 5000-50-2 on tf-idf; half of the target's reviews train without labels, half test. With
+--encoder the features are a frozen model's, the mean over its tokens (64 of a review), standardised. --peers adds
+logistic regression, and skada's linear CORAL on 200 singular vectors (skada is in the extra `bench`).
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from sklearn.datasets import make_moons
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import Dataset
 
 from hftl import Strategy, Trainer
 from hftl.run import strategy_of
 from hftl.streams import Stream
+from hftl.tasks.origin import resolve
 
 AMAZON = ("books", "dvd", "electronics", "kitchen")
 
@@ -152,18 +155,41 @@ def reviews(data: Path, kind: str) -> tuple[list[str], np.ndarray]:
     return [row["text"] for row in rows], np.array([names.index(row["label"]) for row in rows])
 
 
-def amazon(data: Path, seeds: int, peers: bool) -> None:
+def encoded(texts: list[str], encoder: str) -> np.ndarray:
+    """The mean over tokens of a frozen model's last hidden states, (rows, width)."""
+    path, found = resolve(encoder), []
+    tokenizer, model = transformers.AutoTokenizer.from_pretrained(path), transformers.AutoModel.from_pretrained(path)
+    for start in range(0, len(texts), 32):
+        batch = tokenizer(texts[start : start + 32], max_length=64, truncation=True, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            states = model.eval()(**batch).last_hidden_state
+        here = batch["attention_mask"][..., None]
+        found.append((states * here).sum(1) / here.sum(1))
+    return torch.cat(found).numpy()
+
+
+def bags(source: list[str], target: list[str], free: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as tf-idf of 5,000 words and pairs of words, of the source and of the target's free rows."""
+    words = TfidfVectorizer(max_features=5000, ngram_range=(1, 2), sublinear_tf=True, min_df=2)
+    words.fit([*source, *(target[i] for i in free)])
+    return words.transform(source).toarray(), words.transform(target).toarray()
+
+
+def amazon(data: Path, seeds: int, peers: bool, encoder: str | None) -> None:
     """Accuracy on the held-out half of each target, by pair and over all."""
     texts = {kind: reviews(data, kind) for kind in AMAZON}
+    known = {kind: encoded(texts[kind][0], encoder) for kind in AMAZON} if encoder else {}
     strategies = ["Full", "DANN(boost=1.0)", "DANN(weight=3.0, boost=1.0)", "DeepCORAL", "DAN"]
     found: dict[str, dict[str, list[float]]] = {}
     for source, target in permutations(AMAZON, 2):
         for seed in range(seeds):
             order = np.random.default_rng(seed).permutation(len(texts[target][0]))
             free, held = order[: len(order) // 2], order[len(order) // 2 :]
-            words = TfidfVectorizer(max_features=5000, ngram_range=(1, 2), sublinear_tf=True, min_df=2)
-            words.fit([*texts[source][0], *(texts[target][0][i] for i in free)])
-            xs, xt = words.transform(texts[source][0]).toarray(), words.transform(texts[target][0]).toarray()
+            if encoder:
+                scale = StandardScaler().fit(known[source])
+                xs, xt = scale.transform(known[source]), scale.transform(known[target])
+            else:
+                xs, xt = bags(texts[source][0], texts[target][0], free)
             ys, truth = texts[source][1], texts[target][1][held]
             guesses = others(xs, ys, xt[free], xt[held], seed) if peers else {}
             for name in strategies:
@@ -220,6 +246,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--picture", help="write FULL- and DANN- pictures of this name")
     parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--encoder", help="of amazon: a Hub id or folder whose features take the place of tf-idf")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.name == "moons":
@@ -227,7 +254,7 @@ def main() -> None:
     elif not given.data:
         parser.error("pass --data, or set HFTL_DATA, to the folder that holds the data sets")
     else:
-        amazon(Path(given.data), given.seeds or 2, given.peers)
+        amazon(Path(given.data), given.seeds or 2, given.peers, given.encoder)
 
 
 if __name__ == "__main__":

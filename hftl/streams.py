@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import nn
 
 from hftl.errors import UserError
@@ -181,12 +181,12 @@ class Beside:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the partner beside a checkpoint: that of an adapter holds nothing else."""
         if len(self.partner):
-            save_file({k: v.contiguous() for k, v in self.partner.state_dict().items()}, Path(folder) / STATE)
+            save_model(self.partner, str(Path(folder) / STATE))
 
     def load(self, folder: str | os.PathLike[str]) -> None:
         """Take up what `save` wrote."""
         if len(self.partner):
-            self.partner.load_state_dict(load_file(Path(folder) / STATE))
+            load_model(self.partner, Path(folder) / STATE)
 
     def views(self, model: nn.Module, update: int, device: Any) -> dict[str, View]:
         """The batches that belong to the next micro-batch of an update."""

@@ -28,7 +28,8 @@ TABLE = {
     "alignment checkpoints head": "",
     "domains": "accumulator",
     "strategies strategies.base strategies.layers strategies.mixstyle strategies.peft": "anatomy strategies.base",
-    "strategies.align": "alignment anatomy strategies.base",
+    "strategies.align": "alignment anatomy strategies.base token_head",
+    "token_head": "",
     "augment augment.base augment.image augment.text augment.pixels augment.models": "augment spec",
     "tasks tasks.base tasks.text tasks.image": "accumulator augment metrics data tasks.base tasks.failures "
     "tasks.origin",

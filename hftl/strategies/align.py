@@ -199,7 +199,8 @@ class FixMatch(PseudoLabel):
 class UDALM(_Aligned):
     """Learns the task on the source and masked-language modelling on the target (Karouzos 2021, arXiv 2104.07078).
 
-    The head that guesses words is new, and its loss some 10 nats at first: with a weight of 1 it drowns a short run.
+    The head that guesses words is the checkpoint's own where it has one. A new one has a loss of some 10 nats at first:
+    with a weight of 1 it drowns a short run.
     """
 
     streams: ClassVar[tuple[str, ...]] = ("masked",)
@@ -209,15 +210,12 @@ class UDALM(_Aligned):
     def partner(self, width: int, classes: int, model: nn.Module) -> nn.Module:
         from torch import nn
 
+        from hftl.token_head import token_head
+
         find: Any = getattr(model, "get_input_embeddings", lambda: None)
-        embeddings = find()
-        if not isinstance(embeddings, nn.Embedding):
+        if not isinstance(find(), nn.Embedding):
             raise UserError("UDALM predicts masked tokens; this model reads none. Try DANN, or a text model.")
-        words, wide = embeddings.weight.shape
-        decoder = nn.Linear(wide, words)
-        nn.init.zeros_(decoder.bias)
-        del decoder.weight  # the model's own embeddings decode, as in BERT
-        return nn.Sequential(nn.Linear(wide, wide), nn.GELU(), nn.LayerNorm(wide), decoder)
+        return token_head(model)
 
     def term(self, step: Any) -> torch.Tensor:
         import torch.nn.functional as F
@@ -226,6 +224,5 @@ class UDALM(_Aligned):
         wanted = inputs.pop("labels")
         hidden = step.model(**inputs, output_hidden_states=True)["hidden_states"][-1].float()
         masked = wanted != -100
-        judge, embeddings = step.partner["UDALM"], step.model.get_input_embeddings().weight.float()
-        words = F.linear(judge[:-1](hidden[masked]), embeddings, judge[-1].bias)
+        words = step.partner["UDALM"](hidden[masked])
         return F.cross_entropy(words, wanted[masked], reduction="sum") / masked.sum().clamp(min=1)
