@@ -15,9 +15,6 @@ class Pretext(nn.Module):
     """What is laid over a model. `plain` is the class of the model below."""
 
     plain: type[nn.Module]
-    config: Any
-    patchify: Any
-    projector: Any
 
     @classmethod
     def over(cls, model: Any) -> None:

@@ -62,6 +62,9 @@ class SimMIM(Pretext):
 class MAE(Pretext):
     """Hidden patches are left out of the encoder, and a small decoder guesses their pixels; MSE (He et al. 2022)."""
 
+    config: Any
+    patchify: Any
+
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, **others: Any) -> dict[str, torch.Tensor]:
         here = labels != -100
         guess = super().forward(pixel_values, noise=here.float(), **others).logits  # it hides the largest noise
@@ -78,6 +81,8 @@ class SimCLR(Pretext):
     Takes pixels (rows, 2, channels, height, width). The model's own last layer is the first of the projection head,
     `projector` the rest; both are thrown away in the end.
     """
+
+    projector: Any
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, **others: Any) -> dict[str, torch.Tensor]:
         made = self.projector(super().forward(pixel_values.flatten(0, 1), **others).logits)
