@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock
 from kept import MINILM, known, need_data, recipe, run, several
 
-from hftl.domains import CRITERIA
+from hftl.tasks.metrics.criteria import CRITERIA
 
 Arm = tuple[str, list[str]]  # how it is called in the table, and its flags
 

@@ -33,9 +33,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from hftl import Strategy, Trainer
-from hftl.run import strategy_of
-from hftl.streams import Stream
+from hftl.run.prepare import strategy_of
 from hftl.tasks.origin import resolve
+from hftl.train.streams import Stream
 
 AMAZON = ("books", "dvd", "electronics", "kitchen")
 

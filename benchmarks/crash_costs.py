@@ -18,8 +18,9 @@ from pathlib import Path
 
 import transformers
 
-from hftl import Recipe, manifest, testing
-from hftl.resuming import ResumableTrainer, _Stopping
+from hftl import Recipe, testing
+from hftl.train.resume import manifest
+from hftl.train.resume.resuming import ResumableTrainer, _Stopping
 
 ROUNDS = 3
 
@@ -79,7 +80,7 @@ def agreeing(home: Path) -> None:
 
 def train(how: str, words: list[str]) -> None:
     """Run the recipe in this process; the first says how long it trained."""
-    from hftl.cli import main
+    from hftl.cli.main import main
 
     if how == "silent":
         _Stopping._asked = lambda self: ""  # type: ignore[method-assign]

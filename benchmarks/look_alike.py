@@ -20,7 +20,7 @@ from PIL import Image
 
 from hftl import Recipe
 from hftl.data import load
-from hftl.tasks.image import ImageClassification
+from hftl.tasks.image.classification import ImageClassification
 
 COMPARED = [
     ("none", "Full"),

@@ -11,28 +11,28 @@ from typing import TYPE_CHECKING, Any
 from hftl.errors import suggest
 
 if TYPE_CHECKING:
-    from hftl.adapters import load_adapters as load_adapters
-    from hftl.cli import main as main
-    from hftl.features import FeatureRecipe as FeatureRecipe
-    from hftl.multitask import MultiTaskRecipe as MultiTaskRecipe
-    from hftl.predict import load as load
-    from hftl.pretrain import PretrainRecipe as PretrainRecipe
-    from hftl.recipe import Recipe as Recipe
-    from hftl.report import Report as Report
+    from hftl.cli.main import main as main
+    from hftl.results.adapters import load_adapters as load_adapters
+    from hftl.results.predict import load as load
+    from hftl.results.report.report import Report as Report
+    from hftl.run.features import FeatureRecipe as FeatureRecipe
+    from hftl.run.pretrain import PretrainRecipe as PretrainRecipe
+    from hftl.run.recipe import Recipe as Recipe
     from hftl.strategies.base import Strategy as Strategy
-    from hftl.trainer import Trainer as Trainer
+    from hftl.studies.together.recipe import MultiTaskRecipe as MultiTaskRecipe
+    from hftl.train.trainer import Trainer as Trainer
 
 _HOMES = {
-    "FeatureRecipe": "hftl.features",
-    "MultiTaskRecipe": "hftl.multitask",
-    "PretrainRecipe": "hftl.pretrain",
-    "Recipe": "hftl.recipe",
-    "Report": "hftl.report",
+    "FeatureRecipe": "hftl.run.features",
+    "MultiTaskRecipe": "hftl.studies.together.recipe",
+    "PretrainRecipe": "hftl.run.pretrain",
+    "Recipe": "hftl.run.recipe",
+    "Report": "hftl.results.report.report",
     "Strategy": "hftl.strategies.base",
-    "Trainer": "hftl.trainer",
-    "load": "hftl.predict",
-    "load_adapters": "hftl.adapters",
-    "main": "hftl.cli",
+    "Trainer": "hftl.train.trainer",
+    "load": "hftl.results.predict",
+    "load_adapters": "hftl.results.adapters",
+    "main": "hftl.cli.main",
 }
 
 

@@ -1,6 +1,6 @@
 """The one exception that a person's mistake raises, and the art of guessing what was meant.
 
-Knows nothing of models or data. `hftl.cli` turns a `UserError` into one sentence and exit code 2.
+Knows nothing of models or data. `hftl.cli.main` turns a `UserError` into one sentence and exit code 2.
 """
 
 from __future__ import annotations

@@ -23,10 +23,12 @@ import transformers
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from hftl import hub, outcome, spec
-from hftl.recipe import Recipe
-from hftl.report import Report
-from hftl.run import Run, strategy_of
+from hftl.results import load as hub
+from hftl.results.report.report import Report
+from hftl.run import outcome
+from hftl.run.prepare import Run, strategy_of
+from hftl.run.recipe import Recipe
+from hftl.settings import spec
 from hftl.strategies import Strategy
 
 GOOD = ("good", "great", "fine", "lovely", "superb", "happy", "warm", "bright")
@@ -152,7 +154,7 @@ def a_fresh_process_gives_the_same_logits(folders: Sequence[Path]) -> None:
 
 _FRESH = """
 import json, sys, torch
-from hftl.hub import load_folder
+from hftl.results.load import load_folder
 torch.set_num_threads(1); torch.manual_seed(4711); far = {}
 for folder in sys.argv[1:]:
     probe = torch.load(folder + ".probe.pt", weights_only=True)

@@ -2,7 +2,8 @@
 
     accelerate launch recipes/mim.py
     accelerate launch recipes/mim.py --data photos/ --model google/vit-base-patch16-224-in21k --mask 0.6
-    accelerate launch recipes/mim.py --data photos/ --model facebook/vit-mae-base --then "recipes/image_cls.py"
+    accelerate launch recipes/mim.py --data photos/ --output_dir runs/mim &&
+    accelerate launch recipes/image_cls.py --model runs/mim --data labelled/
 
 The first command needs no network: SimCLR on scikit-learn's digits with the bundled glyphs backbone.
 """

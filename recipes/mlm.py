@@ -2,7 +2,8 @@
 
     accelerate launch recipes/mlm.py
     accelerate launch recipes/mlm.py --data papers.csv --model bert-base-uncased --whole_words --add_tokens 500
-    accelerate launch recipes/mlm.py --data papers.csv --then "recipes/text_cls.py --data labelled.csv"
+    accelerate launch recipes/mlm.py --data papers.csv --output_dir runs/mlm &&
+    accelerate launch recipes/text_cls.py --model runs/mlm --data labelled.csv
 
 The first command needs no network: MiniLM-L6 on the 1,000 bundled product reviews, of which only the texts are read.
 """

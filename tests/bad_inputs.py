@@ -21,9 +21,9 @@ import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
-from hftl import cli
-from hftl.recipe import Recipe
-from hftl.trainer import Trainer
+from hftl.cli import main as cli
+from hftl.run.recipe import Recipe
+from hftl.train.trainer import Trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 QUICK = "--num_train_epochs 1 --per_device_train_batch_size 64 --disable_tqdm true --output_dir earlier --overwrite"

@@ -24,18 +24,20 @@ from PIL import Image
 from reports import HOSTILE, classification
 from test_report_page import Page
 
-from hftl import augment, cli, spec
-from hftl.augment.base import known
-from hftl.card import markdown
+from hftl.cli import main as cli
 from hftl.data import load, read
 from hftl.data.scan import _look
 from hftl.errors import UserError
-from hftl.page import html
-from hftl.recipe import Recipe
-from hftl.report import Report
+from hftl.results.report.card import markdown
+from hftl.results.report.page import html
+from hftl.results.report.report import Report
+from hftl.run.recipe import Recipe
+from hftl.settings import spec
 from hftl.strategies import Strategy
-from hftl.tasks.image import open_image
-from hftl.tasks.text import TextClassification
+from hftl.tasks import augment
+from hftl.tasks.augment.base import known
+from hftl.tasks.image.classification import open_image
+from hftl.tasks.text.classification import TextClassification
 
 KNOWN = cli._known(Recipe())
 ROWS = [{"text": f"good film {i}", "label": ("bad", "good")[i % 2]} for i in range(24)]

@@ -23,7 +23,7 @@ import pytest
 from bad_inputs import World, fail, photos, picture, run
 from PIL import Image
 
-from hftl.trainer import Trainer
+from hftl.train.trainer import Trainer
 
 ESCAPE = "\x1b[31mred\x1b[0m\x1b]0;title\x07\x9b\u202e"
 """Colours a terminal, renames its window, and turns the direction of writing round."""

@@ -58,7 +58,7 @@ class Client:
 
     def hftl(self, *words: str | Path, token: str | None = WRITER) -> Said:
         """The `hftl` command."""
-        return self.python("from hftl.cli import hftl\nhftl(words)", token, words=list(map(str, words)))
+        return self.python("from hftl.cli.main import hftl\nhftl(words)", token, words=list(map(str, words)))
 
     def recipe(self, script: Path, *words: str | Path, token: str | None = WRITER) -> Said:
         """A recipe's file with flags."""

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from hftl import Recipe, Trainer, outcome
+from hftl import Recipe, Trainer
+from hftl.run import outcome
 
 
 class Stop(BaseException):

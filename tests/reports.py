@@ -6,9 +6,9 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
-from hftl.metrics import Score
-from hftl.report import Report
-from hftl.tasks.text import TextClassification
+from hftl.results.report.report import Report
+from hftl.tasks.metrics.classification import Score
+from hftl.tasks.text.classification import TextClassification
 
 TREC = ["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"

@@ -13,11 +13,14 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from hftl import Recipe, hub, run, testing
-from hftl.adaptation import told
+from hftl import Recipe, testing
 from hftl.errors import UserError
-from hftl.report import Report
-from hftl.tasks.text import TextClassification
+from hftl.results import load as hub
+from hftl.results.report.report import Report
+from hftl.results.report.table import render
+from hftl.run import prepare as run
+from hftl.run.adaptation import told
+from hftl.tasks.text.classification import TextClassification
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 QUICK = {"num_train_epochs": 2, "learning_rate": 2e-3, "disable_tqdm": True}
@@ -159,7 +162,7 @@ def test_the_report_says_what_chose_how_far_the_domains_lie_and_whether_adapting
     assert len(about["projection"]["after"]["target"]) == about["rows"]["target"] == 20
     assert about["source_only"]["strategy"] == "Full"
     assert about["source_only"]["verdict"] in ("helped", "hurt", "no clear difference")
-    table = adapted.table()
+    table = render(adapted)
     assert "The checkpoint was chosen by valid, of the source." in table
     assert "without the target's rows" in table
     page = (Path(adapted.folder) / "report.html").read_text("utf-8")
@@ -281,7 +284,7 @@ def test_images_are_adapted_with_two_views(tiny_cnn, colour_folder, tmp_path):
 def test_an_adapted_run_that_was_killed_ends_like_one_that_was_not(
     strategy, tiny_bert, domains_csv, tmp_path, monkeypatch
 ):
-    from hftl.trainer import Trainer
+    from hftl.train.trainer import Trainer
 
     model = tiny_bert
     if "UDALM" in strategy:  # with the head of a checkpoint, whose tensors share memory

@@ -11,11 +11,13 @@ import torch
 import transformers
 from torch.utils.data import Dataset
 
-from hftl import Trainer, alignment, domains
+from hftl import Trainer
 from hftl.errors import UserError
-from hftl.head import Reads, output_layer
-from hftl.run import strategy_of
-from hftl.streams import Batches, Stream
+from hftl.models import alignment
+from hftl.models.head import Reads, output_layer
+from hftl.run.prepare import strategy_of
+from hftl.tasks.metrics import criteria as domains
+from hftl.train.streams import Batches, Stream
 
 
 @pytest.fixture
@@ -241,7 +243,7 @@ def test_the_reversal_grows_over_the_length_of_the_run():
 
 
 def test_a_discriminator_learns_boost_times_as_fast():
-    from hftl.anatomy import Place
+    from hftl.models.anatomy import Place
 
     dann = strategy_of("DANN(boost=7.0) | LayerDecay(0.5)")
     assert dann.rate(Place("partner.DANN.0.weight", 3, 3, True), 0.5) == 7

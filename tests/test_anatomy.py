@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from hftl.anatomy import Anatomy, Place, anatomy, rate_table, render_rates
 from hftl.errors import UserError
+from hftl.models.anatomy import Anatomy, Place, anatomy, rate_table, render_rates
 
 BLOCKS = {
     **dict.fromkeys(

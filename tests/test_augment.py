@@ -15,16 +15,17 @@ import transformers
 from PIL import Image
 from reports import HOSTILE, PIXEL
 
-from hftl import Recipe, spec, testing
-from hftl.augment import Augmentation, augmentation_of, pixels, read, told
-from hftl.augment.image import FDA, AugMix, ColorStats, Flip, HistogramMatch, RandAugment, Shift, Sketch
-from hftl.augment.text import EDA, BackTranslation, MaskedLM, WordDropout, changed
+from hftl import Recipe, testing
 from hftl.data import load
 from hftl.errors import UserError
-from hftl.page import html
-from hftl.report import Report
-from hftl.tasks.image import ImageClassification
-from hftl.tasks.text import TextClassification
+from hftl.results.report.page import html
+from hftl.results.report.report import Report
+from hftl.settings import spec
+from hftl.tasks.augment import Augmentation, augmentation_of, pixels, read, told
+from hftl.tasks.augment.image import FDA, AugMix, ColorStats, Flip, HistogramMatch, RandAugment, Shift, Sketch
+from hftl.tasks.augment.text import EDA, BackTranslation, MaskedLM, WordDropout, changed
+from hftl.tasks.image.classification import ImageClassification
+from hftl.tasks.text.classification import TextClassification
 
 
 def noise(seed: int, height: int = 24, width: int = 32, low: int = 60, high: int = 180) -> np.ndarray:
@@ -341,7 +342,7 @@ def test_words_of_the_target_enter_the_texts(ready, tmp_path):
 
 
 def test_a_masked_model_is_run_once_over_all_runs_and_its_versions_are_read(ready, masked_lm, monkeypatch):
-    from hftl.augment import models
+    from hftl.tasks.augment import models
 
     called, filled = [], models.filled
     monkeypatch.setattr(models, "filled", lambda texts, *others: called.append(len(texts)) or filled(texts, *others))

@@ -39,7 +39,7 @@ from bad_inputs import (
     words,
 )
 
-from hftl.trainer import Trainer
+from hftl.train.trainer import Trainer
 
 CHECKPOINT = {"half/checkpoints/checkpoint-1/trainer_state.json": "{}"}
 HALF = "--no_overwrite --output_dir half"

@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 
 import pytest
 
-from hftl import cli, commands
+from hftl.cli import commands
+from hftl.cli import main as cli
 from hftl.errors import UserError
-from hftl.features import FeatureRecipe
-from hftl.multitask import MultiTaskRecipe
-from hftl.recipe import Recipe
-from hftl.settings import flag, named_choices, training_settings
-from hftl.values import CHOICES, RANGES
+from hftl.run.features import FeatureRecipe
+from hftl.run.recipe import Recipe
+from hftl.settings.fields import flag, named_choices, training_settings
+from hftl.settings.values import CHOICES, RANGES
+from hftl.studies.together.recipe import MultiTaskRecipe
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hftl import cli
+from hftl.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def predicted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
-    module = types.ModuleType("hftl.predict")
+    module = types.ModuleType("hftl.results.predict")
     module.predict_file = lambda *args, **named: calls.append((args, named))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "hftl.predict", module)
+    monkeypatch.setitem(sys.modules, "hftl.results.predict", module)
     return calls
 
 

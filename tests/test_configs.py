@@ -30,7 +30,7 @@ WHO = """
 import sys
 from pathlib import Path
 from hftl import Recipe, Strategy
-from hftl.arguments import training_arguments
+from hftl.run.arguments import training_arguments
 args = training_arguments(Recipe(), Strategy(), Path(sys.argv[1]))
 line = f"process {args.process_index} of {args.world_size} on {args.device.type}\\n"
 sys.stdout.write(line)

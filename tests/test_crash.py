@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from hftl import MultiTaskRecipe, PretrainRecipe, Recipe, manifest, stopping
-from hftl.cli import main
+from hftl import MultiTaskRecipe, PretrainRecipe, Recipe
+from hftl.cli.main import main
 from hftl.errors import UserError
-from hftl.folder import OutputFolder
-from hftl.resuming import rotate
-from hftl.trainer import Trainer
+from hftl.results.folder import OutputFolder
+from hftl.train.resume import manifest, stopping
+from hftl.train.resume.resuming import rotate
+from hftl.train.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -163,7 +164,7 @@ def test_two_processes_agree_on_the_step_where_one_of_them_was_asked(text, tmp_p
     """The second process alone is asked, at step 5: both end one step later, and go on as if nothing had been."""
     script = tmp_path / "recipe.py"
     script.write_text(
-        "import os, signal\nfrom hftl import Recipe, main\nfrom hftl.trainer import Trainer\n"
+        "import os, signal\nfrom hftl import Recipe, main\nfrom hftl.train.trainer import Trainer\n"
         "plain = Trainer.training_step\ndef step(self, *a, **k):\n"
         "    if self.state.global_step == 5 and os.environ['RANK'] == os.environ.get('ASKED'):\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n    return plain(self, *a, **k)\n"

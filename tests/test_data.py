@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import hftl.data.bundled
+import hftl.data.formats.bundled
 from hftl.data import Role, load, read
 from hftl.data.source import split_of
 
@@ -196,7 +196,7 @@ def test_the_reviews_are_read_from_the_three_files_in_the_package(
 ) -> None:
     for name, rows in (("train", ROWS[:20]), ("validation", ROWS[20:30]), ("test", ROWS[30:])):
         write(tmp_path / "reviews" / f"{name}.csv", rows)
-    monkeypatch.setattr(hftl.data.bundled, "SAMPLES", tmp_path)
+    monkeypatch.setattr(hftl.data.formats.bundled, "SAMPLES", tmp_path)
     splits = load("hftl:reviews", ROLES)
     assert (len(splits.train), len(splits.valid), len(splits.test)) == (20, 10, 10)
 

@@ -15,13 +15,14 @@ import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
 
-from hftl import Recipe, cli
-from hftl.card import markdown
-from hftl.commands import FLAGS
-from hftl.metrics import Score
-from hftl.report import Report
+from hftl import Recipe
+from hftl.cli import main as cli
+from hftl.cli.commands import FLAGS
+from hftl.results.report.card import markdown
+from hftl.results.report.report import Report
 from hftl.strategies import Strategy
-from hftl.tasks.text import TextClassification
+from hftl.tasks.metrics.classification import Score
+from hftl.tasks.text.classification import TextClassification
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -91,7 +92,7 @@ def test_a_command_in_the_texts_parses(page: str, command: str, tmp_path: Path) 
     elif words[0] == "python" and words[1] != "-m":
         check_recipe(words[1], words[2:], tmp_path)
     else:
-        assert words[:2] == ["accelerate", "launch"] or words[:3] == ["python", "-m", "hftl.launch"]
+        assert words[:2] == ["accelerate", "launch"] or words[:3] == ["python", "-m", "hftl.cli.launch"]
         launched = launch_command_parser().parse_args(words[2 + (words[0] == "python") :])
         assert launched.config_file is None or (ROOT / launched.config_file).is_file()
         check_recipe(launched.training_script, launched.training_script_args, tmp_path)

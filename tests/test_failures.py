@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from hftl import failures
+from hftl.cli import failures
+from hftl.cli.failures import say_errors
 from hftl.errors import UserError
-from hftl.failures import say_errors
-from hftl.recipe import Recipe
-from hftl.stopping import Left, Stopped
+from hftl.run.recipe import Recipe
+from hftl.train.resume.stopping import Left, Stopped
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,7 +50,7 @@ def test_help_and_a_bad_flag_answer_in_under_a_second_without_torch(tmp_path: Pa
         seconds.append(time.perf_counter() - start)
     assert min(seconds) < 1
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
-    assert "hftl.help" in imported
+    assert "hftl.cli.help" in imported
     assert not imported & {"torch", "transformers", "numpy", "datasets", "peft"}
 
 
@@ -95,7 +95,7 @@ def test_a_reader_that_closes_early_is_no_failure(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", "from hftl.cli import hftl; hftl(['strategies'])"]
+    command = [sys.executable, "-c", "from hftl.cli.main import hftl; hftl(['strategies'])"]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=env, timeout=60)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")

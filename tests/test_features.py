@@ -18,8 +18,10 @@ from safetensors.torch import load_file, save_file
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hftl import FeatureRecipe, Recipe, classical, cli, feature_model, load, testing
+from hftl import FeatureRecipe, Recipe, load, testing
+from hftl.cli import main as cli
 from hftl.errors import UserError
+from hftl.models import classical, feature_model
 
 KINDS = ("logistic", "svm", "rbf_svm", "knn")
 TEXTS = ["good film", "awful pan", "a good good w3 bread", "w1"]

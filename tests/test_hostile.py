@@ -39,7 +39,7 @@ from hostile_inputs import (
 from test_report_page import Page
 
 from hftl.errors import UserError
-from hftl.hub import base_of
+from hftl.results.load import base_of
 
 ACTS = re.compile(r"[\x00-\x09\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What acts on a terminal or turns its text round; lines and the carriage returns of a bar are its own."""

@@ -261,7 +261,7 @@ ERRORS = {
     "a lost connection": (Fault("POST", "/commit/", 99, cut="before"), WRITER, "The connection to the Hub failed"),
     "a bad request": (Fault("POST", "/commit/", 1, 400), WRITER, "The Hub refused this (400) (made to fail"),
 }
-QUICK = "from hftl import publish\npublish.WAITS = (0.01, 0.01)\n"
+QUICK = "from hftl.results import publish\npublish.WAITS = (0.01, 0.01)\n"
 
 
 @pytest.mark.parametrize("case", ERRORS)
@@ -271,7 +271,7 @@ def test_a_refused_push_says_how_to_go_on_and_publishes_nothing(hub: World, case
     folder = hub.run("text-lora")
     before = sent(folder)
     try:
-        said = hub.client.python(QUICK + "from hftl.cli import hftl\nhftl(words)", token, words=push_words(folder))
+        said = hub.client.python(QUICK + "from hftl.cli.main import hftl\nhftl(words)", token, words=push_words(folder))
     finally:
         hub.server.faults = []
     assert said.code == 2, said.err[-2000:]
@@ -297,7 +297,7 @@ def test_what_fails_for_a_moment_is_tried_again_and_makes_one_commit(hub: World)
     ]
     hub.server.large.clear()
     hub.asked()
-    code = QUICK + "from hftl.cli import hftl\nhftl(words)"
+    code = QUICK + "from hftl.cli.main import hftl\nhftl(words)"
     said = hub.client.python(code, words=push_words(hub.run("text-full"), "ada/again"))
     assert said.code == 0, said.err[-2000:]
     assert "The Hub did not take it (503); again in" in said.err
@@ -451,7 +451,7 @@ def test_no_network_is_said_in_one_sentence() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    from hftl.hub_failures import not_read, not_sent
+    from hftl.results.hub_failures import not_read, not_sent
 
     with pytest.raises(ConnectionError) as refused:
         socket.create_connection(("127.0.0.1", port))

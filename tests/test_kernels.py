@@ -12,9 +12,12 @@ from safetensors.torch import load_file
 from torch import nn
 from torch._dynamo.utils import counters
 
-from hftl import Recipe, hub, kernels, outcome
+from hftl import Recipe
 from hftl.errors import UserError
-from hftl.run import Run
+from hftl.results import load as hub
+from hftl.run import outcome
+from hftl.run.prepare import Run
+from hftl.train import kernels
 
 CPU = torch.device("cpu")
 

@@ -14,9 +14,13 @@ import yaml
 from reports import classification
 from torch import nn
 
-from hftl import Recipe, card, memory, outcome, page
+from hftl import Recipe
 from hftl.errors import UserError
-from hftl.report import Report
+from hftl.results.report import card, page
+from hftl.results.report.report import Report
+from hftl.results.report.table import render
+from hftl.run import outcome
+from hftl.train import memory
 
 
 @pytest.fixture
@@ -313,7 +317,7 @@ def test_a_run_that_stays_off_the_gpu_reports_resident_memory(monkeypatch):
 def test_the_peak_stands_in_table_page_and_card_and_says_whose_it_is(processes):
     report = classification(peak_memory=1_240_000_000, processes=processes)
     shown = Report.from_dict(report.as_dict())
-    for text in (report.table(), card.markdown(shown)):
+    for text in (render(report), card.markdown(shown)):
         assert ("peak memory 1.2 GB a process" in text) == (processes > 1)
         assert "peak memory 1.2 GB" in text
     said = {1: "<dt>peak memory</dt>", 2: "<dt>peak memory of a process</dt>"}[processes]

@@ -11,9 +11,9 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from hftl import metrics
 from hftl.errors import UserError
-from hftl.metrics import extra_metric, metric_for
+from hftl.tasks.metrics import classification as metrics
+from hftl.tasks.metrics.classification import extra_metric, metric_for
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 

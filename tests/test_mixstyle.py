@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hftl import Recipe
-from hftl.anatomy import anatomy
 from hftl.errors import UserError
+from hftl.models.anatomy import anatomy
 from hftl.strategies.layers import Scratch
 from hftl.strategies.mixstyle import EPSILON, MixStyle, mix_style
 

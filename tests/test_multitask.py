@@ -21,17 +21,21 @@ import yaml
 from safetensors.torch import load_file
 from scipy import stats
 
-from hftl import MultiTaskRecipe, Recipe, Report, bootstrap, load, multitask_outcome, multitask_run, run, testing
-from hftl.cli import main
-from hftl.comparison import verdict
+from hftl import MultiTaskRecipe, Recipe, Report, load, testing
+from hftl.cli.main import main
 from hftl.errors import UserError
-from hftl.metrics import Score, metric_for
-from hftl.mixing import Plan, TaskBatches, proportions
-from hftl.multitask_model import RATE, MultiTaskModel, Uncertainty
-from hftl.multitask_trainer import MultiTaskTrainer
-from hftl.pcgrad import Surgery, projected
-from hftl.sampling import LengthGrouped
-from hftl.startup import Clock
+from hftl.models.shared import RATE, MultiTaskModel, Uncertainty
+from hftl.run import prepare as run
+from hftl.studies.together import outcome as multitask_outcome
+from hftl.studies.together import prepare as multitask_run
+from hftl.studies.together.alone import verdict
+from hftl.tasks.metrics import bootstrap
+from hftl.tasks.metrics.classification import Score, metric_for
+from hftl.train.mixing import Plan, TaskBatches, proportions
+from hftl.train.pcgrad import Surgery, projected
+from hftl.train.sampling import LengthGrouped
+from hftl.train.several import MultiTaskTrainer
+from hftl.train.startup import Clock
 
 SIZES = [3000, 500, 40]
 QUICK = {"learning_rate": 5e-3, "per_device_train_batch_size": 8, "disable_tqdm": True, "num_train_epochs": 2}

@@ -127,7 +127,17 @@ def test_a_process_that_is_lost_ends_the_run_within_a_minute(how, tiny_bert, rev
     script.write_text(LOST)
     flags = ["--model", tiny_bert, "--data", reviews_csv, "--num_train_epochs", "3", "--output_dir", str(out)]
     config = str(ROOT / "accelerate_configs" / "ddp_cpu.yaml")
-    words = [sys.executable, "-m", "hftl.launch", "--config_file", config, str(script), how, *flags, "--disable_tqdm"]
+    words = [
+        sys.executable,
+        "-m",
+        "hftl.cli.launch",
+        "--config_file",
+        config,
+        str(script),
+        how,
+        *flags,
+        "--disable_tqdm",
+    ]
     env = environment(HFTL_LOST_AFTER="4")
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=180, check=False)
     seconds = time.time() - float(script.with_suffix(".died").read_text())

@@ -12,12 +12,13 @@ import transformers
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.masking_utils import bidirectional_mask_function
 
-from hftl import Recipe, load, packed
-from hftl.anatomy import anatomy
+from hftl import Recipe, load
 from hftl.errors import UserError
-from hftl.packing import Packing
+from hftl.models import packed
+from hftl.models.anatomy import anatomy
+from hftl.models.packing import Packing
 from hftl.strategies.peft import LoRA
-from hftl.trainer import Trainer
+from hftl.train.trainer import Trainer
 
 LENGTHS = (3, 12, 7, 3, 5)
 MORE = {

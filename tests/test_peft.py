@@ -10,9 +10,9 @@ from families import FAMILIES, adaptable, batch
 from peft import PeftModel
 from torch import nn
 
-from hftl.anatomy import Anatomy, anatomy
 from hftl.errors import UserError
-from hftl.spec import build, spell
+from hftl.models.anatomy import Anatomy, anatomy
+from hftl.settings.spec import build, spell
 from hftl.strategies.base import Strategy
 from hftl.strategies.peft import PEFT, DoRA, LoRA
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from hftl import predict, testing
+from hftl import testing
 from hftl.data import Labels
 from hftl.errors import UserError
-from hftl.hub import Loaded
-from hftl.predict import Predictor
-from hftl.tasks import Task
-from hftl.tasks.base import Source
+from hftl.results import predict
+from hftl.results.load import Loaded
+from hftl.results.predict import Predictor
+from hftl.tasks.base import Source, Task
 
 
 def predictor(task: str, model: str) -> Predictor:

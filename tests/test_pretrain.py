@@ -25,16 +25,16 @@ from torch import nn
 from hftl import PretrainRecipe, Recipe, load, testing
 from hftl.data import Labels
 from hftl.errors import UserError
-from hftl.metrics import metric_for
-from hftl.pretext import MaskedTokens
 from hftl.tasks.base import Source
-from hftl.tasks.hidden_tokens import HiddenTokens
-from hftl.tasks.masked_image import MaskedImage, plain_vit
-from hftl.tasks.masked_text import MaskedText, Masking
+from hftl.tasks.image.masked import MaskedImage, plain_vit
+from hftl.tasks.image.views import MAE, SimMIM, contrast, patch_mask
+from hftl.tasks.metrics.classification import metric_for
+from hftl.tasks.metrics.pretext import MaskedTokens
 from hftl.tasks.origin import resolve
-from hftl.tasks.views import MAE, SimMIM, contrast, patch_mask
-from hftl.tasks.vocabulary import extend, new_words, pieces
-from hftl.trainer import Trainer
+from hftl.tasks.text.hidden_tokens import HiddenTokens
+from hftl.tasks.text.masked import MaskedText, Masking
+from hftl.tasks.text.vocabulary import extend, new_words, pieces
+from hftl.train.trainer import Trainer
 
 SPLIT = ("the", "film")  # words that the tokenizer below does not hold whole
 QUICK = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 5e-3, "disable_tqdm": True}
@@ -613,32 +613,16 @@ def test_images_without_any_class_are_data_enough(vits, colour_folder, tmp_path)
 # --- one command for both runs, and what is refused ---
 
 
-def test_then_runs_the_second_recipe_on_the_first_ones_folder(bert, texts, reviews_csv, tmp_path):
-    script = Path(__file__).parents[1] / "recipes" / "text_cls.py"
+def test_another_recipe_takes_the_folder_as_its_model(bert, texts, reviews_csv, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
-    then = f"{script} --data {reviews_csv} --max_steps 3 --output_dir {second} --disable_tqdm"
-    PretrainRecipe(
-        task="fill-mask", model=bert, data=texts, then=then, output_dir=str(first), **QUICK | {"max_steps": 3}
-    ).run()
-    report = json.loads((second / "report.json").read_text("utf-8"))
+    settings = QUICK | {"max_steps": 3}
+    PretrainRecipe(task="fill-mask", model=bert, data=texts, output_dir=str(first), **settings).run()
+    report = Recipe(model=str(first), data=reviews_csv, max_steps=3, output_dir=str(second), disable_tqdm=True).run()
     digest = hashlib.sha256((first / "model.safetensors").read_bytes()).hexdigest()[:16]
-    assert (report["model"], report["revision"]) == ("./first", f"sha256:{digest}")  # its folder is not told
-    assert report["test"]["accuracy"]["n"] == 16
+    assert (report.revision, report.test["accuracy"].n) == (f"sha256:{digest}", 16)
+    assert json.loads((second / "report.json").read_text("utf-8"))["model"] == "./first"  # its folder is not told
 
 
-def test_the_second_recipes_exit_code_is_passed_on(bert, texts, tmp_path):
-    script = tmp_path / "second.py"
-    script.write_text(
-        "from hftl import Recipe\nRECIPE = Recipe()\nif __name__ == '__main__':\n    raise SystemExit(7)\n"
-    )
-    settings = QUICK | {"max_steps": 1, "then": f"{script} --seed 1", "output_dir": str(tmp_path / "first")}
-    with pytest.raises(SystemExit) as stopped:
-        PretrainRecipe(task="fill-mask", model=bert, data=texts, **settings).run()
-    assert stopped.value.code == 7
-    assert (tmp_path / "first" / "report.json").is_file()
-
-
-THEN = str(Path(__file__).parents[1] / "recipes" / "text_cls.py")
 REFUSED = {
     "a strategy for two domains": (["--strategy", "DANN"], "adapts what labels taught"),
     "mask of 0": (["--mask", "0"], "between 0 and 1; 0 came"),
@@ -648,10 +632,6 @@ REFUSED = {
     "a label": (["--label", "text"], "--label means nothing to pre-training"),
     "packing": (["--packing"], "--packing means nothing to pre-training"),
     "smoothed labels": (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor is for labels"),
-    "no recipe": (["--then", "nothing.py --seed 1"], "'nothing.py' is none"),
-    "its own model": (["--then", f"{THEN} --model x"], "Leave --model out of it"),
-    "a typo": (["--then", f"{THEN} --laerning_rate 1"], "There is no flag --laerning_rate"),
-    "a quote": (["--then", "recipes/text_cls.py 'x"], "does not read as a command"),
     "a prompt": (["--strategy", "PEFT('PREFIX_TUNING', num_virtual_tokens=2)"], "cannot be merged"),
 }
 
@@ -710,9 +690,3 @@ def test_the_benchmark_tells_the_gain_seed_by_seed(monkeypatch):
     none, tapt = table(runs).splitlines()[2:]
     assert "| acl_arc | none | 0.550 (0.500 to 0.600) | 0.400 |  |  | 64 | 139 | 2 |" in none
     assert "| +0.020, -0.050 | 51,855, 3,454.2 |" in tapt
-
-
-def test_several_processes_are_told_to_start_the_second_recipe_themselves(texts, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="launch the second recipe yourself with --model runs/x"):
-        PretrainRecipe(task="fill-mask", data=texts, then=THEN, output_dir="runs/x").run()

@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 from hftl import Recipe, load, testing
-from hftl.cli import hftl, main
+from hftl.cli.main import hftl, main
 from hftl.errors import UserError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -164,7 +164,7 @@ class Killed(BaseException):
 
 def killed_at(monkeypatch, step: int, *flags: str) -> None:
     """Launch the text recipe and let it die at the start of a step."""
-    from hftl.trainer import Trainer
+    from hftl.train.trainer import Trainer
 
     train_step = Trainer.training_step
 
@@ -397,7 +397,7 @@ def test_an_adapter_on_a_bare_timm_network_carries_its_base(tmp_path, colour_fol
 
 
 def test_the_recipe_file_yields_to_yaml_and_yaml_to_flags(tmp_path):
-    from hftl.cli import merge
+    from hftl.cli.main import merge
 
     (tmp_path / "c.yaml").write_text("seed: 7\nweight_decay: 0.3\n")
     merged = merge(Recipe(seed=1, weight_decay=0.1, max_steps=5), ["--config", str(tmp_path / "c.yaml"), "--seed", "9"])

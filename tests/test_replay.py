@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from hftl.anatomy import anatomy
-from hftl.cut import find_cut
-from hftl.frozen import frozen_modules
-from hftl.replay import Replay, capture, stand_in
+from hftl.models.anatomy import anatomy
+from hftl.models.cut import find_cut
+from hftl.models.frozen import frozen_modules
+from hftl.models.replay import Replay, capture, stand_in
 
 
 def texts(seed: int, rows: int, length: int) -> dict[str, torch.Tensor]:

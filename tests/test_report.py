@@ -15,13 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import classification, hostile, regression, scores
 
-from hftl import wording
 from hftl.errors import UserError
-from hftl.metrics import Score
-from hftl.plain import HIDDEN, plain
-from hftl.report import Report
-from hftl.tasks.image import ImageClassification
-from hftl.verdict import limits, verdict
+from hftl.results.report import wording
+from hftl.results.report.plain import HIDDEN, plain
+from hftl.results.report.report import Report
+from hftl.results.report.table import own_commands, render
+from hftl.results.report.verdict import limits, verdict
+from hftl.results.report.write import write
+from hftl.tasks.image.classification import ImageClassification
+from hftl.tasks.metrics.classification import Score
 
 TOKEN = "hf_" + "aB3dE6gH9" * 3
 
@@ -36,7 +38,7 @@ def strict(text: str) -> dict:
 
 
 def test_report_json_holds_what_the_issue_asks_for(tmp_path: Path) -> None:
-    classification().write(tmp_path)
+    write(classification(), tmp_path)
     found = strict((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert found["test"]["accuracy"] == {"value": 0.87, "low": 0.825, "high": 0.915, "n": 500}
     assert found["valid"].keys() == found["test"].keys()
@@ -48,19 +50,19 @@ def test_report_json_holds_what_the_issue_asks_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [classification, regression, hostile])
 def test_a_written_report_reads_back_the_same(make, tmp_path: Path) -> None:
     report = make()
-    report.write(tmp_path)
+    write(report, tmp_path)
     again = Report.from_folder(tmp_path)
     assert again.folder == tmp_path.as_posix()  # where it was read; all else is as it was written
     again.folder = report.folder
     assert again.as_dict() == report.as_dict()
     assert isinstance(again.test[again.headline], Score)
     assert again.checks[:1] == report.checks[:1]
-    assert again.table() == Report.from_dict(report.as_dict()).table()
+    assert render(again) == render(Report.from_dict(report.as_dict()))
 
 
 def test_what_is_not_finite_is_null_in_json_and_nan_in_a_score(tmp_path: Path) -> None:
     report = classification(test={"accuracy": Score(math.nan, -math.inf, math.inf, 5)}, seconds=math.inf)
-    report.write(tmp_path)
+    write(report, tmp_path)
     found = strict((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert found["test"]["accuracy"] == {"value": None, "low": None, "high": None, "n": 5}
     assert found["seconds"] is None
@@ -83,7 +85,7 @@ def test_any_value_becomes_strict_json(value: object) -> None:
 def test_no_token_reaches_any_file(tmp_path: Path) -> None:
     report = classification(command=f"x.py --hub_token {TOKEN} --push_to_hub_token=short --data {TOKEN} --seed 1")
     report.settings |= {"hub_token": "short", "nested": {"api_key": "short", "note": f"used {TOKEN}"}, "tokenizer": "t"}
-    report.write(tmp_path)
+    write(report, tmp_path)
     for path in tmp_path.iterdir():
         assert TOKEN not in path.read_text(encoding="utf-8")
         assert "short" not in path.read_text(encoding="utf-8")
@@ -94,7 +96,7 @@ def test_no_token_reaches_any_file(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_the_earlier_report_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    classification().write(tmp_path)
+    write(classification(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(path: Path, *_: object, **__: object) -> None:
@@ -103,7 +105,7 @@ def test_a_full_disk_leaves_the_earlier_report_intact(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(UserError, match="No space left on device"):
-        regression().write(tmp_path)
+        write(regression(), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -119,7 +121,7 @@ def test_a_folder_without_a_report_says_so(content: str | None, tmp_path: Path) 
 
 
 def test_names_of_a_later_version_are_ignored(tmp_path: Path) -> None:
-    classification().write(tmp_path)
+    write(classification(), tmp_path)
     values = strict((tmp_path / "report.json").read_text(encoding="utf-8"))
     (tmp_path / "report.json").write_text(json.dumps(values | {"from_the_future": 1}), encoding="utf-8")
     assert Report.from_folder(tmp_path).task == "text-classification"
@@ -180,7 +182,7 @@ def test_the_verdict_on_another_domain_begins_with_it_and_says_what_chose() -> N
 
 
 def test_the_closing_table_lines_up() -> None:
-    lines = classification(adapter=False).table().splitlines()
+    lines = render(classification(adapter=False)).splitlines()
     assert lines[0] == "text-classification  sentence-transformers/all-MiniLM-L6-v2  LoRA(r=8) | LayerDecay(0.85)"
     assert lines[2].split() == ["accuracy", "0.885", "[0.840,", "0.930]", "0.870", "[0.825,", "0.915]", "n=500"]
     assert [lines[1].index("valid"), lines[1].index("test")] == [lines[2].index("0.885"), lines[2].index("0.870")]
@@ -207,18 +209,16 @@ def test_the_closing_table_lines_up() -> None:
 )
 def test_the_second_command_is_this_run_trained_another_way(command: str, start: str) -> None:
     assert (
-        classification(command=command).next_commands()[1]
-        == f'{start} --strategy "LinearProbe" --output_dir runs/probe'
+        own_commands(classification(command=command))[1] == f'{start} --strategy "LinearProbe" --output_dir runs/probe'
     )
 
 
 def test_the_next_commands_can_be_given_and_a_terminal_is_not_steered() -> None:
-    table = classification().table(["one", "two"])
+    table = render(classification(), ["one", "two"])
     assert table.endswith("try next     one\n             two")
-    assert "\x1b" not in hostile().table()
-    assert (
-        "accelerate launch recipes/image_cls.py"
-        in Report(task="image-classification", model="m", usage=ImageClassification.usage).table()
+    assert "\x1b" not in render(hostile())
+    assert "accelerate launch recipes/image_cls.py" in render(
+        Report(task="image-classification", model="m", usage=ImageClassification.usage)
     )
 
 

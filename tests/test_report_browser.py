@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from reports import PIXEL, classification, hostile, regression
 
-from hftl.page import html
-from hftl.report import Report
+from hftl.results.report.page import html
+from hftl.results.report.report import Report
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")

@@ -16,10 +16,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from reports import HOSTILE, classification, hostile, regression, scores
 
-from hftl.card import markdown, metadata
-from hftl.metrics import Score
-from hftl.report import Report
-from hftl.tasks.image import ImageClassification
+from hftl.results.report.card import markdown, metadata
+from hftl.results.report.report import Report
+from hftl.tasks.image.classification import ImageClassification
+from hftl.tasks.metrics.classification import Score
 
 
 def card_of(report: Report) -> str:

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reports import HOSTILE, PIXEL, classification, hostile, regression
 
-from hftl import plots
-from hftl.page import html
-from hftl.report import Report
+from hftl.results.report import plots
+from hftl.results.report.page import html
+from hftl.results.report.report import Report
 
 VOID = {"wbr", "meta", "img", "br", "hr", "link", "input"}
 

@@ -17,9 +17,10 @@ import yaml
 from reports import classification
 from test_report_page import page_of
 
-from hftl import Recipe, outcome
+from hftl import Recipe
 from hftl.data import load
-from hftl.tasks.text import TextClassification
+from hftl.run import outcome
+from hftl.tasks.text.classification import TextClassification
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 QUICK = ["--num_train_epochs", "2", "--per_device_train_batch_size", "32", "--learning_rate", "0.01", "--disable_tqdm"]

@@ -15,11 +15,11 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hftl.anatomy import anatomy
 from hftl.errors import UserError
-from hftl.sampling import LengthGrouped, LongestFirst, TokenBudget, in_order, lengths_of, training_order
+from hftl.models.anatomy import anatomy
 from hftl.strategies.layers import Full
-from hftl.trainer import Trainer
+from hftl.train.sampling import LengthGrouped, LongestFirst, TokenBudget, in_order, lengths_of, training_order
+from hftl.train.trainer import Trainer
 
 LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=300)
 WORLD = {"processes": st.integers(1, 3), "accumulation": st.integers(1, 3)}
@@ -75,7 +75,7 @@ def test_each_epoch_has_as_many_batches_and_another_order(lengths, tokens, proce
 
 def test_an_epoch_that_would_need_more_batches_takes_wider_windows(monkeypatch):
     """Windows of one batch waste much, and differ much by epoch: without the wider ones some epoch would not fit."""
-    monkeypatch.setattr("hftl.sampling.WINDOW", 1)
+    monkeypatch.setattr("hftl.train.sampling.WINDOW", 1)
     lengths, factors = np.random.default_rng(0).integers(1, 60, 400), []
     cut = TokenBudget._cut
     monkeypatch.setattr(TokenBudget, "_cut", lambda self, order, f=1: factors.append(f) or cut(self, order, f))

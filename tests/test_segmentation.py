@@ -19,15 +19,15 @@ from sklearn.metrics import jaccard_score
 from torch import nn
 
 from hftl import FeatureRecipe, MultiTaskRecipe, Recipe, Report, load
-from hftl.cli import hftl, main
+from hftl.cli.main import hftl, main
 from hftl.data import Masks
 from hftl.data import load as load_data
 from hftl.data.masks import names_in
 from hftl.errors import UserError
-from hftl.multitask_model import MultiTaskModel
-from hftl.segments import Segments
-from hftl.tasks.dense import IGNORED, as_map, segmenter_of
-from hftl.tasks.segmentation import ImageSegmentation, confusion, painted
+from hftl.models.shared import MultiTaskModel
+from hftl.tasks.image.dense import IGNORED, as_map, segmenter_of
+from hftl.tasks.image.segmentation import ImageSegmentation, confusion, painted
+from hftl.tasks.metrics.segments import Segments
 
 TASK, NAMES = "image-segmentation", ["grey", "red", "blue"]
 QUICK = {"learning_rate": 1e-2, "per_device_train_batch_size": 8, "disable_tqdm": True, "num_train_epochs": 5}

@@ -14,13 +14,14 @@ import torch
 import yaml
 
 import hftl
-from hftl import privacy, testing
-from hftl.adapters import base_tensors
-from hftl.cli import hftl as command
+from hftl import testing
+from hftl.cli.main import hftl as command
 from hftl.errors import UserError
-from hftl.merging import merge
-from hftl.publish import packed, refuse_secrets
-from hftl.report import Report
+from hftl.results import privacy
+from hftl.results.adapters import base_tensors
+from hftl.results.merging import merge
+from hftl.results.publish import packed, refuse_secrets
+from hftl.results.report.report import Report
 
 TRAINING = {"learning_rate": 0.02, "max_steps": 10, "per_device_train_batch_size": 8, "weight_decay": 0.0}
 
@@ -174,7 +175,7 @@ def test_a_command_that_cannot_be_done_is_answered_with_one_sentence(
     runs: Path, words: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(runs)
-    monkeypatch.setattr("hftl.export.NEEDED", ())
+    monkeypatch.setattr("hftl.results.export.NEEDED", ())
     with pytest.raises(SystemExit) as left:
         command(words)
     said = capsys.readouterr().err.strip().splitlines()[-1]
@@ -212,7 +213,7 @@ def test_a_merge_that_changes_the_logits_writes_nothing(
     def wrong(model: Any, name: str) -> Any:
         return model.unload().eval()  # without the adapter
 
-    monkeypatch.setattr("hftl.merging.folded", wrong)
+    monkeypatch.setattr("hftl.results.merging.folded", wrong)
     with pytest.raises(UserError, match="gives other logits"):
         merge(runs / "lora", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
@@ -249,9 +250,9 @@ def test_adapters_of_another_base_and_full_models_are_refused(runs: Path) -> Non
 def test_exporting_without_its_packages_says_what_to_install(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hftl.export import export
+    from hftl.results.export import export
 
-    monkeypatch.setattr("hftl.export.NEEDED", ("onnx_that_is_not_there",))
+    monkeypatch.setattr("hftl.results.export.NEEDED", ("onnx_that_is_not_there",))
     with pytest.raises(UserError, match=r'pip install "hftl\[export\]"'):
         export(runs / "full", tmp_path / "m.onnx")
 
@@ -263,7 +264,7 @@ def test_an_exported_model_gives_the_same_logits_for_other_rows_and_lengths(
 ) -> None:
     import onnxruntime
 
-    from hftl.export import export
+    from hftl.results.export import export
 
     said = export(runs / name, tmp_path / "m.onnx")
     assert "logits differ by" in said

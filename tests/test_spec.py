@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import hftl.strategies  # noqa: F401, fills Strategy.known()
 from hftl.errors import UserError
-from hftl.spec import Term, build, conform, expected, parse, signature, spell
+from hftl.settings.spec import Term, build, conform, expected, parse, signature, spell
 from hftl.strategies.base import Chain, Strategy
 
 

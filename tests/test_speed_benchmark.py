@@ -13,8 +13,10 @@ import pytest
 import torch
 import transformers
 
-from hftl import FeatureRecipe, Recipe, cli, spec
-from hftl.anatomy import anatomy
+from hftl import FeatureRecipe, Recipe
+from hftl.cli import main as cli
+from hftl.models.anatomy import anatomy
+from hftl.settings import spec
 from hftl.strategies import Strategy
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

@@ -16,14 +16,16 @@ import pytest
 import torch
 from reports import classification
 
-from hftl import page, startup
-from hftl.anatomy import Place
-from hftl.rates import RateGroup
-from hftl.report import Report
+from hftl.models.anatomy import Place
+from hftl.results.report import page
+from hftl.results.report.report import Report
+from hftl.results.report.table import render
 from hftl.tasks.base import Task
-from hftl.tasks.text import TextClassification
+from hftl.tasks.text.classification import TextClassification
+from hftl.train import startup
+from hftl.train.rates import RateGroup
 
-UNUSED = {"sklearn", "matplotlib", "evaluate", "torch.utils.tensorboard", "hftl.features", "hftl.testing"}
+UNUSED = {"sklearn", "matplotlib", "evaluate", "torch.utils.tensorboard", "hftl.run.features", "hftl.testing"}
 """What no plain run has a use for. transformers itself imports peft, scipy, torchvision, PIL and tokenizers."""
 IMAGES = {"timm", "transformers.models.timm_wrapper.modeling_timm_wrapper"}
 STAGES = ["imports", "data", "model", "trainer", "first batch", "first step"]
@@ -122,11 +124,11 @@ def test_where_torch_is_loaded_or_collection_is_off_imports_change_nothing(monke
 def test_the_report_says_how_long_the_start_took() -> None:
     report = classification(startup={"imports": 4.25, "data": 0.1, "first step": 1.0})
     line = "started in 5.3 s: imports 4.2 s, data 0.1 s, first step 1.0 s"
-    assert line in report.table().splitlines()
+    assert line in render(report).splitlines()
     shown = page.html(report)
     assert "imports 4.2 s, data 0.1 s, first step 1.0 s</dt><dd>5.3 s</dd>" in shown
     assert Report.from_dict(json.loads(report.json())).startup == report.startup
-    assert "started in" not in classification().table()
+    assert "started in" not in render(classification())
     assert "up to the first step" not in page.html(classification())
 
 

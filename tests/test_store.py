@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from hftl.errors import UserError
-from hftl.store import NoRoom, Store, Writer, folder
+from hftl.train.cache.store import NoRoom, Store, Writer, folder
 
 GB = 10**9
 
@@ -83,7 +83,7 @@ def test_an_interrupted_writer_publishes_nothing(tmp_path):
 SLOW = """
 import sys, time, torch
 from pathlib import Path
-from hftl.store import Store
+from hftl.train.cache.store import Store
 store = Store("space", 10**9, Path(sys.argv[1]))
 with store.lock(), store.writer() as writer:
     for n in range(10_000):
@@ -216,7 +216,7 @@ def test_nothing_is_published_after_a_row_was_written_by_half(tmp_path, monkeypa
     store = Store("space", GB, tmp_path)
     with store.lock(), store.writer() as writer:
         writer.add([key(1)], [(torch.ones(3),)])
-        monkeypatch.setattr("hftl.writer._raw", full)
+        monkeypatch.setattr("hftl.train.cache.writer._raw", full)
         with pytest.raises(NoRoom, match="disk is full"):
             writer.add([key(2)], [(torch.ones(3),)])
     assert store.missing([key(1), key(2)]) == [0, 1]

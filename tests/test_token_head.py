@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 
-from hftl.token_head import OwnHead, token_head
+from hftl.models.token_head import OwnHead, token_head
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
 SMALL |= {"n_layers": 2, "n_heads": 2, "dim": 32, "hidden_dim": 64, "embedding_size": 32, "pad_token_id": 0}

@@ -16,11 +16,11 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from hftl import FeatureRecipe, Recipe, Report, load, testing
-from hftl.cli import hftl, main
+from hftl.cli.main import hftl, main
 from hftl.data import load as load_data
-from hftl.entities import Entities, spans
 from hftl.errors import UserError
-from hftl.tasks.token import IGNORED, TokenClassification, on_first
+from hftl.tasks.metrics.entities import Entities, spans
+from hftl.tasks.text.tagging import IGNORED, TokenClassification, on_first
 
 QUICK = {"learning_rate": 5e-3, "per_device_train_batch_size": 8, "disable_tqdm": True, "num_train_epochs": 6}
 

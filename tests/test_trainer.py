@@ -10,12 +10,12 @@ import torch
 import transformers
 from datasets import Dataset
 
-from hftl.anatomy import Place, anatomy
 from hftl.errors import UserError
-from hftl.sampling import LengthGrouped
+from hftl.models.anatomy import Place, anatomy
 from hftl.strategies.base import Strategy
 from hftl.strategies.layers import BitFit, Full, GradualUnfreeze, LastLayers, LayerDecay, LinearProbe, ProbeThenTune
-from hftl.trainer import Trainer
+from hftl.train.sampling import LengthGrouped
+from hftl.train.trainer import Trainer
 
 ROWS = 16
 

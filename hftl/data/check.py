@@ -14,7 +14,7 @@ import numpy as np
 
 from hftl.data.part import Part
 from hftl.data.types import MULTI, PIXELS, TAGS, Check, Labels
-from hftl.wording import visible
+from hftl.settings.visible import visible
 
 _SHOWN = 12  # rows of a small table on the terminal
 _EXAMPLES = 3

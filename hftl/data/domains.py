@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hftl.data.images import loose_images
+from hftl.data.formats.images import loose_images
 from hftl.data.source import Rows, Source, one_set, open_source
 from hftl.data.split import generator
 from hftl.errors import UserError, suggest

@@ -13,7 +13,7 @@ import numpy as np
 from hftl.data.check import bad_rows, split_checks
 from hftl.data.columns import find_columns
 from hftl.data.domains import Target, set_aside
-from hftl.data.images import loose_images
+from hftl.data.formats.images import loose_images
 from hftl.data.labels import Reading, check_problem_type, check_same, decide, reading_checks
 from hftl.data.masks import paired_folders, read_classes, scan_masks
 from hftl.data.part import Part, image_roots, inputs, label_column, make_masked, make_part, masked, whole_fingerprint

@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from hftl.data.images import ENDINGS, as_images
+from hftl.data.formats.images import ENDINGS, as_images
 from hftl.data.labels import Reading
 from hftl.data.scan import check_inside
 from hftl.data.types import PIXELS, Masks

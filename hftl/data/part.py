@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from datasets import config
 
 from hftl.data.columns import check_text, check_words
-from hftl.data.images import as_images
+from hftl.data.formats.images import as_images
 from hftl.data.labels import Reading, encode
 from hftl.data.masks import MaskScan, find_strangers, mask_column, scan_masks
 from hftl.data.scan import Scan, scan

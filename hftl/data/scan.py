@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.compute as pc
 from PIL import UnidentifiedImageError
 
-from hftl.data.decode import UNREADABLE, opened
+from hftl.data.formats.decode import UNREADABLE, opened
 from hftl.errors import UserError
 
 _SCAN = 2  # part of the cache key: raise it when what a scan finds changes

@@ -11,10 +11,10 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
-from hftl.data.bundled import bundled
-from hftl.data.files import FORMATS, PACKED, read_files, unpack_first
-from hftl.data.images import class_folders, read_class_folders
-from hftl.data.loading import load_dataset, load_from_disk
+from hftl.data.formats.bundled import bundled
+from hftl.data.formats.files import FORMATS, PACKED, read_files, unpack_first
+from hftl.data.formats.images import class_folders, read_class_folders
+from hftl.data.formats.loading import load_dataset, load_from_disk
 from hftl.errors import UserError, suggest
 from hftl.paths import expanded
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hftl.anatomy import Anatomy, Place
+    from hftl.models.anatomy import Anatomy, Place
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _Aligned(Strategy):
         return loss + self.weight * step.share * self.term(step)
 
     def term(self, step: Any) -> torch.Tensor:
-        """The term of one micro-batch, a mean over its rows; `step` is a `hftl.trainer.Step`."""
+        """The term of one micro-batch, a mean over its rows; `step` is a `hftl.train.trainer.Step`."""
         raise NotImplementedError
 
 
@@ -74,12 +74,12 @@ class DANN(_Adversarial):
     """
 
     def partner(self, width: int, classes: int, model: nn.Module) -> nn.Module:
-        from hftl import alignment
+        from hftl.models import alignment
 
         return alignment.discriminator(width, self.hidden)
 
     def term(self, step: Any) -> torch.Tensor:
-        from hftl import alignment
+        from hftl.models import alignment
 
         judge, strength = step.partner["DANN"], self.strength(step.progress)
         both = (step.features, step.views["unlabelled"].features)
@@ -101,12 +101,12 @@ class CDAN(_Adversarial):
     widest: int = 4096
 
     def partner(self, width: int, classes: int, model: nn.Module) -> nn.Module:
-        from hftl import alignment
+        from hftl.models import alignment
 
         return alignment.Conditioned(width, classes, self.hidden, self.widest)
 
     def term(self, step: Any) -> torch.Tensor:
-        from hftl import alignment
+        from hftl.models import alignment
 
         judge, strength = step.partner["CDAN"], self.strength(step.progress)
         target = step.views["unlabelled"]
@@ -130,7 +130,7 @@ class DAN(_Aligned):
     factor: float = 2.0
 
     def term(self, step: Any) -> torch.Tensor:
-        from hftl import alignment
+        from hftl.models import alignment
 
         return alignment.mmd(step.features, step.views["unlabelled"].features, self.kernels, self.factor)
 
@@ -140,7 +140,7 @@ class DeepCORAL(_Aligned):
     """The distance of the features' covariances, `|Cs - Ct|^2 / 4d^2` (Sun & Saenko 2016, arXiv 1607.01719)."""
 
     def term(self, step: Any) -> torch.Tensor:
-        from hftl import alignment
+        from hftl.models import alignment
 
         return alignment.coral(step.features, step.views["unlabelled"].features)
 
@@ -154,7 +154,7 @@ class MCC(_Aligned):
     temperature: float = 2.5
 
     def term(self, step: Any) -> torch.Tensor:
-        from hftl import alignment
+        from hftl.models import alignment
 
         return alignment.class_confusion(step.views["unlabelled"].logits / self.temperature)
 
@@ -176,7 +176,7 @@ class PseudoLabel(_Aligned):
             raise UserError(f"{type(self).__name__}(threshold) lies in (0, 1]; {self.threshold} came.")
 
     def term(self, step: Any) -> torch.Tensor:
-        from hftl import alignment
+        from hftl.models import alignment
 
         logits = step.views["unlabelled"].logits
         return min(1.0, 2 * step.progress) * alignment.sure_loss(logits, logits, self.threshold)
@@ -189,7 +189,7 @@ class FixMatch(PseudoLabel):
     streams: ClassVar[tuple[str, ...]] = ("unlabelled", "strong")
 
     def term(self, step: Any) -> torch.Tensor:
-        from hftl import alignment
+        from hftl.models import alignment
 
         guess = step.views["unlabelled"].logits.detach()
         return min(1.0, 2 * step.progress) * alignment.sure_loss(guess, step.views["strong"].logits, self.threshold)
@@ -210,7 +210,7 @@ class UDALM(_Aligned):
     def partner(self, width: int, classes: int, model: nn.Module) -> nn.Module:
         from torch import nn
 
-        from hftl.token_head import token_head
+        from hftl.models.token_head import token_head
 
         find: Any = getattr(model, "get_input_embeddings", lambda: None)
         if not isinstance(find(), nn.Embedding):

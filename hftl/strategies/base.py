@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hftl.anatomy import Anatomy, Place
+    from hftl.models.anatomy import Anatomy, Place
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Strategy:
         return 1.0
 
     def loss(self, loss: torch.Tensor, step: Any) -> torch.Tensor:
-        """Change the loss of one micro-batch; `step` is a `hftl.trainer.Step`."""
+        """Change the loss of one micro-batch; `step` is a `hftl.train.trainer.Step`."""
         return loss
 
     def partner(self, width: int, classes: int, model: nn.Module) -> nn.Module | None:

@@ -11,7 +11,7 @@ from hftl.strategies.base import Strategy
 if TYPE_CHECKING:
     from torch import nn
 
-    from hftl.anatomy import Anatomy, Place
+    from hftl.models.anatomy import Anatomy, Place
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hftl.anatomy import Anatomy
+    from hftl.models.anatomy import Anatomy
 
 EPSILON = 1e-6
 """Added to a variance, as in the paper's code."""

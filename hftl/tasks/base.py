@@ -5,7 +5,10 @@ Knows the Hub, local folders and the checkpoints that ship with packages; knows 
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -15,11 +18,11 @@ import torch
 import transformers
 from torch import nn
 
-from hftl.accumulator import softmax
 from hftl.data import Check, Labels, Role
 from hftl.data.types import PROBLEM_TYPES
 from hftl.errors import UserError
 from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
+from hftl.tasks.metrics.accumulator import softmax
 from hftl.tasks.origin import check_shards, pinned, resolve, revision_of
 
 
@@ -64,12 +67,13 @@ class Task:
     settings: ClassVar[tuple[str, ...]] = ()
     """Settings of a Recipe that `settle` takes."""
     problem_type: ClassVar[str | None] = None
-    """What `hftl.metrics.metric_for` measures where the labels do not tell; None where they do."""
+    """What `hftl.tasks.metrics.classification.metric_for` measures where the labels do not tell; None where they do."""
     decoded: ClassVar[bool] = False
     """Whether reading an encoded row does work that is worth keeping, such as decoding an image."""
 
     @classmethod
     def known(cls) -> dict[str, type[Task]]:
+        _import_all()
         return {task.name: task for task in cls.__subclasses__()}
 
     def settle(self, settings: dict[str, Any], train: Any) -> None:
@@ -158,6 +162,15 @@ class Task:
     def show_wrong(self, row: dict[str, Any], answer: Callable[[], Any]) -> dict[str, str]:
         """As `show`, of a row that the model got wrong; `answer()` is what `answers` gives of it."""
         return self.show(row)
+
+
+@functools.cache
+def _import_all() -> None:
+    """Import every module that may hold a task."""
+    for modality in ("text", "image"):
+        package = importlib.import_module(f"hftl.tasks.{modality}")
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
 
 
 def generator() -> np.random.Generator:

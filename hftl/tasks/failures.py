@@ -28,7 +28,7 @@ def explain_load_failure(failure: Exception, model: str, auto: str) -> UserError
     """One sentence for the many ways in which transformers says that it cannot load a model.
 
     Raises:
-        OSError: the failure itself, where the machine refused (a full disk, no rights); `hftl.failures` has the words.
+        OSError: the failure itself, where the machine refused (a full disk, no rights), worded by `hftl.cli.failures`.
     """
     if isinstance(failure, OSError) and failure.errno not in (None, errno.ENOENT):
         raise failure

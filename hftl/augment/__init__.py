@@ -1,6 +1,0 @@
-"""Augmentations, one modality a module. Importing this package makes them known to the notation, and costs no torch."""
-
-from hftl.augment import image, text
-from hftl.augment.base import Augmentation, Chain, augmentation_of, known, read, told
-
-__all__ = ["Augmentation", "Chain", "augmentation_of", "image", "known", "read", "text", "told"]

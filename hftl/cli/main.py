@@ -1,0 +1,154 @@
+"""The command line: flags and a YAML file over a recipe, and which command `hftl` is asked for.
+
+Knows the order recipe < --config < flags; knows nothing of what a setting does. It imports no torch, and neither do
+`hftl.run.recipe` and the modules of `hftl.strategies`, so that help and a bad flag answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from hftl.cli import commands
+from hftl.cli import help as pages
+from hftl.cli.failures import say_errors
+from hftl.cli.flags import ALIASES, asks_help, read_flags, similar
+from hftl.errors import UserError, suggest
+from hftl.settings.fields import Setting, own_settings, training_settings
+from hftl.settings.spec import build, heads
+from hftl.settings.values import checked, checked_all
+from hftl.strategies.base import Strategy
+from hftl.tasks import augment
+from hftl.train.resume.stopping import Left
+
+if TYPE_CHECKING:
+    from hftl.results.report.report import Report
+    from hftl.run.recipe import Recipe
+
+
+def main(recipe: Recipe, argv: Sequence[str] | None = None) -> Report | None:
+    """Run a recipe with what the command line asks for. A script's last line: `main(RECIPE)`.
+
+    Args:
+        recipe: the settings to start from; `--config file.yaml` overrides them, and flags override both.
+        argv: the words of the command line; `sys.argv[1:]` where None.
+
+    Returns:
+        The report; None where the settings ask for no run (`--show_rates`).
+
+    Raises:
+        SystemExit: 0 after `--help`; 2 for bad input; as `hftl.cli.failures` has them. One sentence is on stderr.
+    """
+    take_the_cores()
+    words = list(sys.argv[1:] if argv is None else argv)
+    with say_errors():
+        if asks_help(words):
+            pages.say(_recipe_help(recipe, words))
+            raise SystemExit(0)
+        merged = merge(recipe, words)
+    with say_errors(left=lambda: _left_in(merged.output_dir)):
+        return merged.run()
+
+
+def _left_in(folder: str) -> Left:
+    from hftl.results.folder import OutputFolder
+
+    return OutputFolder(folder).left
+
+
+def take_the_cores() -> None:
+    """Undo the one thread that `accelerate launch` gives a lone process without a GPU; done before torch is loaded."""
+    lone = "ACCELERATE_USE_CPU" in os.environ and os.environ.get("WORLD_SIZE", "1") == "1"
+    if lone and os.environ.get("OMP_NUM_THREADS") == "1" and "torch" not in sys.modules:
+        del os.environ["OMP_NUM_THREADS"]
+
+
+def merge(recipe: Recipe, words: Sequence[str]) -> Recipe:
+    """The recipe with its settings overridden by the `--config` file and then by the flags in `words`.
+
+    Raises:
+        UserError: a name is unknown, or a value has the wrong type or lies out of range.
+    """
+    known = _known(recipe)
+    chosen = read_flags(words, {**known, "config": pages.CONFIG})
+    path = chosen.pop("config", None)
+    settings = recipe.settings() | (_from_file(path, known) if path is not None else {}) | chosen
+    for name in settings:
+        if name not in known:
+            raise UserError(f"The recipe names an unknown setting {name!r}.{similar(name, known, '')}")
+    merged = type(recipe)(**checked_all(settings, known))
+    if isinstance(merged.strategy, str):  # a typo should not wait for torch
+        build(merged.strategy, Strategy.known())
+    augment.read(merged.augment)
+    return merged
+
+
+def _known(recipe: Recipe) -> dict[str, Setting]:
+    """Every setting of this recipe: its own, then those of TrainingArguments."""
+    own = own_settings(type(recipe))
+    others = {name: setting for name, setting in training_settings().items() if name not in own}
+    others.pop("hub_token", None)  # Trainer writes it in clear into training_args.bin, which it uploads
+    return own | others
+
+
+def _from_file(path: str, known: Mapping[str, Setting]) -> dict[str, Any]:
+    from hftl.settings.recipe_file import read_yaml
+
+    settings = {}
+    for written, value in read_yaml(path).items():
+        name = written if written in known else ALIASES.get(written, written)
+        if name not in known:
+            raise UserError(f"{path} names an unknown setting {written!r}.{similar(written, known, '')}")
+        if value is None and "None" not in heads(known[name].type):
+            value = known[name].default
+        settings[name] = checked(value, known[name], f"{name!r} in {path}") if value is not None else None
+    return settings
+
+
+def _recipe_help(recipe: Recipe, words: Sequence[str]) -> str:
+    at = next(i for i, word in enumerate(words) if word.startswith(("-h", "--help")))
+    topic = words[at].partition("=")[2] or (words[at + 1] if at + 1 < len(words) else "")
+    if page := pages.topic_page(topic):
+        return page
+    known, values = _known(recipe) if topic == "all" else own_settings(type(recipe)), recipe.settings()
+    shown = {name: setting for name, setting in known.items() if name not in recipe.hidden}
+    settings = [replace(setting, default=values.get(name, setting.default)) for name, setting in shown.items()]
+    script = sys.modules["__main__"]
+    return pages.recipe_page(settings, script.__doc__ or "", sys.argv[0])
+
+
+def hftl(argv: Sequence[str] | None = None) -> None:
+    """The `hftl` command.
+
+    Raises:
+        SystemExit: 2 for bad input, with one sentence on stderr; 130 for Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    with say_errors(memory="lower --batch_size"):
+        command = words[0] if words else "--help"
+        if command in ("--help", "-h"):
+            pages.say(pages.HFTL)
+        elif command == "--version":
+            pages.say(_versions())
+        elif command in pages.LISTED:
+            pages.say(pages.listing(command, *[word for word in words[1:2] if word not in ("--help", "-h")]))
+        elif command in commands.RUN:
+            commands.run(command, words[1:])
+        else:
+            known = (*commands.RUN, *pages.LISTED, "--help", "--version")
+            raise UserError(f"hftl has no command {command!r}.{suggest(command, known)} See hftl --help.")
+
+
+def _versions() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    lines = []
+    for package in ("hftl", "transformers", "torch", "peft", "accelerate", "datasets", "timm"):
+        try:
+            lines.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            lines.append(f"{package} (not installed)")
+    return "\n".join([*lines, f"python {sys.version.split()[0]}"])

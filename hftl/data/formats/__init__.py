@@ -1,0 +1,1 @@
+"""Files, folders and Hub data sets -> rows, one kind of source a module."""

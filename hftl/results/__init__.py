@@ -1,0 +1,1 @@
+"""A finished run's folder: written, loaded back, predicted with, shared."""

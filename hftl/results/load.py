@@ -1,0 +1,163 @@
+"""A folder that a run has left, or the Hub repository made of it, becomes a model again. Knows peft and the Hub."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import peft
+from torch import nn
+
+from hftl.data import Labels
+from hftl.errors import UserError
+from hftl.models.feature_model import restored
+from hftl.paths import expanded
+from hftl.results.folder import FINISHED
+from hftl.results.hub_failures import is_hubs, not_read
+from hftl.tasks.base import Source, Task
+
+NEVER_READ = ["checkpoints/*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.onnx", "*.onnx.data", "*.gguf"]
+"""Files of a repository that are not fetched: pickles are never opened, and the others are other forms of the model."""
+
+
+@dataclass
+class Loaded:
+    """A saved model, ready to predict."""
+
+    model: nn.Module
+    processor: Any
+    task: Task
+    labels: Labels
+
+
+def load_folder(name: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> Loaded:
+    """Load a folder that a run has written, or the Hub repository made of it; full model or adapter.
+
+    Raises:
+        UserError: there is no such folder or repository, or it holds no model of a task that hftl knows.
+    """
+    folder = fetched(str(name), revision)
+    adapter = folder / "adapter_config.json"
+    refuse_several(str(name), folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name} holds no config.json, so hftl has not written it. Pass the folder of a finished run.")
+    config = mapping_in(folder / "config.json", name)
+    refuse_unlabelled(str(name), folder)
+    try:
+        task, labels = task_of_architecture(str(name), config), labels_of(config)
+    except (ValueError, TypeError, AttributeError, LookupError) as failure:
+        raise UserError(f"{name} holds a config.json without labels ({failure}). Pass another folder.") from failure
+    labels.problem_type = task.problem_type or labels.problem_type
+    where = Source(str(folder), trust_remote_code=trust_remote_code)
+    if not adapter.is_file():
+        built = task.build(where, labels)
+        return Loaded(restored(built.model, folder).eval(), built.processor, task, labels)
+    if not any(folder.glob("adapter_model*.safetensors")):
+        raise UserError(
+            f"{name} holds an adapter, but no adapter_model.safetensors. Convert its weights to safetensors."
+        )
+    base = base_of(folder, name)
+    model = peft.PeftModel.from_pretrained(task.build(base, labels).model, str(folder))
+    return Loaded(model.eval(), task.processor(where, model), task, labels)
+
+
+def base_of(folder: Path, name: str | Path) -> Source:
+    """The base model that an adapter names: a Hub id, `base/` beside it or, where the folder is local, any folder.
+
+    Raises:
+        UserError: it names none, or something fetched from the Hub names a place on this machine.
+    """
+    settings = mapping_in(folder / "adapter_config.json", name)
+    base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not isinstance(base, str) or not base.strip() or not isinstance(revision, str | None):
+        raise UserError(f"{name} holds an adapter_config.json that names no base model. Write its Hub id there.")
+    if base == "base":
+        return Source(str(folder / "base"))
+    place = expanded(base)
+    if not Path(name).is_dir() and (place.is_absolute() or ".." in place.parts or place.exists()):
+        raise UserError(
+            f"{name} is an adapter from the Hub, and names the folder {base!r} of this machine as its base model. "
+            "Fetch it into a folder, and write the base model's Hub id into its adapter_config.json."
+        )
+    return Source(base, revision=revision)
+
+
+def mapping_in(file: Path, name: str | Path) -> dict[str, Any]:
+    """The object that a JSON file of a folder or repository holds.
+
+    Raises:
+        UserError: it is not JSON, or holds something else.
+    """
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError) as failure:
+        raise UserError(f"{name} holds a {file.name} that is not JSON ({failure}). Pass another folder.") from failure
+    if not isinstance(found, dict):
+        raise UserError(f"{name} holds a {file.name} that is no JSON object. Pass another folder.")
+    return found
+
+
+def fetched(name: str, revision: str | None) -> Path:
+    """The folder itself, or a local copy of the Hub repository of that name; `owner/name/task` is a folder in one."""
+    if expanded(name).is_dir():
+        return expanded(name)
+    repository, inside = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    wanted = [f"{inside}/*"] if inside else None
+    try:
+        copy = Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision, allow_patterns=wanted, ignore_patterns=NEVER_READ
+            )
+        )
+    except Exception as failure:  # the HTTP library's errors have no common base with the Hub's
+        if not is_hubs(failure):
+            raise
+        raise UserError(not_read(name, revision, failure)) from failure
+    if inside and not (copy / inside).is_dir():
+        raise UserError(f"{repository} on the Hub has no folder {inside}. Check the name.")
+    return copy / inside
+
+
+def refuse_several(name: str, folder: Path) -> None:
+    """Raise `UserError` for the folder of a run on several tasks, each of which loads on its own."""
+    report = folder / FINISHED
+    tasks = json.loads(report.read_text("utf-8")).get("tasks") if report.is_file() else None
+    if tasks and not (folder / "config.json").is_file():
+        several = " or ".join(f"{name.rstrip('/')}/{row['folder']}" for row in tasks[:4])
+        raise UserError(f"{name} holds {len(tasks)} tasks, which load one at a time. Pass {several}.")
+
+
+def refuse_unlabelled(name: str, folder: Path) -> None:
+    """Raise `UserError` for the folder of a pre-training, whose model knows no labels."""
+    report = folder / FINISHED
+    made = mapping_in(report, name) if report.is_file() else {}
+    if str(made.get("task")) in Task.known() and "label" not in Task.known()[made["task"]].roles:
+        script = made.get("usage", {}).get("next", "a recipe")
+        raise UserError(f"{name} holds a pre-trained encoder, which predicts no label. Pass it to {script} as --model.")
+
+
+def task_of_architecture(name: str, config: dict[str, Any]) -> Task:
+    """The task whose auto class makes the architecture that a config names."""
+    architecture = (config.get("architectures") or ["none"])[0]
+    if "architectures" not in config and "architecture" in config:  # timm's own form
+        architecture = "TimmWrapperForImageClassification"
+    for task in Task.known().values():
+        if architecture.endswith(task.auto.removeprefix("AutoModel")):
+            return task()
+    raise UserError(
+        f"{name} holds a {architecture}, which belongs to no task of hftl's. Pass the folder of a finished run."
+    )
+
+
+def labels_of(config: dict[str, Any]) -> Labels:
+    """Label names and kind of problem from a saved config."""
+    problem = config.get("problem_type") or "single_label_classification"
+    if problem == "regression":
+        return Labels(problem, [])
+    if names := config.get("label_names"):
+        return Labels(problem, list(names))
+    id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    return Labels(problem, [name for _, name in sorted(id2label.items(), key=lambda pair: int(pair[0]))])

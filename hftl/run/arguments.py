@@ -1,0 +1,163 @@
+"""TrainingArguments fit for fine-tuning, made from a recipe. Knows transformers' settings; no data, and of a model only
+what `hftl.train.kernels` asks of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from torch import nn
+
+from hftl.errors import UserError, suggest
+from hftl.run.scorer import Scorer
+from hftl.strategies import Strategy
+from hftl.tasks.metrics.criteria import CRITERIA
+from hftl.tasks.metrics.names import LOWER_IS_BETTER
+from hftl.train import devices, kernels
+
+if TYPE_CHECKING:
+    from hftl.run.settings import RecipeSettings
+
+OURS = {
+    "hub_always_push": "the finished folder is pushed once, in one commit",
+    "resume_from_checkpoint": "pass --resume and the run's --output_dir",
+    "save_strategy": "a checkpoint is saved at each evaluation; set --eval_strategy and --eval_steps",
+    "save_steps": "a checkpoint is saved at each evaluation; set --eval_strategy and --eval_steps",
+    "load_best_model_at_end": "the best checkpoint is always loaded; set --metric_for_best_model",
+    "label_names": "the task names its labels",
+    "remove_unused_columns": "the task keeps the columns that the model reads",
+    "batch_eval_metrics": "metrics are always fed batch by batch",
+    "length_column_name": "the task counts the tokens",
+    "include_for_metrics": "metrics read outputs and labels",
+    "auto_find_batch_size": "pass --fit_batch, which keeps the rows of an update",
+    "parallelism_config": "pass one of accelerate_configs/ to `accelerate launch --config_file`",
+    "debug": "its underflow_overflow stops at the first attention mask, which is no number; leave it out",
+}
+"""TrainingArguments that a recipe sets itself -> what to do instead."""
+PUSHED = ("push_to_hub", "hub_model_id", "hub_revision")
+"""What `hftl.results.publish` reads; the base Trainer would push checkpoints while it trains."""
+
+
+def training_arguments(recipe: RecipeSettings, strategy: Strategy, checkpoints: Path) -> transformers.TrainingArguments:
+    """TrainingArguments with defaults fit for fine-tuning; making them starts the processes.
+
+    Raises:
+        UserError: TrainingArguments refuse a value.
+    """
+    if recipe.max_steps == 0:
+        raise UserError("--max_steps expected a whole number of 1 or more, or -1 for no limit; 0 came.")
+    if recipe.fit_batch and recipe.max_tokens_per_batch is not None:
+        raise UserError("--fit_batch counts rows and --max_tokens_per_batch counts tokens. Leave out one of them.")
+    for name, cure in OURS.items():
+        if recipe.training.get(name) not in (None, False):
+            raise UserError(f"--{name} is not for the user of a recipe: {cure}.")
+    chosen = {
+        "per_device_eval_batch_size": 64,
+        "eval_strategy": "epoch",
+        "logging_steps": 0.02,
+        "save_total_limit": 1,
+        "report_to": "none",
+        "disable_tqdm": False,
+        "dataloader_pin_memory": torch.accelerator.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),  # else torchrun's processes would each think they are alone
+    } | {name: value for name, value in recipe.training.items() if name not in PUSHED}
+    own = {
+        name: getattr(recipe, name)
+        for name in transformers.TrainingArguments.__dataclass_fields__
+        if hasattr(recipe, name) and name not in ("output_dir", "learning_rate", "task")
+    }
+    rate = recipe.learning_rate if recipe.learning_rate is not None else strategy.lr
+    try:
+        args = transformers.TrainingArguments(
+            **own
+            | {"learning_rate": 5e-5 if rate is None else rate}
+            | chosen
+            | {
+                "output_dir": str(checkpoints),
+                "remove_unused_columns": False,
+                "label_names": ["labels"],
+                "batch_eval_metrics": True,
+                "length_column_name": "length",
+                "restore_callback_states_from_checkpoint": True,
+                "save_strategy": "no",
+                "include_for_metrics": [],
+            }
+        )
+    except (ValueError, TypeError, FileNotFoundError) as failure:
+        reason = " ".join(str(failure).split()).replace(" use_cpu", " --use_cpu")
+        raise UserError(f"transformers refuses these settings: {reason}") from failure
+    devices.shard_on_cpu()
+    return args
+
+
+def suit_machine(
+    recipe: RecipeSettings, args: transformers.TrainingArguments, model: nn.Module, decoded: bool = False
+) -> None:
+    """Choose the precision that nobody chose, and lay the model's weights out as this machine computes fastest.
+
+    Must come before the Trainer is made, which reads the precision once. `--bf16`, `--fp16` and accelerate's own
+    `mixed_precision` go first; DeepSpeed has its own settings and is left alone.
+
+    Args:
+        decoded: whether rows are decoded when they are read; processes that do so are chosen, too.
+
+    Raises:
+        UserError: float16 was asked of a CPU.
+    """
+    if recipe.bf16 is False and not args.fp16:
+        args.mixed_precision = "no"  # over what `accelerate launch` has put into the environment
+    elif recipe.bf16 is None and args.mixed_precision == "no" and args.deepspeed_plugin is None:
+        args.mixed_precision = "bf16" if kernels.bf16_pays(model, args.device) else "no"
+    if args.mixed_precision == "fp16" and args.device.type == "cpu":
+        raise UserError("Expected a GPU for float16; a CPU would go on in float32. Leave --fp16 out, or pass --bf16.")
+    args.bf16, args.fp16 = args.mixed_precision == "bf16", args.mixed_precision == "fp16"
+    if decoded and "dataloader_num_workers" not in recipe.training:
+        args.dataloader_num_workers = kernels.readers(args.device)
+    if kernels.channels_last_pays(model, args.device, args.mixed_precision):
+        model.to(memory_format=torch.channels_last)
+
+
+def selection(
+    args: transformers.TrainingArguments, scorer: Scorer, select: str = "source"
+) -> transformers.TrainingArguments:
+    """Keep the checkpoint that is best on valid by the task's headline metric, and say so to the base Trainer.
+
+    Args:
+        select: else a criterion of `hftl.tasks.metrics.criteria`, or "oracle", the headline metric on the target.
+    """
+    if args.eval_strategy == "no":
+        return args
+    if select != "source":
+        if args.metric_for_best_model is not None:
+            raise UserError("--select and --metric_for_best_model both choose the checkpoint. Leave out one of them.")
+        args.metric_for_best_model = f"eval_{select}"
+        args.greater_is_better = CRITERIA.get(select, scorer.headline not in LOWER_IS_BETTER)
+        return _kept_at_evaluations(args)
+    metric = (args.metric_for_best_model or scorer.headline).removeprefix("eval_")
+    if metric not in [*scorer.names, "loss"] and not scorer.extra:
+        raise UserError(
+            f"--metric_for_best_model {metric} is not measured here; there is loss, {', '.join(scorer.names)}."
+            f"{suggest(metric, scorer.names)}"
+        )
+    args.metric_for_best_model = f"eval_{metric}"
+    if args.greater_is_better is None or metric in scorer.metric.reported:
+        args.greater_is_better = metric not in LOWER_IS_BETTER
+    return _kept_at_evaluations(args)
+
+
+def _kept_at_evaluations(args: transformers.TrainingArguments) -> transformers.TrainingArguments:
+    args.load_best_model_at_end = True
+    args.save_strategy, args.save_steps = args.eval_strategy, args.eval_steps or args.save_steps
+    return args
+
+
+def early_stopping(recipe: RecipeSettings, strategy: Strategy) -> list[transformers.TrainerCallback]:
+    """Early stopping, unless the patience is 0 or nothing is evaluated, or the strategy aligns two domains.
+
+    Valid is the source's: it no longer rises while the target still gains, and the alignment's schedule has to end.
+    """
+    if recipe.early_stopping_patience <= 0 or recipe.training.get("eval_strategy") == "no" or strategy.streams:
+        return []
+    return [transformers.EarlyStoppingCallback(early_stopping_patience=recipe.early_stopping_patience)]

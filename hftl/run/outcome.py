@@ -1,0 +1,237 @@
+"""What a run has come to: metrics while it trains, the report after it. Knows a Run, no modality, no file format."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import math
+import platform
+import resource
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hftl.results.report.report import Report
+from hftl.run.adaptation import told
+from hftl.settings import spec
+from hftl.tasks.metrics.classification import Score
+from hftl.tasks.metrics.names import LOWER_IS_BETTER
+from hftl.train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from hftl.run.prepare import Run
+    from hftl.run.scorer import Scorer
+    from hftl.run.settings import RecipeSettings
+
+PACKAGES = ("hftl", "torch", "transformers", "datasets", "peft", "accelerate", "timm", "scikit-learn")
+
+
+def measure(run: Run, score: Callable[[Run, str], dict[str, Score]] | None = None) -> Report:
+    """Measure the chosen model on valid, then on test, once, and write everything down.
+
+    Args:
+        score: every metric of one split; else the Trainer evaluates it.
+    """
+    score = score or measured
+    about = described(run) | effort(run.trainer, len(run.splits.train))
+    valid = score(run, "valid")
+    target = score(run, "target") if "target" in run.rows else {}
+    apart = by_domain(run) if run.recipe.domain is not None else {}
+    test = score(run, "test")
+    metric = run.scorer.metric  # holds test now
+    lower = metric.headline in LOWER_IS_BETTER
+    return Report(
+        **about,
+        valid=valid,
+        test=test,
+        target=target,
+        domains=apart,
+        adaptation={} if run.domains is None else told(run.domains, run.trainer.state.log_history, lower),
+        headline=metric.headline,
+        confusion=metric.confusion(),
+        calibration=metric.calibration(),
+        wrong=mistakes(run),
+        augmented=run.augmented,
+        peak_memory=peak_memory(run.trainer),
+        processes=run.trainer.args.world_size,
+        startup=run.clock.seconds,
+    )
+
+
+def by_domain(run: Run) -> dict[str, dict[str, Score]]:
+    """Every metric of test for each domain in it, by name."""
+    where = np.asarray(run.splits.test["domain"][:]).astype(str)
+    found = {}
+    for name in sorted(set(where.tolist())):
+        rows = run.rows["test"].part(np.flatnonzero(where == name))
+        got = run.trainer.evaluate(rows, metric_key_prefix="test")
+        found[name] = scored(run.scorer, {own: got[f"test_{own}"] for own in run.scorer.own_names})
+    return found
+
+
+def compared(report: Report, plain: Report) -> dict[str, Any]:
+    """A run that was adapted beside one that was not: the headline metric of both on target and test, and what it says.
+
+    "helped" and "hurt" mean that the target's value lies outside the other's 95 % interval; else "no clear difference".
+    """
+    where = "target" if report.target else "test"
+    own, theirs = getattr(report, where)[report.headline], getattr(plain, where)[report.headline]
+    better, worse = own.value > theirs.high, own.value < theirs.low
+    if report.headline in LOWER_IS_BETTER:
+        better, worse = worse, better
+    verdict = "helped" if better else "hurt" if worse else "no clear difference"
+    scores = {name: getattr(plain, name)[report.headline] for name in ("target", "test") if getattr(plain, name)}
+    return {"strategy": plain.strategy, "folder": plain.folder, "on": where, "verdict": verdict, "scores": scores}
+
+
+def measured(run: Run, split: str) -> dict[str, Score]:
+    """Every metric of one split with its interval; metrics of the user's own have none."""
+    found = run.trainer.evaluate(run.rows[split], metric_key_prefix=split)
+    return scored(run.scorer, {name: found[f"{split}_{name}"] for name in run.scorer.own_names})
+
+
+def scored(scorer: Scorer, found: dict[str, float]) -> dict[str, Score]:
+    """What the scorer holds, with intervals; `found` has the metrics of the user's own."""
+    scores = scorer.metric.compute()
+    n = scores[scorer.headline].n
+    own = {name: found[name] for name in scorer.own_names}
+    return scores | {name: Score(value, math.nan, math.nan, n) for name, value in own.items()}
+
+
+def mistakes(run: Run, most: int = 12) -> list[dict[str, Any]]:
+    """The test rows on which the model was surest and wrong."""
+    order = run.trainer.eval_order
+    return [
+        run.task.show_wrong(run.splits.test[number], functools.partial(answer, run, number))
+        | {"label": label, "prediction": prediction, "confidence": confidence}
+        for position, label, prediction, confidence in run.scorer.metric.mistakes(most)
+        for number in [position if order is None else int(order[position])]
+    ]
+
+
+def answer(run: Run, number: int) -> Any:
+    """What the model says of one row of test, as the task's `answers` gives it."""
+    trainer = run.trainer
+    batch = trainer.data_collator(run.rows["test"].__getitems__([number]))
+    inputs = {
+        n: v.to(trainer.args.device) if isinstance(v, torch.Tensor) else v for n, v in batch.items() if n != "row"
+    }
+    trainer.model.eval()
+    with torch.inference_mode():
+        logits = trainer.model(**inputs)["logits"]
+    return next(iter(run.task.answers(logits.float().cpu().numpy(), batch)))
+
+
+def described(run: Run) -> dict[str, Any]:
+    """What was run on what: the part of a report that is known before training."""
+    recipe, trainer, splits = run.recipe, run.trainer, run.splits
+    parameters = {id(p): p for p in trainer.model.parameters()}.values()
+    return {
+        "task": run.task.name,
+        "usage": run.task.usage_of(run.pretrained.model),
+        "model": recipe.model,
+        "revision": run.pretrained.revision,
+        "strategy": spec.spell(trainer.strategy),
+        "problem_type": splits.labels.problem_type,
+        "labels": splits.labels.names,
+        "data": {
+            "source": splits.source,
+            "rows": {name: len(getattr(splits, name)) for name in ("train", "valid", "test")},
+            "fingerprints": splits.fingerprints,
+            "columns": splits.columns,
+            "notes": [*splits.notes, *(trainer.cache.notes if trainer.cache is not None else [])],
+        },
+        "checks": splits.checks,
+        "trainable": trainer.trained,
+        "total": sum(p.numel() for p in parameters),
+        "seed": recipe.seed,
+        "versions": versions(),
+        "command": command(),
+        "settings": run.settings | {"learning_rate": trainer.args.learning_rate},
+        "rates": run.rates,
+        "unsafe": unsafe(recipe),
+        "reproduce": reproduce(run),
+        "folder": recipe.output_dir,
+        "adapter": hasattr(trainer.model, "peft_config"),
+    }
+
+
+def effort(trainer: Trainer, rows: int) -> dict[str, Any]:
+    """What the run cost. Examples per second leave evaluation out; a resumed run counts from its last start."""
+    history = trainer.state.log_history
+    seconds = next((entry["train_runtime"] for entry in reversed(history) if "train_runtime" in entry), 0.0)
+    evaluating = sum(entry.get("eval_runtime", 0.0) for entry in history)
+    seen = rows * (trainer.state.epoch or 0.0)
+    return {
+        "seconds": seconds,
+        "examples_per_second": seen / max(seconds - evaluating, 1e-9),
+        "forward_passes": trainer.forward_passes,
+        "history": history,
+    }
+
+
+def command() -> str:
+    """The command line that started this run, without folders of this machine; empty for a run from Python."""
+    script = Path(sys.argv[0])
+    if script.suffix != ".py" or script.stem == "__main__":
+        return ""
+    words = ["accelerate", "launch", script.name if script.is_absolute() else str(script), *sys.argv[1:]]
+    return " ".join(map(shlex.quote, words))
+
+
+def peak_memory(trainer: Trainer) -> int:
+    """Bytes: the most that one process held so far, of its GPU where it trains on one, else resident."""
+    device = trainer.args.device
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
+    if trainer.args.world_size == 1:
+        return peak
+    return int(trainer.accelerator.gather(torch.tensor([peak], device=device)).max())
+
+
+def resident_peak() -> int:
+    """Bytes of this process's memory at its peak; `getrusage` alone would count what its parent held, too (Linux)."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the platform and the packages that decide the numbers."""
+    found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
+    return found | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def unsafe(recipe: RecipeSettings) -> list[str]:
+    """What the user allowed that could have run foreign code."""
+    said = {
+        "weights may have been read from a pickle file (--allow_pickle)": recipe.allow_pickle,
+        "code that came with the model was run (--trust_remote_code)": recipe.trust_remote_code,
+    }
+    return [sentence for sentence, true in said.items() if true]
+
+
+def reproduce(run: Run) -> list[str]:
+    """How to get these numbers again, and what could change them although the seed is the same, in sentences."""
+    args, recipe = run.trainer.args, run.recipe
+    if args.device.type == "cpu":
+        same = f"processor and number of threads ({torch.get_num_threads()} here) give the same bytes"
+    elif args.full_determinism:
+        same = "device and versions give the same bytes: --full_determinism chose kernels that add in a fixed order"
+    else:
+        same = "device gives the same numbers but for last digits: its atomic sums have no order (--full_determinism)"
+    found = [f"Every draw is seeded. The same versions, {same}."]
+    if args.world_size > 1:
+        found.append(f"Gradients were summed over {args.world_size} processes; another number rounds otherwise.")
+    if recipe.fit_batch:
+        found.append("--fit_batch chose the micro-batch by the memory that was free; recipe.yaml holds what it chose.")
+    if not isinstance(recipe.data, str):
+        found.append("The data was made in Python, so recipe.yaml cannot name it, but for its sha256.")
+    return found

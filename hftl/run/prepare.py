@@ -1,0 +1,310 @@
+"""One run as an object: what settings, data and model become before training. Knows Recipe's fields and the Trainer.
+
+Knows no modality and no file format; what is measured after training is in `hftl.run.outcome`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import transformers
+from accelerate.utils import broadcast_object_list
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from hftl.data import Check, Masks, Role, Splits, Target, length_check, load, render
+from hftl.errors import UserError, suggest
+from hftl.models.anatomy import anatomy, rate_table
+from hftl.results.folder import OutputFolder, unwrap, whole_weights
+from hftl.run.adaptation import Domains
+from hftl.run.arguments import early_stopping, selection
+from hftl.run.scorer import Scorer
+from hftl.settings import spec
+from hftl.settings.fields import own_settings
+from hftl.strategies import Chain, Strategy
+from hftl.tasks.base import Pretrained, Source, Task
+from hftl.train import memory
+from hftl.train.cache.cache import Cache
+from hftl.train.progress import FirstStep, Lines, Progress
+from hftl.train.resume.checkpoints import sound_checkpoint
+from hftl.train.rows import Rows
+from hftl.train.startup import Clock
+from hftl.train.streams import Stream
+from hftl.train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from hftl.results.report.report import Report
+    from hftl.run.settings import RecipeSettings
+
+
+@dataclass
+class Run:
+    """Everything of one run up to training; `trainer.model` is what trains."""
+
+    recipe: RecipeSettings
+    folder: OutputFolder
+    task: Task
+    splits: Splits
+    pretrained: Pretrained
+    rows: dict[str, Any]
+    """The splits as model inputs, by name."""
+    scorer: Scorer
+    trainer: Trainer
+    clock: Clock
+    domains: Domains | None = None
+
+    @property
+    def rates(self) -> list[dict[str, Any]]:
+        """Rows of `hftl.models.anatomy.rate_table` for the model as it trains."""
+        return rate_table(self.trainer.anatomy, self.trainer.model, self.trainer.strategy.rate)
+
+    @property
+    def augmented(self) -> list[dict[str, str]]:
+        """Some training rows before and after augmentation, as the report shows them; [] where there is none."""
+        return self.task.before_after(self.rows["train"].encoded, options_of(self.task, self.splits, self.recipe))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide the numbers, with what was left to the machine as it was decided."""
+        decided = ("bf16", "fp16", "per_device_train_batch_size", "gradient_accumulation_steps")
+        chosen = {name: getattr(self.trainer.args, name) for name in decided}
+        return self.recipe.reproducible() | chosen | {"data_sha256": self.splits.origin}
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.trainer.args.process_index == 0
+
+    def train(self) -> None:
+        """Train from the start or from the last checkpoint, keep the best of valid, and let the strategy finish."""
+        shown = self.trainer.pop_callback(PrinterCallback if self.trainer.args.disable_tqdm else ProgressCallback)
+        if shown is not None:
+            self.trainer.add_callback((Lines if self.trainer.args.disable_tqdm else Progress)(self.scorer.headline))
+        self.trainer.add_callback(FirstStep(self.clock))
+        checkpoint = self._checkpoint() if self.recipe.resume else None
+        if checkpoint is None and self.trainer.args.should_save:
+            self.folder.forget_checkpoints()
+        if self.domains is not None:
+            self.domains.note(self.trainer, "before")
+        self.trainer.train(resume_from_checkpoint=checkpoint)
+        if self.domains is not None:
+            self.domains.note(self.trainer, "after")
+        self.trainer.remove_callback(transformers.EarlyStoppingCallback)  # what is evaluated from here on stops nothing
+        self.trainer.model = self.trainer.strategy.finish(self.trainer.model)
+
+    def _checkpoint(self) -> str:
+        """The checkpoint to go on from: the first process looks, and all take what it found."""
+        found: list[Any] = [None]
+        try:
+            if self.first:
+                found = [str(sound_checkpoint(self.folder.checkpoints))]
+        except UserError as failure:
+            found = [failure]
+        told = broadcast_object_list(found)[0]
+        if isinstance(told, UserError):
+            raise told
+        return told
+
+    def write(self, report: Report) -> None:
+        """Write the folder from the first process; the others wait."""
+        weights = whole_weights(self.trainer)
+        if self.first:
+            model, weights = self.task.written(unwrap(self.trainer), weights)
+            report.adapter = hasattr(model, "peft_config")
+            self.folder.write(model, self.pretrained.processor, report, self.settings, weights)
+        self.trainer.accelerator.wait_for_everyone()
+
+
+def read_data(recipe: RecipeSettings, task: Task) -> Splits:
+    """The data of a recipe, checked and split."""
+    roles = task.roles if recipe.domain is None else task.roles | {"domain": Role("domain", ("domain",))}
+    splits = load(
+        recipe.data,
+        roles,
+        columns={role: name for role in roles if (name := getattr(recipe, role, None))},
+        valid=recipe.valid,
+        test=recipe.test,
+        seed=recipe.seed,
+        problem_type=task.problem_type or recipe.problem_type,
+        on_bad_row=recipe.on_bad_row,
+        max_train_samples=recipe.max_train_samples,
+        revision=recipe.data_revision,
+        target=Target(recipe.unlabelled, recipe.target_test, recipe.domain, recipe.target, tuple(recipe.source)),
+        masks=Masks(recipe.classes, tuple(recipe.ignored)),
+    )
+    if recipe.data_sha256 not in (None, splits.origin):
+        sentence = "the data has changed since the recipe was written (data_sha256): the numbers will not be the same"
+        splits.checks.insert(0, Check("changed", "warn", sentence))
+    return splits
+
+
+def settle(recipe: RecipeSettings, task: Task, splits: Splits) -> None:
+    """Give the task its settings and the training rows.
+
+    Raises:
+        UserError: a setting was given that belongs to another task.
+    """
+    known = own_settings(type(recipe))
+    others = {name for other in Task.known().values() for name in (*other.options, *other.settings)}
+    for name in sorted(others & known.keys() - {*task.options, *task.settings}):
+        if getattr(recipe, name) != known[name].default:
+            raise UserError(f"--{name} means nothing to {task.name}. Leave it out.")
+    task.settle({name: getattr(recipe, name) for name in task.settings}, splits.train)
+
+
+def make_trainer(
+    recipe: RecipeSettings,
+    args: transformers.TrainingArguments,
+    task: Task,
+    splits: Splits,
+    pretrained: Pretrained,
+    rows: dict[str, Any],
+    scorer: Scorer,
+    streams: Mapping[str, Stream] | None = None,
+    domains: Domains | None = None,
+) -> Trainer:
+    """The Trainer of a recipe, its strategy applied to the model."""
+    collate, strategy = task.collate(pretrained.processor), strategy_of(recipe.strategy)
+    model: Any = pretrained.model
+    if args.neftune_noise_alpha and not isinstance(model.get_input_embeddings(), torch.nn.Embedding):
+        raise UserError("--neftune_noise_alpha is noise on token embeddings, and this model has none. Leave it out.")
+    if recipe.fit_batch and strategy.streams:
+        raise UserError("--fit_batch sizes labelled rows alone, and the --strategy reads others beside. Leave it out.")
+    trainer = Trainer(
+        pretrained.model,
+        selection(args, scorer, recipe.select),
+        strategy=strategy,
+        streams=streams,
+        anatomy=anatomy(pretrained.model, pretrained.fresh),
+        item_losses=class_weighted(recipe.class_weights, splits),
+        cache=kept(recipe, rows, collate, args),
+        max_tokens=recipe.max_tokens_per_batch,
+        longest=getattr(pretrained.processor, "model_max_length", None),  # encoding train has set it
+        packing=recipe.packing,
+        train_dataset=rows["train"],
+        eval_dataset=rows["valid"],
+        data_collator=collate,
+        compute_metrics=scorer,
+        preprocess_logits_for_metrics=task.outputs,
+        callbacks=early_stopping(recipe, strategy),
+    )
+    if domains is not None:
+        trainer.further = functools.partial(domains.criteria, trainer)
+    if recipe.fit_batch and not recipe.show_rates:
+        memory.fit_batch(trainer)
+    return trainer
+
+
+def domains_of(
+    recipe: RecipeSettings, task: Task, splits: Splits, processor: Any, rows: dict[str, Rows], target: Stream | None
+) -> Domains | None:
+    """What is watched of source and target, or None without unlabelled rows.
+
+    Raises:
+        UserError: a choice that needs rows of the target, which are not there.
+    """
+    if target is None:
+        if recipe.select != "source":
+            raise UserError(f"--select {recipe.select} looks at the target. Pass --unlabelled with rows of it.")
+        return None
+    valid = Stream(rows["valid"], task.collate(processor))
+    kind, names = splits.labels.problem_type, splits.labels.names
+    batch = recipe.training.get("per_device_eval_batch_size", 64)
+    labels = np.asarray(rows["valid"].labels)
+    return Domains(valid, labels, target, rows.get("target"), kind, names, recipe.select, batch, recipe.seed)
+
+
+def streams_of(recipe: RecipeSettings, task: Task, splits: Splits, processor: Any) -> dict[str, Stream]:
+    """The unlabelled rows of the target as they are, and in each form that the strategy reads."""
+    if splits.unlabelled is None:
+        return {}
+    views = dict.fromkeys(("unlabelled", *strategy_of(recipe.strategy).streams))
+    options = options_of(task, splits, recipe)
+    return {view: Stream(*task.stream(view, splits.unlabelled, processor, options)) for view in views}
+
+
+def kept(recipe: RecipeSettings, rows: dict[str, Any], collate: Any, args: transformers.TrainingArguments) -> Cache:
+    """The cache of what frozen layers and image decoding give for the rows that are read again and again."""
+    batch, bar = args.per_device_eval_batch_size, not args.disable_tqdm and args.process_index == 0
+    return Cache([rows["train"], rows["valid"]], collate, recipe.cache_gb, recipe.cache_dtype, batch, bar)
+
+
+def print_checks(splits: Splits, rows: dict[str, Any], processor: Any) -> None:
+    """Add what only the encoded rows tell, and print the check page."""
+    splits.checks += length_checks(rows["train"], processor)
+    print(render(splits.checks))
+
+
+def strategy_of(value: Any) -> Strategy:
+    """A strategy from its notation, or as it is."""
+    if isinstance(value, Strategy):
+        return value
+    parts = spec.build(value, Strategy.known())
+    return parts[0] if len(parts) == 1 else Chain(tuple(parts))
+
+
+def task_of(name: str) -> Task:
+    """A task from its pipeline tag."""
+    known = Task.known()
+    if name not in known:
+        raise UserError(f"There is no task {name!r}; hftl has {', '.join(sorted(known))}.{suggest(name, known)}")
+    return known[name]()
+
+
+def source_of(recipe: RecipeSettings) -> Source:
+    """Where the model comes from."""
+    return Source(recipe.model, recipe.weights, recipe.revision, recipe.allow_pickle, recipe.trust_remote_code)
+
+
+def encode(task: Task, splits: Splits, processor: Any, recipe: RecipeSettings) -> dict[str, Rows]:
+    """The three splits as model inputs; only train is augmented."""
+    options = options_of(task, splits, recipe)
+
+    def made(name: str) -> Rows:
+        split = getattr(splits, name)
+        encoded = task.encode(split, processor, train=name == "train", **options)
+        changed = task.changed(options) if name == "train" else ""
+        identify = functools.partial(task.identify, encoded, processor)
+        labels = task.labels(encoded, split, processor)
+        return Rows(encoded, labels, identify, changed, recipe.cache_views, task.decoded, recipe.seed)
+
+    there = [name for name in ("train", "valid", "test", "target") if getattr(splits, name) is not None]
+    return {name: made(name) for name in there}
+
+
+def options_of(task: Task, splits: Splits, recipe: RecipeSettings) -> dict[str, Any]:
+    """What a task's `encode` takes beside rows and processor: its settings, and what an augmentation looks like."""
+    options = {name: getattr(recipe, name) for name in task.options}
+    return options | ({"target": splits.unlabelled} if "augment" in options else {})
+
+
+def length_checks(rows: Rows, processor: Any) -> list[Check]:
+    """How many training rows are longer than the model reads; nothing where rows have no length."""
+    if rows.lengths is None:
+        return []
+    return [length_check(rows.lengths, processor.model_max_length)]  # encoding train has set it
+
+
+def class_weighted(choice: str | None, splits: Splits) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    """Cross-entropy in which each class counts the same (King & Zeng 2001), or None for the model's own loss.
+
+    The weights have mean 1 over train, so that the learning rate keeps its meaning.
+    """
+    if choice is None:
+        return None
+    if splits.labels.problem_type != "single_label_classification":
+        raise UserError(
+            f"--class_weights {choice} needs one label a row; here the labels are a {splits.labels.problem_type}."
+        )
+    counts = np.bincount(np.asarray(splits.train["label"][:]), minlength=len(splits.labels.names))
+    weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
+
+    def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        return each * weights.to(logits.device)[labels]
+
+    return losses

@@ -1,0 +1,43 @@
+"""The metrics of a run as the Trainer's `compute_metrics`: fed batch by batch, with no logits kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from hftl.data import Labels
+from hftl.tasks.metrics.classification import extra_metric, metric_for
+
+
+class Scorer:
+    """The base Trainer's `compute_metrics`, fed batch by batch; then `metric` holds the split."""
+
+    def __init__(self, labels: Labels, extra: list[str]) -> None:
+        self.metric = metric_for(labels.problem_type, labels.names)
+        self.extra = [extra_metric(name, labels.problem_type) for name in extra]
+        self.headline = self.metric.headline
+        self.names = list(self.metric.reported)
+        self.own_names: list[str] = []
+        self._finished = True
+
+    def __call__(self, prediction: transformers.EvalPrediction, compute_result: bool) -> dict[str, float]:
+        if self._finished:
+            self.metric.reset()
+        logits, labels = (np.asarray(torch.as_tensor(part).float().cpu()) for part in prediction)
+        labels = labels.astype(np.int64) if np.issubdtype(_dtype(prediction.label_ids), np.integer) else labels
+        self.metric.update(logits, labels)
+        for metric in self.extra:
+            metric.update(logits, labels)
+        self._finished = compute_result
+        if not compute_result:
+            return {}
+        own = {name: value for metric in self.extra for name, value in metric.compute().items()}
+        self.own_names = list(own)
+        return self.metric.values() | own
+
+
+def _dtype(values: Any) -> np.dtype:
+    return np.asarray(torch.as_tensor(values).cpu()).dtype

@@ -1,0 +1,1 @@
+"""What can be set, and the one notation in which it is written."""

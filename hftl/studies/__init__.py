@@ -1,0 +1,1 @@
+"""Several runs that are judged together."""

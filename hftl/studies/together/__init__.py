@@ -1,0 +1,1 @@
+"""Several tasks that share one encoder."""

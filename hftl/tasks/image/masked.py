@@ -1,0 +1,259 @@
+"""Self-supervised pre-training on images: SimMIM, MAE, SimCLR. Knows which model takes which; nothing of text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from torch import nn
+
+from hftl.data import Labels, Role
+from hftl.errors import UserError, suggest
+from hftl.tasks.base import Pretrained, Source, Task, load_pretrained
+from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
+from hftl.tasks.image.classification import ImageClassification, content, open_image, stack
+from hftl.tasks.image.views import MAE, SimCLR, SimMIM, hidden_cells, patch_mask, two_views
+from hftl.tasks.origin import resolve
+from hftl.tasks.over import Pretext
+
+METHODS: dict[str, type[Pretext]] = {"simmim": SimMIM, "mae": MAE, "simclr": SimCLR}
+SHARES = {"simmim": 0.6, "mae": 0.75, "simclr": 0.0}
+SQUARE = 32
+"""Pixels of a square that SimMIM hides, where at least four go beside each other (Xie et al. 2022, section 4.1.2)."""
+WIDTH = 128
+"""Of SimCLR's projection (Chen et al. 2020, section 2.1)."""
+
+
+class MaskedImage(Task):
+    """What was hidden of an image, or which view belongs to it.
+
+    Training images are hidden anew whenever they are read; those of valid and test always alike, as their content
+    decides, so that all evaluations compare.
+    """
+
+    name: ClassVar[str] = "image-feature-extraction"
+    auto: ClassVar[str] = "AutoModelForMaskedImageModeling"
+    problem_type: ClassVar[str | None] = "pretext"
+    usage: ClassVar[dict[str, str]] = {
+        "auto": auto,
+        "script": "recipes/mim.py",
+        "new": "images",
+        "example": '"image.png"',
+        "processor": "image_processor",
+        "next": "recipes/image_cls.py",
+    }
+    options: ClassVar[tuple[str, ...]] = ImageClassification.options
+    settings: ClassVar[tuple[str, ...]] = ("mask", "method")
+    decoded: ClassVar[bool] = True
+    roles: ClassVar[dict[str, Role]] = {"image": ImageClassification.roles["image"]}
+
+    def __init__(self) -> None:
+        self.reading = ImageClassification()
+        self.method, self.share, self.side, self.unit = "auto", 0.0, 0, 1
+        self.size = (0, 0)
+        self.head: set[str] = set()
+
+    def settle(self, settings: dict[str, Any], train: Any) -> None:
+        self.method, share = settings["method"], settings["mask"]
+        if self.method not in ("auto", *METHODS):
+            known = ", ".join(["auto", *METHODS])
+            raise UserError(f"--method takes one of {known}; {self.method!r} came.{suggest(self.method, METHODS)}")
+        if share is not None and not 0 < share < 1:
+            raise UserError(f"--mask is the share of patches to hide, between 0 and 1; {share:g} came. Try 0.6.")
+        self.share = share or 0.0
+
+    def build(self, source: Source, labels: Labels) -> Pretrained:
+        config = None if source.model.startswith("timm:") else config_of(source)
+        method = fitting(config) if self.method == "auto" else self.method
+        if method == "simclr" and self.share:
+            raise UserError("--mask is for SimMIM and MAE; SimCLR hides nothing. Leave it out.")
+        self.method, self.share = method, self.share or SHARES[method]
+        made = {"simmim": self._simmim, "mae": self._mae, "simclr": self._simclr}[method](source, config)
+        METHODS[method].over(made.model)
+        return made
+
+    def processor(self, source: Source, model: nn.Module) -> Any:
+        return self.reading.processor(source, model)
+
+    def _simmim(self, source: Source, config: Any) -> Pretrained:
+        if config is None or type(config) not in transformers.MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING:
+            raise UserError(f"{source.model} has no patches to hide. Pass --method simclr, or a ViT, DeiT or Swin.")
+        config.encoder_stride = config.patch_size * 2 ** (len(getattr(config, "depths", [0])) - 1)
+        model, fresh, revision = load_pretrained(self.auto, source, Labels("", []), config)
+        made = Pretrained(model, self.processor(source, model), fresh, revision)
+        self._lay_out(made, source)
+        square = SQUARE // config.patch_size
+        if self.size[0] >= 4 * SQUARE and SQUARE % config.patch_size == 0 and self.side % square == 0:
+            self.unit = square
+        return made
+
+    def _mae(self, source: Source, config: Any) -> Pretrained:
+        kind = getattr(config, "model_type", "timm")
+        if kind not in ("vit", "vit_mae"):
+            raise UserError(f"MAE needs a ViT; {source.model} is a {kind}. Pass --method auto, or another --model.")
+        known = shared(config, transformers.ViTMAEConfig) | (small_decoder(config) if kind == "vit" else {})
+        config = transformers.ViTMAEConfig(**known, mask_ratio=self.share)
+        model, fresh, revision = load_pretrained("ViTMAEForPreTraining", source, Labels("", []), config)
+        made = Pretrained(model, self.processor(source, model), fresh, revision)
+        self._lay_out(made, source)
+        return made
+
+    def _simclr(self, source: Source, config: Any) -> Pretrained:
+        names = [str(i) for i in range(WIDTH)]
+        made = self.reading.build(source, Labels("single_label_classification", names))
+        head = getattr(made.model, "timm_model", None)
+        fresh = made.fresh if head is None else {f"timm_model.{name}" for name in _classifier(head)}
+        made.model.projector = nn.Sequential(nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+        projector = {name for name, _ in made.model.named_parameters() if name.startswith("projector.")}
+        self.head, self.size = fresh, _size(made.processor)
+        return Pretrained(made.model, made.processor, made.fresh | fresh | projector, made.revision)
+
+    def _lay_out(self, made: Pretrained, source: Source) -> None:
+        """Note how many patches there are beside each other, and hold the processor against the model."""
+        config: Any = made.model.config
+        self.size = _size(made.processor)
+        asked = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+        if set(self.size) != {asked}:
+            raise UserError(
+                f"{source.model} reads images of {asked} x {asked} pixels, and its processor makes "
+                f"{self.size[0]} x {self.size[1]}. Correct size and crop_size in its preprocessor_config.json."
+            )
+        self.side = asked // config.patch_size
+        if hidden_cells(self.side**2, self.share) in (0, self.side**2):
+            raise UserError(f"--mask {self.share:g} of {self.side**2} patches hides none or all of them. Try 0.6.")
+
+    def encode(self, rows: Any, processor: Any, train: bool = False, **options: Any) -> Any:
+        """Decode and hide when a row is read. Columns: `pixel_values` as for classification, or two views of it;
+        `labels`: for each patch 0 where it is hidden, -100 elsewhere, or 0 where views are compared.
+        """
+        if self.method != "simclr":
+            return Hidden(self.reading.encode(rows, processor, train, **options), self._hide, train)
+        if options.get("augment", "none") != "none":
+            raise UserError("SimCLR changes images in its own way. Leave --augment out.")
+        change = two_views(self.size)
+
+        def read(batch: dict[str, list]) -> dict[str, Any]:
+            pixels = []
+            for value in batch["image"]:
+                image = open_image(value)
+                with torch.random.fork_rng(devices=[], enabled=not train):
+                    if not train:
+                        torch.manual_seed(_seed(content(value)))
+                    views = [change(image) for _ in range(2)]
+                pixels.append(processor(views, return_tensors="pt")["pixel_values"])
+            return {"pixel_values": pixels, "labels": [0] * len(pixels)}
+
+        return rows.with_transform(read)
+
+    def _hide(self, pixels: Any, train: bool) -> list[int]:
+        seed = None if train else _seed(np.ascontiguousarray(torch.as_tensor(pixels).numpy()).tobytes())
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return torch.where(patch_mask(self.side, self.unit, self.share, generator), 0, -100).tolist()
+
+    def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+        return stack
+
+    def changed(self, options: dict[str, Any]) -> str:
+        return "hidden"
+
+    def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
+        """The encoder, as any recipe for images takes it: MAE's as a plain ViT, SimCLR's without projection."""
+        model = model.merge_and_unload() if hasattr(model, "peft_config") else model
+        Pretext.off(model)
+        if self.method == "mae":
+            return plain_vit(model), None
+        if self.method == "simclr":
+            del model.projector
+            state = {name: value for name, value in model.state_dict().items() if name not in self.head}
+            model.config.num_labels = 2  # the usual number, which nobody asked for
+            if hasattr(model.config, "label_names"):
+                model.config.label_names = list(model.config.id2label.values())
+            return model, state
+        return model, weights
+
+    def show(self, row: dict[str, Any]) -> dict[str, str]:
+        return self.reading.show(row)
+
+
+class Hidden:
+    """Rows of images, to each of which its hidden places are added when it is read."""
+
+    column_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, rows: Any, hide: Callable[[Any, bool], list[int]], train: bool) -> None:
+        self.rows, self.hide, self.train = rows, hide, train
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
+        read = self.rows.__getitems__(numbers)
+        return [row | {"labels": self.hide(row["pixel_values"], self.train)} for row in read]
+
+
+def config_of(source: Source) -> Any:
+    """The settings of a model on disk or on the Hub."""
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            resolve(source.model), revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except LOAD_FAILURES as failure:
+        raise explain_load_failure(failure, source.model, "AutoConfig") from failure
+
+
+def fitting(config: Any) -> str:
+    """The method that fits a model: MAE for its own, SimMIM for what transformers hides patches of, else SimCLR."""
+    if getattr(config, "model_type", "") == "vit_mae":
+        return "mae"
+    return "simmim" if type(config) in transformers.MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING else "simclr"
+
+
+def shared(config: Any, kind: type) -> dict[str, Any]:
+    """What a config says that another kind of config has, too: about the encoder, nothing of labels."""
+    own = kind().to_dict()
+    left_out = ("model_type", "architectures", "id2label", "label2id", "problem_type", "mask_ratio", "_name_or_path")
+    return {name: value for name, value in config.to_dict().items() if name in own and name not in left_out}
+
+
+def small_decoder(config: Any) -> dict[str, int]:
+    """A decoder smaller than a small ViT's encoder; nothing for ViT-B and larger, which take MAE's own (512 wide)."""
+    if config.hidden_size >= 768:
+        return {}
+    width = max(16, config.hidden_size // 32 * 16)
+    return {
+        "decoder_hidden_size": width,
+        "decoder_intermediate_size": 4 * width,
+        "decoder_num_attention_heads": width // 16,
+        "decoder_num_hidden_layers": max(1, config.num_hidden_layers // 2),
+    }
+
+
+def plain_vit(model: Any) -> Any:
+    """MAE's encoder as the ViT that it is."""
+    vit = transformers.ViTModel(
+        transformers.ViTConfig(**shared(model.config, transformers.ViTConfig)), add_pooling_layer=False
+    )
+    vit.load_state_dict(model.vit.state_dict())
+    return vit
+
+
+def _classifier(model: Any) -> list[str]:
+    """Names of the parameters of a timm model's last layer."""
+    own = model.get_classifier()
+    heads = {id(p) for one in (own if isinstance(own, tuple) else (own,)) for p in one.parameters()}
+    return [name for name, p in model.named_parameters() if id(p) in heads]
+
+
+def _size(processor: Any) -> tuple[int, int]:
+    """Height and width of the images that a processor makes."""
+    made = processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
+    return int(made.shape[-2]), int(made.shape[-1])
+
+
+def _seed(raw: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=7).digest(), "big")

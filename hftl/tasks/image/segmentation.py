@@ -1,0 +1,268 @@
+"""Semantic segmentation: a class for each pixel of an image. Knows images and masks, nothing of text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from torch import nn
+
+from hftl.data import Labels, Role
+from hftl.data.masks import read_mask
+from hftl.data.types import PIXELS
+from hftl.errors import UserError
+from hftl.tasks.augment import Augmentation, augmentation_of
+from hftl.tasks.base import Pretrained, Source, Task, generator, label_settings, load_pretrained
+from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
+from hftl.tasks.image.classification import ImageClassification, bare_timm, changed, data_uri, open_image
+from hftl.tasks.image.dense import IGNORED, LinearSegmenter, enlarged, segmenter_of
+from hftl.tasks.metrics.segments import WHITE, colour
+from hftl.tasks.origin import resolve
+
+SHOWN = 160
+"""Pixels of the longer side of a picture in the report."""
+
+
+class ImageSegmentation(Task):
+    """A class for each pixel, by any `AutoModelForSemanticSegmentation`, or by any encoder with a linear layer on top.
+
+    An image and its mask are resized to one size, whatever their shape, and all is measured at that size.
+    """
+
+    name: ClassVar[str] = "image-segmentation"
+    auto: ClassVar[str] = "AutoModelForSemanticSegmentation"
+    problem_type: ClassVar[str | None] = PIXELS
+    usage: ClassVar[dict[str, str]] = {
+        "auto": auto,
+        "script": "recipes/segment.py",
+        "new": "images",
+        "example": '"image.png"',
+        "processor": "image_processor",
+    }
+    options: ClassVar[tuple[str, ...]] = ("augment",)
+    settings: ClassVar[tuple[str, ...]] = ("classes", "ignored", "image_size")
+    decoded: ClassVar[bool] = True
+    roles: ClassVar[dict[str, Role]] = {
+        "image": Role("image", ("image", "img", "images", "file_name", "path")),
+        "label": Role("label", ("mask", "masks", "label", "labels", "annotation", "segmentation_mask", "segmentation")),
+    }
+
+    def __init__(self) -> None:
+        self.reading = ImageClassification()
+        self.size: tuple[int, int] | None = None
+        self.ids = np.full(256, IGNORED, np.int64)
+
+    def usage_of(self, model: nn.Module) -> dict[str, str]:
+        return self.usage | ({"only": "hftl"} if isinstance(model, LinearSegmenter) else {})
+
+    def settle(self, settings: dict[str, Any], train: Any) -> None:
+        if settings["image_size"] is not None:
+            self.size = size_in_words(settings["image_size"])
+
+    def build(self, source: Source, labels: Labels) -> Pretrained:
+        self.ids[labels.values] = np.arange(len(labels.values))
+        if source.model.startswith("timm:"):
+            made = bare_timm(source, labels, lambda config: segmenter_of(config)(config))
+            made.processor = self.processor(source, made.model)
+            return made
+        config = config_of(source, labels)
+        known = type(config) in transformers.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+        config.semantic_loss_ignore_index = config.loss_ignore_index = IGNORED
+        try:
+            auto = self.auto if known else segmenter_of(config)
+        except LOAD_FAILURES as failure:
+            raise UserError(f"{source.model} is no encoder of images. Pass another --model.") from failure
+        model, fresh, revision = load_pretrained(auto, source, labels, config)
+        return Pretrained(model, self.processor(source, model), fresh, revision)
+
+    def processor(self, source: Source, model: nn.Module) -> Any:
+        """The model's own, made to resize to exactly one size: no part of an image is cut off."""
+        config: Any = model.config
+        if isinstance(config, transformers.TimmWrapperConfig):  # it is saved as a part of the model's settings
+            cfg = config.pretrained_cfg
+            bare = source.model.startswith("timm:")  # else the folder may be an adapter's, with a size of its own
+            saved = cfg if bare else self.reading.processor(source, model).data_config
+            size = self.size or tuple(saved.get("input_size", (3, 224, 224))[1:])
+            cfg |= {"input_size": [3, *size], "crop_pct": 1.0, "crop_mode": "squash"}
+            return transformers.TimmWrapperImageProcessor(cfg, architecture=config.architecture)
+        processor = self.reading.processor(source, model)
+        height, width = self.size or size_of(processor)
+        processor.size = {"height": height, "width": width}
+        for name in ("do_center_crop", "do_reduce_labels"):
+            if getattr(processor, name, None):
+                setattr(processor, name, False)
+        return processor
+
+    def encode(
+        self,
+        rows: datasets.Dataset,
+        processor: Any,
+        train: bool = False,
+        augment: str = "none",
+        target: datasets.Dataset | None = None,
+    ) -> datasets.Dataset:
+        """Decode, augment (in training) and normalise when a row is read.
+
+        Columns: `pixel_values` (channels, height, width), `labels` (height, width) with class ids, IGNORED for none.
+        """
+        found = in_place(augmentation_of(augment, "image", target)) if train else None
+        size = size_of(processor)
+
+        def read(batch: dict[str, list]) -> dict[str, Any]:
+            images = [open_image(value) for value in batch["image"]]
+            if found is not None:
+                images = [changed(image, found, generator(), target) for image in images]
+            made = {"pixel_values": list(processor(images, return_tensors="pt")["pixel_values"])}
+            return made | ({"labels": [self._ids(mask, size) for mask in batch["label"]]} if "label" in batch else {})
+
+        return rows.with_transform(read)
+
+    def _ids(self, mask: Any, size: tuple[int, int]) -> torch.Tensor:
+        """(height, width) class ids of a mask, brought to a size without mixing classes."""
+        pixels = Image.fromarray(read_mask(mask).astype(np.uint8))
+        return torch.from_numpy(self.ids[np.asarray(pixels.resize(size[::-1], Image.Resampling.NEAREST))])
+
+    def labels(self, encoded: Any, rows: datasets.Dataset, processor: Any) -> Any:
+        size = size_of(processor)
+        return Read(rows.select_columns(["label"]), lambda row: self._ids(row["label"], size))
+
+    def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+        return stack
+
+    def outputs(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
+        """(n, classes, classes): of each image, the pixels of true class i said to be j; NaN for broken logits."""
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        return torch.stack([confusion(one, true) for one, true in zip(logits, labels, strict=True)])
+
+    def answers(self, logits: np.ndarray, batch: dict[str, torch.Tensor]) -> np.ndarray:
+        """The class id of each pixel at the size that the model reads: (n, height, width) uint8."""
+        size = batch["pixel_values"].shape[-2:]
+        each = [enlarged(torch.from_numpy(one[None]), size)[0].argmax(0) for one in logits]
+        return torch.stack(each).numpy().astype(np.uint8)
+
+    def fitted(self, answer: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+        """The mask as an image of the size of the row's own, a pixel's value the id of its class."""
+        mask = painted(answer["mask"]).resize(open_image(row["image"]).size, Image.Resampling.NEAREST)
+        return answer | {"mask": mask}
+
+    def changed(self, options: dict[str, Any]) -> str:
+        return self.reading.changed(options)
+
+    def before_after(self, encoded: Any, options: dict[str, Any]) -> list[dict[str, str]]:
+        return self.reading.before_after(encoded, options)
+
+    def identify(self, rows: Any, processor: Any) -> list[bytes]:
+        return self.reading.identify(rows.select_columns(["image"]), processor)
+
+    def examples(self, n: int) -> list[dict[str, Any]]:
+        return self.reading.examples(n)
+
+    def show(self, row: dict[str, Any]) -> dict[str, str]:
+        return self.reading.show(row)
+
+    def show_wrong(self, row: dict[str, Any], answer: Callable[[], Any]) -> dict[str, str]:
+        """The image, its mask and what the model said, side by side."""
+        image = open_image(row["image"])
+        image.thumbnail((SHOWN, SHOWN))
+        said = answer()
+        true = self._ids(row["label"], said.shape).numpy()
+        parts = [
+            image,
+            *(painted(ids).convert("RGB").resize(image.size, Image.Resampling.NEAREST) for ids in (true, said)),
+        ]
+        strip = Image.new("RGB", (3 * image.width + 8, image.height), "white")
+        for i, part in enumerate(parts):
+            strip.paste(part, (i * (image.width + 4), 0))
+        return {"image": data_uri(strip, 3 * SHOWN + 8)}
+
+
+class Read(Sequence):
+    """One value for each row of a data set, read when it is asked for."""
+
+    def __init__(self, rows: datasets.Dataset, read: Callable[[dict[str, Any]], Any]) -> None:
+        self.rows, self.read = rows, read
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self.read(self.rows[int(number)])
+
+
+def config_of(source: Source, labels: Labels) -> Any:
+    """The settings of a checkpoint, with these labels."""
+    try:
+        return transformers.AutoConfig.from_pretrained(
+            resolve(source.model),
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+            **label_settings(labels),
+        )
+    except LOAD_FAILURES as failure:
+        raise explain_load_failure(failure, source.model, "AutoConfig") from failure
+
+
+def stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """One batch of images of one size, with masks where they are known."""
+    names = [name for name in ("pixel_values", "labels") if name in rows[0]]
+    return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in names}
+
+
+def confusion(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """(classes, classes) float64: pixels of true class i whose largest logit is j.
+
+    Args:
+        logits: (classes, h, w), enlarged to the labels' size.
+        true: (height, width), IGNORED where there is none.
+    """
+    classes = len(logits)
+    if not torch.isfinite(logits).all():
+        return torch.full((classes, classes), torch.nan, dtype=torch.float64, device=logits.device)
+    said = enlarged(logits[None].float(), true.shape)[0].argmax(0)
+    kept = true != IGNORED
+    cells = torch.bincount(true[kept] * classes + said[kept], minlength=classes**2)
+    return cells.reshape(classes, classes).double()
+
+
+def in_place(found: Augmentation | None) -> Augmentation | None:
+    """An augmentation that moves nothing in the image, so that its mask still fits.
+
+    Raises:
+        UserError: it moves, cuts or bends.
+    """
+    for part in found.parts if found else ():
+        if not part.in_place:
+            known = ", ".join(sorted(name for name, c in Augmentation.known().items() if c.in_place))
+            raise UserError(
+                f"{type(part).__name__} moves what is in an image, and its mask would stay. Use one of {known}, which "
+                "change colours alone, or leave --augment out."
+            )
+    return found
+
+
+def size_in_words(words: str) -> tuple[int, int]:
+    """`192x256` (height x width) or `224` -> height and width."""
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", words.strip().lower())
+    size = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if min(size) < 8:
+        raise UserError(f"Expected height x width, 8 pixels or more; {words!r} came. Pass --image_size 192x256.")
+    return size
+
+
+def size_of(processor: Any) -> tuple[int, int]:
+    """Height and width of the images that a processor makes."""
+    made = processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
+    return int(made.shape[-2]), int(made.shape[-1])
+
+
+def painted(ids: np.ndarray) -> Image.Image:
+    """Class ids (height, width) as an image with a palette; what is IGNORED is 255, and white."""
+    image = Image.fromarray(np.where(ids < 0, 255, ids).astype(np.uint8), mode="P")
+    image.putpalette([*(part for index in range(255) for part in colour(index)), *WHITE])
+    return image

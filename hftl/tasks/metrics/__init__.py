@@ -1,0 +1,1 @@
+"""Metrics, counted batch by batch, with their intervals."""

@@ -1,0 +1,113 @@
+"""What every accumulator of a metric shares: it keeps small columns of each batch; knows no metric in particular."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hftl.errors import UserError
+from hftl.tasks.metrics.bootstrap import Score, Statistic
+
+IGNORED = -100  # torch's `ignore_index`
+
+
+class Accumulator:
+    """What all problem types share: rows come in batches, only small columns of them are kept."""
+
+    headline: str
+
+    def __init__(self, names: Sequence[str] = ()) -> None:
+        self.names = list(names)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget every example."""
+        self._columns: dict[str, list[np.ndarray]] = {}
+        self._rows = 0
+
+    def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        """Add a batch of raw model outputs and their labels."""
+        raise NotImplementedError
+
+    @property
+    def reported(self) -> list[str]:
+        """Names of the metrics that can be reported, headline first; an undefined or too costly one may be left out."""
+        raise NotImplementedError
+
+    def values(self) -> dict[str, float]:
+        """Return every metric without its interval: cheap enough for each evaluation. Headline first."""
+        return {name: value for statistic in self._filled() for name, value in statistic.values().items()}
+
+    def compute(self) -> dict[str, Score]:
+        """Return every metric with its 95 % interval, headline first. Raises UserError when there was no example."""
+        return {name: score for statistic in self._filled() for name, score in statistic.scores().items()}
+
+    def confusion(self) -> list[list[int]]:
+        """Rows true, columns predicted; `[]` where an example has not exactly one class."""
+        return []
+
+    def calibration(self, bins: int = 10) -> list[dict[str, float]]:
+        """Non-empty bins of confidence, `low < confidence <= high`, with accuracy and count; `[]` for regression."""
+        return []
+
+    def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
+        """The surest wrong predictions: (row, label, prediction, confidence), surest first.
+
+        A row is its number in the order of `update`, from 0, dropped rows counted.
+        A regression gives the largest errors, with the absolute error in place of a confidence.
+        """
+        raise NotImplementedError
+
+    def paired(self) -> Statistic:
+        """The headline metric with one cell for each example, to be compared with another model's on the same ones."""
+        return next(one for one in self._statistics() if self.headline in one.values())
+
+    def _statistics(self) -> list[Statistic]:
+        raise NotImplementedError
+
+    def _filled(self) -> list[Statistic]:
+        if not sum(len(part) for part in self._columns.get("label", [])):
+            raise UserError("Expected at least one labelled example to score; there is none: look at the test data.")
+        return self._statistics()
+
+    def _arrived(self, rows: int) -> np.ndarray:
+        """Number `rows` more rows, those that are going to be dropped included."""
+        self._rows += rows
+        return np.arange(self._rows - rows, self._rows)
+
+    def _keep(self, **columns: np.ndarray) -> None:
+        for name, values in columns.items():
+            self._columns.setdefault(name, []).append(values)
+
+    def _column(self, name: str) -> np.ndarray:
+        self._columns[name] = [np.concatenate(self._columns[name])]
+        return self._columns[name][0]
+
+
+def finite(logits: np.ndarray) -> np.ndarray:
+    """Return model outputs as float64; raises UserError where training has diverged."""
+    logits = logits.astype(np.float64)
+    if not np.isfinite(logits).all():
+        raise UserError("Expected numbers from the model; the model's outputs are not finite: lower --learning_rate.")
+    return logits
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    """Probabilities of shape (n, classes), in float64."""
+    shifted = np.exp(scores.astype(np.float64) - scores.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)
+
+
+def narrow(scores: np.ndarray) -> np.ndarray:
+    """Return scores as float32, to keep many."""
+    with np.errstate(over="ignore"):  # beyond float32 is as certain as infinity
+        return scores.astype(np.float32)
+
+
+def shapes(expected: str, logits: np.ndarray, labels: np.ndarray) -> UserError:
+    """Return the error of a model and data that do not fit."""
+    return UserError(
+        f"Expected {expected}; outputs {list(logits.shape)} and labels {list(labels.shape)} came: "
+        "give the model as many outputs as the data has classes."
+    )

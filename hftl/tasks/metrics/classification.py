@@ -1,0 +1,285 @@
+"""Scores of predictions, accumulated batch by batch and offline; knows no task, model, trainer or file.
+
+Only small columns of each batch are kept, never all logits. Values and 95 % intervals come from
+`hftl.tasks.metrics.bootstrap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from hftl.errors import UserError, suggest
+from hftl.tasks.metrics import bootstrap, calibration
+from hftl.tasks.metrics.accumulator import IGNORED, Accumulator, finite, narrow, shapes
+from hftl.tasks.metrics.bootstrap import Score, Statistic, Values
+from hftl.tasks.metrics.entities import Entities
+from hftl.tasks.metrics.extra import Extra, extra_metric
+from hftl.tasks.metrics.pretext import MaskedTokens, Pretext
+from hftl.tasks.metrics.segments import Segments
+
+__all__ = ["Accumulator", "Extra", "MultiLabel", "Regression", "Score", "SingleLabel", "extra_metric", "metric_for"]
+
+RANKING_CAP = 20_000_000  # scores (examples x classes) kept for the ranking metrics: 80 MB of float32
+LISTED_CLASSES = 20  # per-class F1 is listed up to here
+
+
+class SingleLabel(Accumulator):
+    """One class per example. Logits [..., classes], integer labels [...]; labels of -100 are dropped.
+
+    accuracy; f1_macro, the mean over classes that occur among labels or predictions (scikit-learn's rule); matthews;
+    ece (15 equal-width bins, Guo et al. 2017, equation 3); log_loss in nats; auroc: with two classes that of class 1,
+    else the mean of one-vs-rest over classes with both positives and negatives, left out where there is none or past
+    RANKING_CAP scores; f1_<name> for up to 20 classes, 0.0 for a class that does not occur.
+    """
+
+    headline = "accuracy"
+
+    def reset(self) -> None:
+        super().reset()
+        self._ranked = True
+
+    def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        """Add a batch. Raises UserError for labels out of range or outputs that are not finite."""
+        classes = len(self.names)
+        logits, labels = np.asarray(logits), np.asarray(labels)
+        if logits.shape != (*labels.shape, classes):
+            raise shapes(f"outputs [..., {classes}] and labels [...]", logits, labels)
+        logits, labels = logits.reshape(-1, classes), labels.reshape(-1)
+        kept = labels != IGNORED
+        self._keep(row=self._arrived(len(labels))[kept])
+        logits, labels = finite(logits[kept]), labels[kept].astype(np.int64)
+        if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
+            wrong = labels[(labels < 0) | (labels >= classes)][0]
+            raise UserError(
+                f"Expected labels from 0 to {classes - 1}; label {wrong} came: name every class in the data."
+            )
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        predicted, each = logits.argmax(axis=1), np.arange(len(labels))
+        confidence = np.exp(logs[each, predicted])
+        self._keep(label=labels, predicted=predicted, confidence=confidence, log_probability=logs[each, labels])
+        # log-probabilities rank as probabilities do, and do not tie at 1 in float32
+        scores = logs[:, 1:] if classes == 2 else logs
+        size = sum(part.size for part in self._columns.get("score", [])) + scores.size
+        self._ranked = self._ranked and size <= RANKING_CAP
+        if self._ranked:
+            self._keep(score=narrow(scores))
+        else:
+            self._columns.pop("score", None)
+
+    @property
+    def reported(self) -> list[str]:
+        each = [f"f1_{name}" for name in self.names] if len(self.names) <= LISTED_CLASSES else []
+        return list(dict.fromkeys(["accuracy", "f1_macro", "matthews", *each, "ece", "log_loss", "auroc"]))
+
+    def confusion(self) -> list[list[int]]:
+        matrix = np.zeros((len(self.names), len(self.names)), dtype=np.int64)
+        true, predicted, counts = self._cells()
+        matrix[true, predicted] = counts
+        return matrix.tolist()
+
+    def calibration(self, bins: int = 10) -> list[dict[str, float]]:
+        return calibration.reliability(
+            self._column("confidence"), self._column("predicted") == self._column("label"), bins
+        )
+
+    def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
+        row, label, predicted, confidence = map(self._column, ("row", "label", "predicted", "confidence"))
+        wrong = _largest(np.where(label != predicted, confidence, 0.0), most)
+        return [(int(row[i]), self.names[label[i]], self.names[predicted[i]], float(confidence[i])) for i in wrong]
+
+    def paired(self) -> Statistic:
+        right = self._column("predicted") == self._column("label")
+        return bootstrap.per_example(len(right), lambda weights: {"accuracy": weights @ right / weights.sum(axis=1)})
+
+    def _cells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """True class, predicted class and count of the cells of the confusion matrix that are not empty."""
+        pairs = self._column("label") * len(self.names) + self._column("predicted")
+        cells, counts = np.unique(pairs, return_counts=True)
+        return *np.divmod(cells, len(self.names)), counts  # type: ignore[return-value]
+
+    def _statistics(self) -> list[Statistic]:
+        true, predicted, counts = self._cells()
+        label, confidence = self._column("label"), self._column("confidence")
+        right, losses = self._column("predicted") == label, -self._column("log_probability")
+
+        def confident(weights: np.ndarray) -> Values:
+            ece = calibration.expected_error(weights, confidence, right)
+            return {"ece": ece, "log_loss": weights @ losses / weights.sum(axis=1)}
+
+        statistics = [
+            Statistic(counts, lambda weights: self._counted(weights, true, predicted)),
+            bootstrap.per_example(len(label), confident),
+        ]
+        if self._ranked:
+            classes = [1] if len(self.names) == 2 else range(len(self.names))
+            positive = np.stack([label == index for index in classes], axis=1)
+            statistics.append(bootstrap.ranking(self._column("score"), positive, {"auroc": bootstrap.auroc}))
+        return statistics
+
+    def _counted(self, weights: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> Values:
+        classes, right, n = len(self.names), true == predicted, weights.sum(axis=1)
+        hits = bootstrap.sums(weights[:, right], true[right], classes)
+        actual, guessed = bootstrap.sums(weights, true, classes), bootstrap.sums(weights, predicted, classes)
+        covariance = n * hits.sum(axis=1) - (actual * guessed).sum(axis=1)
+        spread = (n**2 - (actual**2).sum(axis=1)) * (n**2 - (guessed**2).sum(axis=1))
+        each, macro = bootstrap.f1(hits, actual, guessed)
+        found = {
+            "accuracy": hits.sum(axis=1) / n,
+            "f1_macro": macro,
+            "matthews": bootstrap.ratio(covariance, np.sqrt(spread)),
+        }
+        if classes <= LISTED_CLASSES:
+            for index, name in enumerate(self.names):
+                found.setdefault(f"f1_{name}", each[:, index])  # a class called "macro" does not hide the mean
+        return found
+
+
+class MultiLabel(Accumulator):
+    """Any number of labels per example. Logits and 0/1 labels [n, labels]; a row holding -100 is dropped.
+
+    average_precision, the mean over labels that have a positive (the others have no recall; 0.0 if none has);
+    f1_micro and f1_macro at probability 0.5, the latter over labels that occur among truths or predictions;
+    auroc, the mean over labels with positives and negatives; exact_match, the share of rows with every label right.
+    Past RANKING_CAP scores the metrics are those of a uniform random sample of rows, and n is the sample's.
+    """
+
+    headline = "average_precision"
+
+    def reset(self) -> None:
+        super().reset()
+        self._generator = bootstrap.generator()
+
+    def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        """Add a batch. Raises UserError for labels other than 0 and 1 or outputs that are not finite."""
+        logits, labels = np.asarray(logits), np.asarray(labels)
+        if logits.shape != labels.shape or logits.shape != (len(labels), len(self.names)):
+            raise shapes(f"outputs and labels [n, {len(self.names)}]", logits, labels)
+        kept = (labels != IGNORED).all(axis=1)
+        logits, labels = finite(logits[kept]), labels[kept]
+        if not np.isin(labels, (0, 1)).all():
+            wrong = labels[~np.isin(labels, (0, 1))][0]
+            raise UserError(f"Expected 0 or 1 for each label of a multi-label row; {wrong} came: correct the data.")
+        row, key = self._arrived(len(kept))[kept], self._generator.random(len(labels))
+        self._keep(score=narrow(logits), label=labels.astype(bool), row=row, key=key)
+        limit = max(1, RANKING_CAP // len(self.names))
+        if sum(len(part) for part in self._columns["key"]) > limit:  # keep the rows with the smallest random keys
+            chosen = np.sort(np.argpartition(self._column("key"), limit)[:limit])
+            self._columns = {name: [self._column(name)[chosen]] for name in self._columns}
+
+    def calibration(self, bins: int = 10) -> list[dict[str, float]]:
+        """Bins of the probability of a label against its frequency, over all (example, label) pairs."""
+        return calibration.reliability(self._probability().ravel(), self._column("label").ravel(), bins)
+
+    @property
+    def reported(self) -> list[str]:
+        return ["average_precision", "auroc", "f1_micro", "f1_macro", "exact_match"]
+
+    def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
+        """The rows whose surest wrong decision on a label is the surest; labels are joined by a comma."""
+        row, label, probability = self._column("row"), self._column("label"), self._probability()
+        predicted = probability > 0.5
+        sure = np.where(label == predicted, 0, np.maximum(probability, 1 - probability)).max(axis=1)
+        return [
+            (int(row[i]), self._joined(label[i]), self._joined(predicted[i]), float(sure[i]))
+            for i in _largest(sure, most)
+        ]
+
+    def _joined(self, chosen: np.ndarray) -> str:
+        return ", ".join(self.names[index] for index in np.flatnonzero(chosen))
+
+    def _probability(self) -> np.ndarray:
+        odds = np.exp(-np.abs(self._column("score").astype(np.float64)))
+        return np.where(self._column("score") > 0, 1, odds) / (1 + odds)
+
+    def _statistics(self) -> list[Statistic]:
+        score, label = self._column("score"), self._column("label")
+        predicted = score > 0
+        # float32 counts exactly up to 2**24 rows, and more are never kept
+        hits, truths, guesses = (part.astype(np.float32) for part in (label & predicted, label, predicted))
+        exact = (label == predicted).all(axis=1)
+
+        def thresholded(weights: np.ndarray) -> Values:
+            counts = [weights.astype(np.float32) @ part for part in (hits, truths, guesses)]
+            micro, _ = bootstrap.f1(*(part.sum(axis=1, keepdims=True, dtype=np.float64) for part in counts))
+            macro = bootstrap.f1(*counts)[1]
+            return {"f1_micro": micro[:, 0], "f1_macro": macro, "exact_match": weights @ exact / weights.sum(axis=1)}
+
+        def ranked(weights: np.ndarray) -> Values:
+            found = ranking.of(weights)
+            return {
+                **found,
+                "average_precision": np.nan_to_num(found["average_precision"]),
+            }  # a headline is never absent
+
+        metrics = {"average_precision": bootstrap.average_precision, "auroc": bootstrap.auroc}
+        ranking = bootstrap.ranking(score, label, metrics)
+        return [replace(ranking, of=ranked), bootstrap.per_example(len(label), thresholded)]
+
+
+class Regression(Accumulator):
+    """One number per example. Outputs [n] or [n, 1], labels [n] or [n, 1]; -100 is a number like any other here.
+
+    pearson and spearman are 0.0 where they are undefined (one example, or no variance in outputs or labels: nothing
+    is explained), so that a model that predicts a constant can be compared; mse and mae in the label's unit.
+    """
+
+    headline = "pearson"
+
+    @property
+    def reported(self) -> list[str]:
+        return ["pearson", "spearman", "mse", "mae"]
+
+    def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        """Add a batch. Raises UserError for outputs or labels that are not finite."""
+        logits, labels = np.asarray(logits), np.asarray(labels)
+        if logits.size != len(labels) or labels.size != len(labels):
+            raise shapes("outputs and labels [n] or [n, 1]", logits, labels)
+        if not np.isfinite(labels).all():
+            raise UserError("Expected numbers as labels; some are missing or infinite: remove these rows.")
+        self._keep(score=finite(logits.reshape(-1)), label=labels.reshape(-1).astype(np.float64))
+
+    def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
+        score, label = self._column("score"), self._column("label")
+        error = np.abs(score - label)
+        return [(i, f"{label[i]:.4g}", f"{score[i]:.4g}", float(error[i])) for i in _largest(error, most)]
+
+    def _statistics(self) -> list[Statistic]:
+        score, label = self._column("score"), self._column("label")
+        error, each = score - label, (bootstrap.standardised(score), bootstrap.standardised(label))
+        ranks = bootstrap.Steps(score), bootstrap.Steps(label)
+
+        def of(weights: np.ndarray) -> Values:
+            n = weights.sum(axis=1)
+            pearson = bootstrap.correlation(weights, *each)
+            spearman = bootstrap.correlation(weights, *(rank.ranks(weights) for rank in ranks))
+            mse, mae = weights @ error**2 / n, weights @ np.abs(error) / n
+            return {"pearson": pearson, "spearman": spearman, "mse": mse, "mae": mae}
+
+        return [bootstrap.per_example(len(label), of)]
+
+
+def _largest(values: np.ndarray, most: int) -> list[int]:
+    """Indices of the largest values above 0, largest first; ties in order."""
+    order = np.argsort(-values, kind="stable")[:most]
+    return [int(i) for i in order if values[i] > 0]
+
+
+def metric_for(problem_type: str, names: Sequence[str] = ()) -> Accumulator:
+    """Return an empty accumulator for a problem type of transformers or a task; `names` are the classes, index = id."""
+    kinds: dict[str, type[Accumulator]] = {
+        "single_label_classification": SingleLabel,
+        "multi_label_classification": MultiLabel,
+        "regression": Regression,
+        "masked_tokens": MaskedTokens,
+        "pretext": Pretext,
+        "token_classification": Entities,
+        "image_segmentation": Segments,
+    }
+    if problem_type not in kinds:
+        hint = suggest(problem_type, kinds)
+        raise UserError(f"Expected a problem type out of {', '.join(kinds)}; {problem_type!r} came.{hint}")
+    return kinds[problem_type](names)

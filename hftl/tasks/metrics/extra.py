@@ -1,0 +1,66 @@
+"""Metrics of the `evaluate` library, beside the built-in ones; knows how to load one and what it wants to be given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hftl.errors import UserError
+from hftl.tasks.metrics.accumulator import IGNORED
+
+PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
+
+
+class Extra:
+    """A metric of the `evaluate` library beside the built-in ones; see `extra_metric`."""
+
+    def __init__(self, module: Any, problem_type: str) -> None:
+        self._module, self._problem_type = module, problem_type
+        self._last: dict[str, float] | None = None
+
+    def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        """Add a batch: predictions are class ids, 0/1 rows or numbers, as the problem type has it."""
+        logits, labels = np.asarray(logits), np.asarray(labels)
+        if self._problem_type == "single_label_classification":
+            predictions, kept = logits.argmax(axis=-1), labels != IGNORED
+        elif self._problem_type == "multi_label_classification":
+            predictions, kept = (logits > 0).astype(np.int64), (labels != IGNORED).all(axis=1)
+        else:
+            predictions, kept = logits.reshape(len(labels)), np.ones(len(labels), dtype=bool)
+        self._last = None
+        self._module.add_batch(predictions=predictions[kept], references=labels[kept])
+
+    def compute(self) -> dict[str, float]:
+        """Return what the metric returns, without interval; the next batch starts anew.
+
+        Raises UserError for a metric that refuses the data or returns more than numbers by name.
+        """
+        if self._last is None:
+            try:
+                self._last = {name: float(value) for name, value in self._module.compute().items()}
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"Expected numbers from the metric {self._module.name!r}; it failed on these predictions "
+                    f"({str(error).strip()}): leave it out or pass the folder of a metric that fits."
+                ) from error
+        return self._last
+
+
+def extra_metric(name: str, problem_type: str = "single_label_classification") -> Extra:
+    """Load an `evaluate` metric by its Hub name or from a local folder; this runs the metric's own Python script.
+
+    Raises UserError where it cannot be loaded, for one because there is no network, and where a row has many labels.
+    """
+    if problem_type not in PROBLEMS:
+        raise UserError("--metrics scores one answer a row, and here a row has many. Leave it out.")
+    import evaluate  # slow to import, and rarely wanted
+
+    try:
+        return Extra(evaluate.load(name, keep_in_memory=True), problem_type)
+    except (OSError, ImportError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"Expected an evaluate metric's name or folder; {name!r} could not be loaded ({reason}): "
+            "with no network, pass the path of a local metric folder."
+        ) from error

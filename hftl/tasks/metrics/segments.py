@@ -1,0 +1,80 @@
+"""Scores of masks: intersection over union, bootstrapped over images. Knows counts of pixels, no image and no model."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hftl.tasks.metrics import bootstrap
+from hftl.tasks.metrics.accumulator import Accumulator, finite, shapes
+from hftl.tasks.metrics.bootstrap import Statistic, Values
+
+WHITE = (255, 255, 255)
+LISTED_CLASSES = 20  # per-class IoU is listed up to here
+
+
+def colour(index: int) -> tuple[int, int, int]:
+    """Red, green and blue of a class in pictures of masks: PASCAL VOC's, far apart for ids near each other."""
+    parts = (sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
+    red, green, blue = parts
+    return red, green, blue
+
+
+class Segments(Accumulator):
+    """A class for each pixel. Outputs [n, classes, classes]: of each image the pixels of true class i said to be j.
+
+    mean_iou: the mean of TP / (TP + FP + FN), counted over the pixels of all images, over the classes that occur among
+    truths or predictions (scikit-learn's macro Jaccard score); pixel_accuracy; iou_<name> for up to 20 classes.
+    An image is a row of the bootstrap, since its pixels are not drawn one by one. n counts images; one without a
+    labelled pixel is dropped. Kept of an image are three counts for each class, never its pixels.
+    """
+
+    headline = "mean_iou"
+
+    def reset(self) -> None:
+        super().reset()
+        self._confusion = np.zeros((len(self.names), len(self.names)), np.int64)
+
+    @property
+    def reported(self) -> list[str]:
+        each = [f"iou_{name}" for name in self.names] if len(self.names) <= LISTED_CLASSES else []
+        return ["mean_iou", "pixel_accuracy", *each]
+
+    def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
+        """Add a batch of confusion counts. Raises UserError where they do not fit the classes."""
+        counts, classes = finite(np.asarray(logits)), len(self.names)
+        if counts.shape != (len(labels), classes, classes):
+            raise shapes(f"counts [n, {classes}, {classes}]", counts, np.asarray(labels))
+        counts = counts.astype(np.int64)
+        pixels, row = counts.sum(axis=(1, 2)), self._arrived(len(counts))
+        kept = pixels > 0
+        counts = counts[kept]
+        self._confusion += counts.sum(axis=0)
+        self._keep(hits=np.einsum("nii->ni", counts), actual=counts.sum(axis=2), guessed=counts.sum(axis=1))
+        largest = (counts * (1 - np.eye(classes, dtype=np.int64))).reshape(len(counts), -1).argmax(axis=1)
+        self._keep(label=pixels[kept], row=row[kept], true=largest // classes, said=largest % classes)
+
+    def confusion(self) -> list[list[int]]:
+        return self._confusion.tolist()
+
+    def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
+        """The images with the largest share of wrong pixels: the class most often taken for another, this, share."""
+        row, true, said = map(self._column, ("row", "true", "said"))
+        wrong = 1 - self._column("hits").sum(axis=1) / self._column("label")
+        order = [i for i in np.argsort(-wrong, kind="stable")[:most] if wrong[i] > 0]
+        return [(int(row[i]), self.names[true[i]], self.names[said[i]], float(wrong[i])) for i in order]
+
+    def _statistics(self) -> list[Statistic]:
+        hits, actual, guessed = (self._column(name).astype(np.float64) for name in ("hits", "actual", "guessed"))
+
+        def of(weights: np.ndarray) -> Values:
+            hit, true, said = (weights @ part for part in (hits, actual, guessed))
+            union = true + said - hit
+            each = bootstrap.ratio(hit, union)
+            found = {
+                "mean_iou": bootstrap.ratio(each.sum(axis=1), (union > 0).sum(axis=1)),
+                "pixel_accuracy": hit.sum(axis=1) / true.sum(axis=1),
+            }
+            listed = enumerate(self.names if len(self.names) <= LISTED_CLASSES else [])
+            return found | {f"iou_{name}": each[:, index] for index, name in listed}
+
+        return [bootstrap.per_example(len(hits), of)]

@@ -1,0 +1,277 @@
+"""Text classification: one text or a pair; one label, several, or a number. Knows tokenizers, nothing of images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from hftl.data import Labels, Role
+from hftl.errors import UserError
+from hftl.tasks.augment import Augmentation, augmentation_of, told
+from hftl.tasks.augment.text import changed
+from hftl.tasks.base import Pretrained, Source, Task, generator, load_pretrained, load_processor, some
+
+LABELS = ("label", "labels", "target", "class", "category", "sentiment", "intent", "score", "coarse_label")
+LONGEST = 512
+"""Tokens kept of a text by default, where the model could take more."""
+MOST = 2**20
+"""Characters of a text that are tokenised: a tokenizer takes 200 bytes of memory for each before it cuts."""
+SHOWN = 10_000
+"""Characters of a text that a report may hold."""
+
+
+class TextClassification(Task):
+    """A label for a text or for a pair of texts, by any `AutoModelForSequenceClassification`."""
+
+    name: ClassVar[str] = "text-classification"
+    auto: ClassVar[str] = "AutoModelForSequenceClassification"
+    usage: ClassVar[dict[str, str]] = {
+        "auto": auto,
+        "script": "recipes/text_cls.py",
+        "new": "new.csv",
+        "example": '"one text"',
+        "example_pair": '{"text": "one text", "text_pair": "another"}',
+        "processor": "tokenizer",
+        "arguments": ", truncation=True",  # a pipeline does not cut long texts unless told, and fails on them
+    }
+    options: ClassVar[tuple[str, ...]] = ("max_length", "augment")
+    roles: ClassVar[dict[str, Role]] = {
+        "text": Role("text", ("text", "sentence", "sentence1", "premise", "question1", "question", "review")),
+        "text_pair": Role("text", ("text_pair", "sentence2", "hypothesis", "question2"), required=False),
+        "label": Role("label", LABELS),
+    }
+
+    def build(self, source: Source, labels: Labels) -> Pretrained:
+        model, fresh, revision = load_pretrained(self.auto, source, labels)
+        tokenizer = self.processor(source, model)
+        if getattr(model.config, "pad_token_id", None) is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        return Pretrained(model, tokenizer, fresh, revision)
+
+    def processor(self, source: Source, model: nn.Module) -> Any:
+        tokenizer = load_processor("AutoTokenizer", source)
+        if tokenizer.pad_token is None:
+            if tokenizer.eos_token is None:
+                raise UserError(f"The tokenizer of {source.model} has neither a padding nor an end token to pad with.")
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.model_max_length = longest(tokenizer, model)
+        return tokenizer
+
+    def encode(
+        self,
+        rows: datasets.Dataset,
+        processor: Any,
+        train: bool = False,
+        max_length: int | None = None,
+        augment: str = "none",
+        target: datasets.Dataset | None = None,
+    ) -> datasets.Dataset:
+        """Tokenise in batches, on disk. Columns: `input_ids`, `attention_mask` ..., `length`, `labels` where known.
+
+        `length` is the number of tokens before cutting at `max_length`. Texts that are augmented (in training) are
+        tokenised when they are read; their `length` is that of the text as it came.
+
+        Args:
+            augment: in the notation of `hftl.tasks.augment`; its randomness is torch's.
+            target: unlabelled texts to draw words from, in a column `text`; else the training texts.
+        """
+        found = augmentation_of(augment, "text", target) if train else None
+        limit = limit_of(processor, max_length, "text_pair" in rows.column_names)
+        if train:
+            processor.model_max_length = limit  # goes into the folder, so that predictions are cut like training
+
+        def tokenise(batch: dict[str, list]) -> dict[str, list]:
+            texts, pairs = read_part(batch["text"]), batch.get("text_pair") and read_part(batch["text_pair"])
+            made = dict(processor(texts, pairs, verbose=False))
+            lengths = [len(ids) for ids in made["input_ids"]]
+            for i in (i for i, length in enumerate(lengths) if length > limit):
+                pair = pairs[i] if pairs else None
+                for name, ids in processor(texts[i], pair, truncation=True, max_length=limit).items():
+                    made[name][i] = ids
+            return made | {"length": lengths} | ({"labels": batch["label"]} if "label" in batch else {})
+
+        tokenised = rows.map(
+            tokenise,
+            batched=True,
+            remove_columns=rows.column_names,
+            new_fingerprint=fingerprint(rows, processor, limit),
+            desc=f"Tokenising {len(rows):,} rows",
+        )
+        if found is None:
+            return tokenised
+        ready = datasets.concatenate_datasets([rewritten(rows, found), tokenised.select_columns("length")], axis=1)
+        words = rows if target is None else target
+
+        def read(batch: dict[str, list]) -> dict[str, Any]:
+            given = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+            texts = [altered(row, found, generator(), words) for row in given]
+            return tokenise({"label": batch["label"]} | {role: [t[role] for t in texts] for role in texts[0]})
+
+        return ready.with_transform(read)
+
+    def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+        def batch(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            names = [name for name in processor.model_input_names if name in rows[0]]
+            made = processor.pad([{name: row[name] for name in names} for row in rows], return_tensors="pt")
+            if "labels" in rows[0]:
+                made["labels"] = torch.tensor([row["labels"] for row in rows])
+            return dict(made)
+
+        return batch
+
+    def changed(self, options: dict[str, Any]) -> str:
+        return told(augmentation_of(options["augment"], "text", options["target"]), options["target"])
+
+    def before_after(self, encoded: Any, options: dict[str, Any]) -> list[dict[str, str]]:
+        found = augmentation_of(options["augment"], "text", options["target"])
+        if found is None:
+            return []
+        rng, plain = np.random.default_rng(0), encoded.with_format(None)
+        words = plain if options["target"] is None else options["target"]
+        return [
+            {"before": self.show(row)["text"], "after": self.show(altered(row, found, rng, words))["text"]}
+            for row in some(encoded)
+        ]
+
+    def stream(
+        self, view: str, rows: datasets.Dataset, processor: Any, options: dict[str, Any]
+    ) -> tuple[Any, Callable]:
+        """As any task; "masked" hides 15 % of the tokens as BERT does, "strong" masks 20 % and asks for none."""
+        if view not in ("masked", "strong"):
+            return super().stream(view, rows, processor, options)
+        if processor.mask_token is None:
+            raise UserError(
+                "The strategy masks tokens, and this model's tokenizer has no mask token. Pass another --model."
+            )
+        encoded, plain = super().stream("unlabelled", rows, processor, options)
+        if view == "masked":
+            hide = transformers.DataCollatorForLanguageModeling(processor, mlm_probability=0.15)
+        else:
+            hide = transformers.DataCollatorForLanguageModeling(
+                processor, mlm_probability=0.2, mask_replace_prob=1.0, random_replace_prob=0.0
+            )
+
+        def batch(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            made = plain(rows)
+            ids, wanted = hide.torch_mask_tokens(made["input_ids"])
+            return made | {"input_ids": ids} | ({"labels": wanted} if view == "masked" else {})
+
+        return encoded, batch
+
+    def identify(self, rows: datasets.Dataset, processor: Any) -> list[bytes]:
+        """As any task, in a tenth of the time: the tokens of a row are hashed as they lie in memory.
+
+        A row that is tokenised when it is read is known by its texts, and by how they are tokenised and cut.
+        """
+        if "input_ids" not in rows.column_names:
+            how = repr((_rules(processor), processor.model_max_length)).encode()
+            texts = rows.with_format(None).remove_columns("label")
+            return [hashlib.blake2b(key + how, digest_size=16).digest() for key in super().identify(texts, processor)]
+        names = [name for name in rows.column_names if name not in ("labels", "length")]
+        start = hashlib.blake2b(repr([(name, rows.features[name]) for name in names]).encode(), digest_size=16)
+        found = []
+        for table in rows.select_columns(names).with_format("arrow").iter(10_000):
+            cells = [_bytes_of(table[name].combine_chunks()) for name in names]
+            for row in zip(*cells, strict=True):
+                key = start.copy()
+                key.update(repr([len(cell) for cell in row]).encode())  # where one column ends and the next begins
+                key.update(b"".join(row))
+                found.append(key.digest())
+        return found
+
+    def examples(self, n: int) -> list[dict[str, Any]]:
+        words = ("a film and a book that was very good and is not too long " * n).split()
+        return [{"text": " ".join(words[i : 2 + 4 * i])} for i in range(n)]
+
+    def show(self, row: dict[str, Any]) -> dict[str, str]:
+        return {"text": " / ".join(row[role][:SHOWN] for role in ("text", "text_pair") if row.get(role) is not None)}
+
+
+def read_part(texts: list[str]) -> list[str]:
+    """What is tokenised of each text: MOST characters, past any limit in tokens."""
+    return [text[:MOST] for text in texts]
+
+
+def limit_of(tokenizer: Any, max_length: int | None, pairs: bool) -> int:
+    """The number of tokens at which a text or a pair is cut.
+
+    Raises:
+        UserError: special tokens alone would fill it.
+    """
+    limit = min(max_length or LONGEST, tokenizer.model_max_length)
+    least = 1 + tokenizer.num_special_tokens_to_add(pairs)
+    if limit < least:
+        raise UserError(f"--max_length {limit} leaves no room for text beside special tokens. Pass {least} or more.")
+    return limit
+
+
+def longest(tokenizer: Any, model: nn.Module) -> int:
+    """The longest input in tokens that both tokenizer and position table take."""
+    limits = [tokenizer.model_max_length]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        tables = (
+            m for n, m in model.named_modules() if n.endswith("position_embeddings") and hasattr(m, "padding_idx")
+        )
+        reserved = max((t.padding_idx + 1 for t in tables if t.padding_idx is not None), default=0)  # RoBERTa's family
+        limits.append(positions - reserved)
+    return min(limit for limit in [*limits, 1_000_000] if limit > 0)
+
+
+def rewritten(rows: datasets.Dataset, found: Augmentation) -> datasets.Dataset:
+    """The rows with what an augmentation computes ahead: for each role of texts a column `versions of ...`, on disk."""
+    first = found.parts[0]
+    if not first.rewrites:
+        return rows
+    roles = [role for role in ("text", "text_pair") if role in rows.column_names]
+    depends = repr((rows._fingerprint, told(first), first.identity())).encode()
+    made = rows.map(
+        lambda batch: {f"versions of {role}": first.rewrite(batch[role]) for role in roles},
+        batched=True,
+        batch_size=8,  # a masked language model gives 30,000 numbers for each token
+        new_fingerprint=hashlib.sha256(depends).hexdigest()[:32],
+        desc=f"{type(first).__name__} of {len(rows):,} rows, once",
+    )
+    first.release()
+    return made
+
+
+def altered(
+    row: dict[str, Any], found: Augmentation, rng: np.random.Generator, words: datasets.Dataset
+) -> dict[str, str]:
+    """The texts of a row by role, augmented; new words are drawn from the texts of `words`."""
+
+    def draw() -> str:
+        return words[int(rng.integers(len(words)))]["text"]
+
+    roles = [role for role in ("text", "text_pair") if row.get(role) is not None]
+    return {role: changed(found, row[role], row.get(f"versions of {role}", []), rng, draw) for role in roles}
+
+
+def _bytes_of(lists: Any) -> Iterator[bytes]:
+    """The numbers of each list of an Arrow array, as bytes."""
+    values = lists.flatten().to_numpy(zero_copy_only=False)
+    ends = ((lists.offsets.to_numpy() - lists.offsets[0].as_py()) * values.itemsize).tolist()
+    whole = values.tobytes()
+    return (whole[a:b] for a, b in pairwise(ends))
+
+
+def fingerprint(rows: datasets.Dataset, tokenizer: Any, limit: int, how: str = "") -> str:
+    """Cache key of the tokenised rows. datasets' own hash of a tokenizer changes once it has been used."""
+    return hashlib.sha256(repr((rows._fingerprint, _rules(tokenizer), limit, *how.split())).encode()).hexdigest()[:32]
+
+
+def _rules(tokenizer: Any) -> str:
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.backend_tokenizer.no_truncation()
+        return tokenizer.backend_tokenizer.to_str()
+    return repr((tokenizer.name_or_path, sorted(tokenizer.get_vocab().items())))

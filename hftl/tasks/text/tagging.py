@@ -1,0 +1,124 @@
+"""Token classification: a tag for each word of a text that is given word by word. Knows tokenizers and sub-words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import datasets
+import numpy as np
+import torch
+import transformers
+from torch import nn
+
+from hftl.data import Labels, Role
+from hftl.data.types import TAGS
+from hftl.errors import UserError
+from hftl.tasks.base import Pretrained, Source, Task, load_pretrained, load_processor
+from hftl.tasks.origin import resolve
+from hftl.tasks.text.classification import LONGEST, fingerprint, longest
+
+IGNORED = -100
+"""The label of what is no first sub-word of a word: it enters neither loss nor metric."""
+
+
+class TokenClassification(Task):
+    """A tag for each word, by any `AutoModelForTokenClassification`; a word's first sub-word bears it."""
+
+    name: ClassVar[str] = "token-classification"
+    auto: ClassVar[str] = "AutoModelForTokenClassification"
+    problem_type: ClassVar[str | None] = TAGS
+    usage: ClassVar[dict[str, str]] = {
+        "auto": auto,
+        "script": "recipes/token_cls.py",
+        "new": "new.jsonl",
+        "example": '"one text"',
+        "processor": "tokenizer",
+        "arguments": ', aggregation_strategy="first"',  # else a pipeline tags every sub-word
+    }
+    options: ClassVar[tuple[str, ...]] = ("max_length",)
+    roles: ClassVar[dict[str, Role]] = {
+        "tokens": Role("words", ("tokens", "words")),
+        "label": Role("label", ("tags", "ner_tags", "labels", "label", "pos_tags")),
+    }
+
+    def build(self, source: Source, labels: Labels) -> Pretrained:
+        model, fresh, revision = load_pretrained(self.auto, source, labels)
+        return Pretrained(model, self.processor(source, model), fresh, revision)
+
+    def processor(self, source: Source, model: nn.Module) -> Any:
+        tokenizer = load_processor("AutoTokenizer", source)
+        if getattr(tokenizer, "add_prefix_space", None) is False:  # words come without the space before them
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                resolve(source.model),
+                revision=source.revision,
+                trust_remote_code=source.trust_remote_code,
+                add_prefix_space=True,
+            )
+        if not tokenizer.is_fast:
+            raise UserError(f"The tokenizer of {source.model} does not tell words apart. Pass another --model.")
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.model_max_length = longest(tokenizer, model)
+        return tokenizer
+
+    def encode(
+        self, rows: datasets.Dataset, processor: Any, train: bool = False, max_length: int | None = None
+    ) -> datasets.Dataset:
+        """Tokenise in batches, on disk: `input_ids`, `attention_mask` ..., `length`, and `labels` of the tokens.
+
+        Rows without tags get labels too: 0 on the first sub-word of each word, by which predictions are read.
+        """
+        limit = min(max_length or LONGEST, processor.model_max_length)
+        if limit <= processor.num_special_tokens_to_add():
+            raise UserError(f"--max_length {limit} leaves no room for text beside special tokens. Pass more.")
+        processor.model_max_length = limit
+
+        def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            words = [one.split() if isinstance(one, str) else one for one in batch["tokens"]]
+            made = processor(words, is_split_into_words=True, truncation=True, max_length=limit)
+            whole = processor(words, is_split_into_words=True, truncation=False, verbose=False)
+            tags = batch.get("label") or [[0] * len(one) for one in words]
+            labels = [on_first(made.word_ids(i), one) for i, one in enumerate(tags)]
+            return dict(made) | {"length": [len(ids) for ids in whole["input_ids"]], "labels": labels}
+
+        return rows.map(
+            tokenise,
+            batched=True,
+            remove_columns=rows.column_names,
+            new_fingerprint=fingerprint(rows, processor, limit, "words"),
+            desc=f"Tokenising {len(rows):,} rows",
+        )
+
+    def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+        def batch(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            names = [name for name in processor.model_input_names if name in rows[0]]
+            made = dict(processor.pad([{name: row[name] for name in names} for row in rows], return_tensors="pt"))
+            width, left = made["input_ids"].shape[1], processor.padding_side == "left"
+            pads = [[IGNORED] * (width - len(row["labels"])) for row in rows]
+            labelled = zip(pads, (row["labels"] for row in rows), strict=True)
+            made["labels"] = torch.tensor([pad + tags if left else tags + pad for pad, tags in labelled])
+            return made
+
+        return batch
+
+    def answers(self, logits: np.ndarray, batch: dict[str, torch.Tensor]) -> list[np.ndarray]:
+        """The logits of each row's words, (words, tags); words past the longest input are not there."""
+        first = batch["labels"].cpu().numpy() != IGNORED
+        return [row[kept] for row, kept in zip(logits, first, strict=True)]
+
+    def examples(self, n: int) -> list[dict[str, Any]]:
+        words = ("Ada went from London to Paris and wrote to the Royal Society " * n).split()
+        return [{"tokens": words[i : 2 + 4 * i]} for i in range(n)]
+
+    def show(self, row: dict[str, Any]) -> dict[str, str]:
+        return {"text": " ".join(row["tokens"])}
+
+
+def on_first(words: list[int | None], tags: list[int]) -> list[int]:
+    """The tag of each word on its first sub-word, and IGNORED on all others and on special tokens."""
+    made, last = [], None
+    for word in words:
+        made.append(IGNORED if word is None or word == last else tags[word])
+        last = word
+    return made

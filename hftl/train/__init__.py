@@ -1,0 +1,1 @@
+"""The thin Trainer, and what it needs: rates, order of rows, precision, progress."""

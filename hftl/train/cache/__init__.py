@@ -1,0 +1,1 @@
+"""What frozen layers gave, computed once and kept on disk."""

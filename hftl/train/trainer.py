@@ -1,0 +1,302 @@
+"""A thin `transformers.Trainer` that does what it says about losses, rates and frozen weights.
+
+It adds what the base class gets wrong or lacks, and knows no task and no data set:
+  - the loss of an update is the mean over all its items, however they are spread over micro-batches and processes;
+  - each parameter trains at the rate that the strategy gives it, which may change during the run;
+  - what is frozen is in eval mode: no dropout, no moving BatchNorm statistics;
+  - what frozen layers give is computed once, where it is needed more than once;
+  - rows of like length share a batch, in an order that is the same on every process and after a resume.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.trainer_optimizer import is_optimizer_factory
+
+from hftl.errors import UserError
+from hftl.models.anatomy import Anatomy
+from hftl.models.anatomy import anatomy as anatomy_of
+from hftl.models.frozen import frozen_modules
+from hftl.models.packing import Packing
+from hftl.strategies.base import Strategy
+from hftl.train.cache.cache import Cache
+from hftl.train.devices import shard_by_block, watched
+from hftl.train.rates import RateGroup, follow, optimizer_groups, rate_groups, scheduled, stage_share
+from hftl.train.reading import RowReader
+from hftl.train.resume.checkpoints import fitting
+from hftl.train.resume.stopping import REQUEST
+from hftl.train.streams import PARTNER, Step, Stream, beside
+
+
+class Trainer(RowReader):
+    """`transformers.Trainer` with a `strategy`.
+
+    Args:
+        strategy: how the weights meet the task; `strategy.prepare` is applied to the model here.
+        anatomy: where each parameter sits, computed from the model as it was loaded.
+        item_losses: `(logits, labels) -> losses` of shape (items,) to train on in place of the model's own loss.
+        cache, max_tokens, longest: as `RowReader` takes them.
+        streams: rows without labels by name, for a strategy that reads them; no frozen work is kept then.
+        packing: run padded texts end to end, which spares the work on padding; off while the cache is replayed.
+        The rest is the base class's.
+    """
+
+    model: Any  # never None here, unlike in the base class
+    optimizer: Any
+    lr_scheduler: Any
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: transformers.TrainingArguments,
+        *,
+        strategy: Strategy | None = None,
+        anatomy: Anatomy | None = None,
+        item_losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        cache: Cache | None = None,
+        streams: Mapping[str, Stream] | None = None,
+        packing: bool = False,
+        max_tokens: int | None = None,
+        longest: int | None = None,
+        **others: Any,
+    ) -> None:
+        self.strategy = strategy or Strategy()
+        self.anatomy = anatomy or anatomy_of(model)
+        self.item_losses = item_losses
+        blocks = {type(model.get_submodule(name)).__name__ for name in self.anatomy.stack}
+        model = self.strategy.prepare(model, self.anatomy)
+        self.beside = beside(model, self.strategy, streams or {}, args, packing) if self.strategy.streams else None
+        self.groups: list[RateGroup] = rate_groups(model, self.anatomy, self.strategy)
+        args.logging_nan_inf_filter = False  # the base class would log the last finite loss, and `log` here see nothing
+        if packing and args.torch_compile:
+            raise UserError("--packing and --torch_compile do not go together. Leave out one of them.")
+        if packing and self.strategy.across_rows:
+            raise UserError("--packing has no rows, and the --strategy mixes those of a batch. Leave out one of them.")
+        self.packing = Packing(model, self.anatomy) if packing else None
+        super().__init__(cache, max_tokens, longest, model=model, args=args, **others)
+        if self.is_fsdp_enabled:
+            shard_by_block(self.accelerator.state.fsdp_plugin, blocks)
+        self._pack()
+        self.model_accepts_loss_kwargs = True  # so that the base class counts the items of each update,
+        self.loss_is_scaled_for_ga = True  # and leaves the scaling to compute_loss
+        self._idle: list[nn.Parameter] = []
+        self._eval_modules: list[nn.Module] = []
+        self._stage: tuple[bool, ...] | None = None
+        self._shares: dict[tuple[bool, ...], float] = {}  # of a forward pass, what the cache spares in each stage
+        model.register_forward_pre_hook(self._rest_frozen_modules)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.beside is not None and checkpoint is not None:
+            with fitting(checkpoint):
+                self.beside.load(checkpoint)
+
+    def _running(self, losses: torch.Tensor) -> dict[str, Any]:
+        return super()._running(losses) | {"shares": [[list(stage), share] for stage, share in self._shares.items()]}
+
+    def _take_up(self, told: dict[str, Any]) -> None:
+        super()._take_up(told)
+        self._shares = {tuple(stage): share for stage, share in told["shares"]}
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.beside is not None and self.args.should_save:
+            self.beside.save(output_dir)
+
+    # --- the loss: a mean over the items of the whole update -------------------------------------------------------
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        if self.cache is not None and self.cache.replay is not None and self.args.torch_compile:
+            model = self.model  # what was compiled is the whole forward pass
+        if self.packing is not None:
+            self.packing.check(inputs)
+        outputs = model(**inputs)
+        labels = inputs["labels"]
+        if self.item_losses is not None:
+            loss = self.item_losses(outputs["logits"], labels).mean()
+        elif self.label_smoother is not None:
+            loss = self.label_smoother(outputs, labels)
+        else:
+            loss = outputs["loss"].mean()  # DataParallel returns one loss per device
+        if self.model.training and num_items_in_batch is not None:
+            share = labels.ne(-100).sum() / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
+            step = self._step(inputs, outputs, share)
+            loss = self.strategy.loss(loss * share, step) * self.accelerator.num_processes  # DDP takes the mean
+        return (loss, outputs) if return_outputs else loss
+
+    def _step(self, inputs: dict[str, Any], outputs: Any, share: torch.Tensor) -> Step:
+        step = Step(self.model, inputs, outputs, share, self.progress)
+        if self.beside is None:
+            return step
+        seen = self.beside.reads.last
+        views = self.beside.views(self.model, self.state.global_step, self.args.device)
+        return replace(step, views=views, features=seen, partner=self.beside.partner)
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, in [0, 1]."""
+        return self.state.global_step / self.state.max_steps if self.state.max_steps > 0 else 0.0
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        self._enter_stage()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        for parameter in self._idle:
+            parameter.grad = None  # under DDP an idle parameter still gets a gradient
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self.args.world_size > 1:
+            return super()._clip_grad_norm(model)
+        trained = [parameter for group in self.groups for parameter in group.parameters.values()]
+        return self.accelerator.clip_grad_norm_(trained, self.args.max_grad_norm)  # walking a frozen model takes long
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._stage = None
+        if self.beside is not None:
+            self.beside.attach(self.model)
+        try:
+            with watched():
+                return super().train(*args, **kwargs)
+        finally:
+            if self.beside is not None:
+                self.beside.detach(self.model)
+            if self.cache is not None:
+                self.cache.leave()  # what comes after sees the whole model
+
+    # --- what trains, and how fast ---------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            target: Any = self.model if model is None else model
+            cls, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, target)
+            own_groups = {"params", "model", "optimizer_dict"} & set(settings)
+            if is_optimizer_factory(cls) or own_groups:
+                if any(group.signature != self.groups[0].signature for group in self.groups):
+                    raise UserError(f"--optim {self.args.optim} has one rate for all layers. Use adamw_torch.")
+                return super().create_optimizer(model)
+            follow(self.groups, target)
+            decayed = set(self.get_decay_parameter_names(target))
+            made = optimizer_groups(self.groups, self.args.learning_rate, self.args.weight_decay, decayed)
+            self.optimizer_cls_and_kwargs = (cls, {**settings, "params": made})
+            super().create_optimizer(model)
+        return self.optimizer
+
+    def _prepare_for_training(self, *args: Any) -> Any:
+        prepared = super()._prepare_for_training(*args)
+        follow(self.groups, self.model)  # FSDP has replaced the parameters
+        return prepared
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.lr_scheduler is None:
+            base = super().create_scheduler(num_training_steps, optimizer)
+            made = base.optimizer.param_groups
+            if all("rate_group" in group for group in made):
+                self.lr_scheduler = scheduled(base, self.strategy, made, num_training_steps)
+            for group in made:
+                group.pop("rate_group", None)  # must not enter the optimizer's checkpoint
+        return self.lr_scheduler
+
+    def _enter_stage(self) -> None:
+        """Follow the rates: what is at 0 now needs no gradient, and its modules rest in eval mode."""
+        stage = self._stage_at(self.progress)
+        if stage == self._stage:
+            return
+        self._stage = stage
+        active: set[int] = set()
+        self._idle = []
+        for group, on in zip(self.groups, stage, strict=True):
+            for parameter in group.parameters.values():
+                if on:
+                    active.add(id(parameter))
+                else:
+                    self._idle.append(parameter)
+                if self.accelerator.num_processes == 1:  # DDP has hooked every gradient by now
+                    parameter.requires_grad_(on)
+        self._eval_modules = frozen_modules(self.model, active)
+        if self.cache is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self.cache.refuse("the weights are split over processes (FSDP or DeepSpeed)")
+        elif self.cache is not None and self.beside is None:
+            if self.packing is not None:
+                self.packing.stop()
+            if self.strategy.across_rows:  # then no features are a row's own, to be kept
+                active = {id(parameter) for parameter in self.model.parameters()}
+            with REQUEST.patient(False):  # computing what is kept may take hours, and goes on where it was
+                self.cache.enter(self.model, active, self._passes_of(stage), self.accelerator)
+            self._shares[stage] = self.cache.share
+            self._pack()
+
+    def _pack(self) -> None:
+        """Pack, unless what frozen layers gave is replayed: that was kept from padded batches."""
+        if self.packing is not None and (self.cache is None or self.cache.replay is None):
+            self.packing.start()
+
+    def _passes_of(self, stage: tuple[bool, ...]) -> float:
+        """Passes over the training rows from the start to the end of the stage that is entered now."""
+        epochs = self.args.num_train_epochs
+        if self.args.max_steps > 0:
+            batches: Any = self.callback_handler.train_dataloader
+            updates = len(batches) / self.args.gradient_accumulation_steps
+            epochs = self.args.max_steps / max(updates, 1)
+        return stage_share(self.groups, stage, self.progress) * epochs
+
+    def _rest_frozen_modules(self, model: nn.Module, args: Any) -> None:
+        # In a forward hook because the base class calls model.train() at the start of every step.
+        if model.training:
+            for module in self._eval_modules:
+                module.training = False
+
+    def _stage_at(self, progress: float) -> tuple[bool, ...]:
+        return tuple(group.constant or self.strategy.rate(group.place, progress) > 0 for group in self.groups)
+
+    @property
+    def forward_passes(self) -> float:
+        """The work of the run so far in forward passes over the training set.
+
+        A backward pass counts as two forward passes over the blocks that it walks through.
+        """
+        steps = self.state.global_step
+        if not steps:
+            return 0.0
+        stages = Counter(self._stage_at(step / self.state.max_steps) for step in range(steps))
+        cost = sum(
+            count * (1 - self._shares.get(stage, 0.0) + 2 * self._backward_share(stage))
+            for stage, count in stages.items()
+        )
+        kept = self.cache.computed / self._size if self.cache is not None else 0.0
+        return cost / steps * (self.state.epoch or 0.0) + kept
+
+    @property
+    def trained(self) -> int:
+        """Numbers of the model that train; a strategy's partner modules are not the model's."""
+        named = [(name, p) for group in self.groups for name, p in group.parameters.items()]
+        return sum(p.numel() for name, p in named if not name.startswith(f"{PARTNER}."))
+
+    def _backward_share(self, stage: tuple[bool, ...]) -> float:
+        names = [name for group, on in zip(self.groups, stage, strict=True) if on for name in group.parameters]
+        if not self.anatomy.stack:
+            return 1.0
+        places = [self.anatomy.place(name) for name in names]
+        return max((place.top - place.depth) / place.top for place in places)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        loss = logs.get("loss", 0.0)
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The training loss became {loss} at step {self.state.global_step}. Lower --learning_rate "
+                f"(it is {self.args.learning_rate:g}), or look for infinite values in the data."
+            )
+        super().log(logs, *args, **kwargs)
