@@ -184,6 +184,7 @@ def test_fresh_parameters_are_top_and_never_targets(family: str) -> None:
     assert sum(found.place(name).fresh for name, _ in model.named_parameters()) == len(fresh)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("family", FAMILIES)
 def test_peft_adapts_exactly_the_targets_and_every_adapter_learns(family: str) -> None:
     model = adaptable(family).eval()

@@ -70,6 +70,7 @@ def plugin(kind: Any, config: str) -> Any:
         return kind()
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize(("name", "processes"), [("cpu", 1), ("ddp_cpu", 2)])
 def test_a_cpu_config_starts_as_many_processes_as_it_says(name: str, processes: int, tmp_path: Path) -> None:
     config = ROOT / "accelerate_configs" / f"{name}.yaml"

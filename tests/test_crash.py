@@ -160,6 +160,7 @@ def test_a_reader_of_rows_outlives_the_first_sigterm_and_another_child_does_not(
     assert sent == [signal.SIGTERM, signal.SIGINT]
 
 
+@pytest.mark.launch
 def test_two_processes_agree_on_the_step_where_one_of_them_was_asked(text, tmp_path):
     """The second process alone is asked, at step 5: both end one step later, and go on as if nothing had been."""
     script = tmp_path / "recipe.py"
@@ -192,6 +193,7 @@ def test_two_processes_agree_on_the_step_where_one_of_them_was_asked(text, tmp_p
 # --- kills ---
 
 
+@pytest.mark.launch
 def test_a_run_that_was_killed_with_kill_9_ends_like_one_that_was_not(text, whole, tmp_path):
     """The moment is that of a checkpoint being written; `benchmarks/kills.py` does this at random moments."""
     flags = [f"--{name}={value}" for name, value in text.items()]

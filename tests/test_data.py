@@ -263,6 +263,7 @@ def test_a_split_is_recognised_by_whole_words(name: str, split: str | None) -> N
     assert split_of(name) == split
 
 
+@pytest.mark.launch
 def test_another_process_with_another_hash_seed_makes_the_same_splits_from_the_cache(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", ROWS)
     pictures(tmp_path / "pictures", 40)

@@ -40,6 +40,7 @@ def launch(*words: Any, **more: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize("words", [["--help"], ["--help", "all"], ["--help", "strategies"], ["--sed", "1"]])
 def test_help_and_a_bad_flag_answer_in_under_a_second_without_torch(tmp_path: Path, words: list[str]) -> None:
     path = script(tmp_path, "pass")
@@ -54,6 +55,7 @@ def test_help_and_a_bad_flag_answer_in_under_a_second_without_torch(tmp_path: Pa
     assert not imported & {"torch", "transformers", "numpy", "datasets", "peft"}
 
 
+@pytest.mark.launch
 def test_the_help_of_a_script_starts_with_its_docstring_and_two_commands(tmp_path: Path) -> None:
     path = script(tmp_path, "pass")
     shown = launch(path, "--help").stdout
@@ -62,6 +64,7 @@ def test_the_help_of_a_script_starts_with_its_docstring_and_two_commands(tmp_pat
     assert "(default: LayerDecay(decay=0.9))" in " ".join(shown.split())
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize(
     ("body", "words", "code", "said"),
     [
@@ -83,6 +86,7 @@ def test_a_script_ends_with_the_exit_code_of_its_failure(
     assert done.stdout == ("7\n" if code == 0 else "")
 
 
+@pytest.mark.launch
 def test_a_defect_keeps_its_traceback_and_says_where_to_take_it(tmp_path: Path) -> None:
     done = launch(script(tmp_path, "{}['x']"))
     assert done.returncode == 1
@@ -91,6 +95,7 @@ def test_a_defect_keeps_its_traceback_and_says_where_to_take_it(tmp_path: Path) 
     assert done.stderr.rstrip().endswith("Please report it with this traceback and `hftl --version`.")
 
 
+@pytest.mark.launch
 def test_a_reader_that_closes_early_is_no_failure(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
@@ -101,6 +106,7 @@ def test_a_reader_that_closes_early_is_no_failure(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.launch
 def test_accelerate_shows_the_sentence_and_with_q_nothing_of_its_own(tmp_path: Path) -> None:
     path = script(tmp_path, "pass")
     done = launch("-m", "accelerate.commands.launch", "-q", path, "--sed", "1")
@@ -254,6 +260,7 @@ def test_sigterm_means_what_it_meant_once_the_command_is_over() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.launch
 def test_a_forked_worker_dies_of_sigterm_as_workers_do(tmp_path: Path) -> None:
     body = (
         "child = os.fork() or time.sleep(9); "

@@ -50,6 +50,7 @@ def checkpoint(request, tmp_path, tiny_bert) -> str:
 STRATEGIES = ["LastLayers(1)", "LoRA(r=2)"]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("checkpoint", [n for n, m in families.MODALITY.items() if m == "text"], indirect=True)
 def test_a_text_model_goes_the_whole_way(checkpoint, strategy, texts, tmp_path, request):
@@ -62,6 +63,7 @@ def test_a_text_model_goes_the_whole_way(checkpoint, strategy, texts, tmp_path, 
     assert [set(one["scores"]) for one in found] == [{"negative", "positive"}] * 2
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("checkpoint", [n for n, m in families.MODALITY.items() if m == "image"], indirect=True)
 def test_an_image_model_goes_the_whole_way(checkpoint, strategy, colours, tmp_path):

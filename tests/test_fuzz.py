@@ -7,6 +7,7 @@ import pytest
 from fuzz import TABLES, TARGETS, fuzz
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", TARGETS)
 def test_random_input_gives_a_result_or_one_sentence(
     name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch

@@ -285,6 +285,7 @@ def peak_of(command: list[str], folder: Path) -> int:
     return int(found.stdout)
 
 
+@pytest.mark.launch
 def test_a_cell_of_50_mb_is_trained_on_in_bounded_memory(world: World) -> None:
     (world.here / "a.csv").write_text(GOOD + f"{'x ' * 25_000_000},positive\n")
     flags = f"--num_train_epochs 1 --model {world.bert} --data a.csv --output_dir out".split()
@@ -292,6 +293,7 @@ def test_a_cell_of_50_mb_is_trained_on_in_bounded_memory(world: World) -> None:
     assert (world.here / "out" / "report.json").stat().st_size < 1_000_000
 
 
+@pytest.mark.launch
 def test_images_that_unpack_to_much_are_decoded_one_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(png(6_000, 6_000, rows=6_000))  # 110 KB that unpack to 108 MB
     code = (

@@ -225,6 +225,7 @@ def test_a_compiled_model_learns_and_saves_what_the_plain_one_does(request, tmp_
     assert compiled.test["log_loss"].value == pytest.approx(plain.test["log_loss"].value, abs=1e-5)
 
 
+@pytest.mark.launch
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
 def test_the_compiler_of_torch_compiles_a_recipe(image):
     torch._dynamo.reset()

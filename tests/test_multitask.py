@@ -562,6 +562,7 @@ def start(processes: int, *flags: str) -> None:
     assert found.returncode == 0, found.stderr[-3000:]
 
 
+@pytest.mark.launch
 def test_two_processes_end_as_one(still_bert, reviews_csv, pairs_csv, tmp_path):
     """With tasks that take turns inside an update, and their conflicts projected away over both processes."""
     common = ["--model", still_bert, "--tasks", f"mood={reviews_csv}", f"pairs={pairs_csv}", "--optim", "sgd"]

@@ -132,11 +132,13 @@ def trains_and_reloads(strategy: Strategy, family: str, folder: Path) -> tuple[n
     return wrapped, found
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_fits_every_family_and_reloads_in_plain_peft(family: str, tmp_path: Path) -> None:
     trains_and_reloads(LoRA(r=2), family, tmp_path)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("family", ["bert", "gpt2", "swin", "timm-efficientnet_b0"])
 def test_dora_trains_a_magnitude_for_each_target(family: str, tmp_path: Path) -> None:
     wrapped, found = trains_and_reloads(DoRA(r=2), family, tmp_path)
@@ -144,6 +146,7 @@ def test_dora_trains_a_magnitude_for_each_target(family: str, tmp_path: Path) ->
     assert len(magnitudes) == len(found.targets())
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize(("method", "options", "family", "works"), CELLS)
 def test_each_method_works_or_is_refused(method: str, options: dict, family: str, works: int, tmp_path: Path) -> None:
     strategy = PEFT(method, **options)
@@ -162,6 +165,7 @@ def test_the_matrix_has_every_method_of_peft() -> None:
     assert set(MATRIX) == {kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("method", ["PROMPT_TUNING", "PREFIX_TUNING"])
 @pytest.mark.parametrize("family", PROMPTED)
 def test_prompts_work_where_the_model_reads_them(family: str, method: str, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def untimed(folder: Path) -> dict[str, Any]:
     return report | {"history": history}
 
 
+@pytest.mark.launch
 @pytest.mark.parametrize(
     ("script", "flags"),
     [

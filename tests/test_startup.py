@@ -48,6 +48,7 @@ def run_apart(*settings: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(line.partition(" ")[2]) for line in done.stdout.splitlines() if line.startswith("SAID ")]
 
 
+@pytest.mark.launch
 def test_a_run_imports_what_it_uses_and_accounts_for_its_start(
     tiny_bert: str, reviews_csv: str, tiny_cnn: str, colour_folder: str, tmp_path: Path
 ) -> None:

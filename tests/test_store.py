@@ -94,6 +94,7 @@ with store.lock(), store.writer() as writer:
 """
 
 
+@pytest.mark.launch
 def test_after_a_kill_the_next_writer_goes_on_and_nothing_half_done_is_seen(tmp_path):
     for _ in range(3):
         child = subprocess.Popen([sys.executable, "-c", SLOW, str(tmp_path)], stdout=subprocess.PIPE)
