@@ -29,8 +29,8 @@ def test_predict_hands_its_flags_over(predicted: list[Any], tmp_path: Path) -> N
     output.write_text("kept")
     cli.hftl(["predict", "run", "--data=new.csv", "--output", str(output), "--overwrite"])
     assert predicted == [
-        (("run", "-", str(output)), {"batch_size": 8, "text": "review"}),
-        (("run", "new.csv", str(output)), {}),
+        (("run", "-", str(output), {"text": "review"}), {"batch_size": 8}),
+        (("run", "new.csv", str(output), {}), {}),
     ]
 
 

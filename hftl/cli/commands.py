@@ -53,7 +53,8 @@ def predict(words: list[str]) -> None:
         raise UserError(f"{output} exists; pass --overwrite to replace it, or another --output.")
     with imports():
         from hftl.results.predict import predict_file
-    predict_file(folder, chosen.pop("data"), str(output), **chosen)
+    columns = {role: name for role in ("text", "text_pair", "tokens", "image") if (name := chosen.pop(role, None))}
+    predict_file(folder, chosen.pop("data"), str(output), columns, **chosen)
 
 
 def push(words: list[str]) -> None:

@@ -47,10 +47,10 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
     config = mapping_in(folder / "config.json", name)
     refuse_unlabelled(str(name), folder)
     try:
-        task, labels = task_of_architecture(str(name), config), labels_of(config)
+        task = task_of(str(name), config)
+        labels = task.labels_of(config)
     except (ValueError, TypeError, AttributeError, LookupError) as failure:
         raise UserError(f"{name} holds a config.json without labels ({failure}). Pass another folder.") from failure
-    labels.problem_type = task.problem_type or labels.problem_type
     where = Source(str(folder), trust_remote_code=trust_remote_code)
     if not adapter.is_file():
         built = task.build(where, labels)
@@ -139,25 +139,10 @@ def refuse_unlabelled(name: str, folder: Path) -> None:
         raise UserError(f"{name} holds a pre-trained encoder, which predicts no label. Pass it to {script} as --model.")
 
 
-def task_of_architecture(name: str, config: dict[str, Any]) -> Task:
-    """The task whose auto class makes the architecture that a config names."""
-    architecture = (config.get("architectures") or ["none"])[0]
-    if "architectures" not in config and "architecture" in config:  # timm's own form
-        architecture = "TimmWrapperForImageClassification"
+def task_of(name: str, config: dict[str, Any]) -> Task:
+    """The task that a saved config belongs to."""
     for task in Task.known().values():
-        if architecture.endswith(task.auto.removeprefix("AutoModel")):
+        if task.reads(config):
             return task()
-    raise UserError(
-        f"{name} holds a {architecture}, which belongs to no task of hftl's. Pass the folder of a finished run."
-    )
-
-
-def labels_of(config: dict[str, Any]) -> Labels:
-    """Label names and kind of problem from a saved config."""
-    problem = config.get("problem_type") or "single_label_classification"
-    if problem == "regression":
-        return Labels(problem, [])
-    if names := config.get("label_names"):
-        return Labels(problem, list(names))
-    id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    return Labels(problem, [name for _, name in sorted(id2label.items(), key=lambda pair: int(pair[0]))])
+    found = (config.get("architectures") or ["none"])[0]
+    raise UserError(f"{name} holds a {found}, which belongs to no task of hftl's. Pass the folder of a finished run.")

@@ -115,7 +115,7 @@ def mistakes(run: Run, most: int = 12) -> list[dict[str, Any]]:
 
 
 def answer(run: Run, number: int) -> Any:
-    """What the model says of one row of test, as the task's `answers` gives it."""
+    """What the model says of one row of test, as the task's `unbatch` gives it."""
     trainer = run.trainer
     batch = trainer.data_collator(run.rows["test"].__getitems__([number]))
     inputs = {
@@ -124,7 +124,7 @@ def answer(run: Run, number: int) -> Any:
     trainer.model.eval()
     with torch.inference_mode():
         logits = trainer.model(**inputs)["logits"]
-    return next(iter(run.task.answers(logits.float().cpu().numpy(), batch)))
+    return next(iter(run.task.unbatch(logits.float().cpu().numpy(), batch)))
 
 
 def described(run: Run) -> dict[str, Any]:

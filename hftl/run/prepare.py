@@ -6,7 +6,7 @@ Knows no modality and no file format; what is measured after training is in `hft
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -180,7 +180,7 @@ def make_trainer(
         strategy=strategy,
         streams=streams,
         anatomy=anatomy(pretrained.model, pretrained.fresh),
-        item_losses=class_weighted(recipe.class_weights, splits),
+        item_losses=task.item_losses(splits.labels, splits.train, recipe.class_weights),
         cache=kept(recipe, rows, collate, args),
         max_tokens=recipe.max_tokens_per_batch,
         longest=getattr(pretrained.processor, "model_max_length", None),  # encoding train has set it
@@ -287,24 +287,3 @@ def length_checks(rows: Rows, processor: Any) -> list[Check]:
     if rows.lengths is None:
         return []
     return [length_check(rows.lengths, processor.model_max_length)]  # encoding train has set it
-
-
-def class_weighted(choice: str | None, splits: Splits) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
-    """Cross-entropy in which each class counts the same (King & Zeng 2001), or None for the model's own loss.
-
-    The weights have mean 1 over train, so that the learning rate keeps its meaning.
-    """
-    if choice is None:
-        return None
-    if splits.labels.problem_type != "single_label_classification":
-        raise UserError(
-            f"--class_weights {choice} needs one label a row; here the labels are a {splits.labels.problem_type}."
-        )
-    counts = np.bincount(np.asarray(splits.train["label"][:]), minlength=len(splits.labels.names))
-    weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
-
-    def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-        return each * weights.to(logits.device)[labels]
-
-    return losses

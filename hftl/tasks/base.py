@@ -9,8 +9,9 @@ import functools
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +23,6 @@ from hftl.data import Check, Labels, Role
 from hftl.data.types import PROBLEM_TYPES
 from hftl.errors import UserError
 from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
-from hftl.tasks.metrics.accumulator import softmax
 from hftl.tasks.origin import check_shards, pinned, resolve, revision_of
 
 
@@ -74,7 +74,18 @@ class Task:
     @classmethod
     def known(cls) -> dict[str, type[Task]]:
         _import_all()
-        return {task.name: task for task in cls.__subclasses__()}
+        return {task.name: task for task in _descendants(cls) if "name" in vars(task)}
+
+    @classmethod
+    def reads(cls, config: dict[str, Any]) -> bool:
+        """Whether a saved config is one of this task's: whether `auto` makes the architecture that it names."""
+        return (config.get("architectures") or ["none"])[0].endswith(cls.auto.removeprefix("AutoModel"))
+
+    def labels_of(self, config: dict[str, Any]) -> Labels:
+        """The labels that a saved config names."""
+        id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+        names = config.get("label_names") or [id2label[key] for key in sorted(id2label, key=int)]
+        return Labels(self.problem_type or "", list(names))
 
     def settle(self, settings: dict[str, Any], train: Any) -> None:
         """Take in `settings` and the training rows, before anything is built."""
@@ -99,6 +110,19 @@ class Task:
         """What metrics need of a model's outputs, a row each; encoder-decoders also return hidden states."""
         return logits[0] if isinstance(logits, tuple) else logits
 
+    def item_losses(
+        self, labels: Labels, train: Any, class_weights: str | None
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+        """`(logits, labels) -> losses` of shape (items,) to train on; None for the model's own loss.
+
+        Raises:
+            UserError: `class_weights` where a row has no class or several.
+        """
+        if class_weights is not None:
+            kind = labels.problem_type
+            raise UserError(f"--class_weights {class_weights} needs one label a row; here the labels are a {kind}.")
+        return None
+
     def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
         """The trained model as the folder holds it, and those of its weights that go there; None for all."""
         return model, weights
@@ -116,9 +140,25 @@ class Task:
             raise UserError(f"The strategy reads {view} rows, which {self.name} has none of. Pass another --strategy.")
         return self.encode(rows, processor, **options), self.collate(processor)
 
-    def answers(self, logits: np.ndarray, batch: dict[str, torch.Tensor]) -> Iterable[np.ndarray]:
+    def unbatch(self, logits: np.ndarray, batch: dict[str, torch.Tensor]) -> Iterable[np.ndarray]:
         """What the model says of each row of a batch: here (n, classes); arrays of their own where rows differ."""
         return logits
+
+    def answers(
+        self, outputs: list[np.ndarray], rows: list[dict[str, Any]], labels: Labels
+    ) -> Iterable[dict[str, Any]]:
+        """What a person gets who calls a loaded model: a prediction for each row.
+
+        Args:
+            outputs: of each row, as `unbatch` gives it.
+            rows: input roles, undecoded.
+        """
+        raise NotImplementedError
+
+    def cells(self, answer: dict[str, Any], output: Path, number: int) -> dict[str, Any]:
+        """What an answer fills of a line of the csv `output`; what fits no cell is saved beside it, by row number."""
+        label = answer["label"]
+        return {"prediction": "|".join(label) if isinstance(label, list) else label}
 
     def usage_of(self, model: nn.Module) -> dict[str, str]:
         """`usage` of a model that `build` has made; `only` where no other library than hftl reads it."""
@@ -147,10 +187,6 @@ class Task:
         labelled = ((encoded, "labels"), (rows, "label"))
         return next((of[column][:] for of, column in labelled if column in of.column_names), None)
 
-    def fitted(self, answer: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-        """A prediction in the measures of the row that it is of, as a person gets it."""
-        return answer
-
     def examples(self, n: int) -> list[dict[str, Any]]:
         """Rows of input roles, of growing length where rows have one: what two forms of a model are compared on."""
         raise NotImplementedError
@@ -160,7 +196,7 @@ class Task:
         raise NotImplementedError
 
     def show_wrong(self, row: dict[str, Any], answer: Callable[[], Any]) -> dict[str, str]:
-        """As `show`, of a row that the model got wrong; `answer()` is what `answers` gives of it."""
+        """As `show`, of a row that the model got wrong; `answer()` is what `unbatch` gives of it."""
         return self.show(row)
 
 
@@ -171,6 +207,12 @@ def _import_all() -> None:
         package = importlib.import_module(f"hftl.tasks.{modality}")
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
+
+
+def _descendants(cls: type[Task]) -> Iterator[type[Task]]:
+    for child in cls.__subclasses__():
+        yield child
+        yield from _descendants(child)
 
 
 def generator() -> np.random.Generator:
@@ -252,12 +294,3 @@ def label_settings(labels: Labels) -> dict[str, Any]:
         "label2id": {name: index for index, name in enumerate(labels.names)},
         "problem_type": labels.problem_type if labels.problem_type in PROBLEM_TYPES else None,
     }
-
-
-def softmax_or_sigmoid(logits: np.ndarray, problem_type: str) -> np.ndarray:
-    """Probabilities of shape (n, classes) from logits; regression values pass through as (n, 1)."""
-    if problem_type == "regression":
-        return logits.reshape(len(logits), -1)
-    if problem_type == "multi_label_classification":
-        return 1 / (1 + np.exp(-logits.astype(np.float64)))
-    return softmax(logits)

@@ -27,17 +27,17 @@ from hftl.tasks.augment.image import RandAugment
 from hftl.tasks.base import (
     Pretrained,
     Source,
-    Task,
     generator,
     label_settings,
     load_pretrained,
     load_processor,
     some,
 )
+from hftl.tasks.classification import Classification
 from hftl.tasks.origin import revision_of
 
 
-class ImageClassification(Task):
+class ImageClassification(Classification):
     """A label for an image, by any `AutoModelForImageClassification`, timm's models included."""
 
     name: ClassVar[str] = "image-classification"
@@ -55,6 +55,10 @@ class ImageClassification(Task):
         "image": Role("image", ("image", "img", "images", "file_name", "path")),
         "label": Role("label", ("label", "labels", "fine_label", "target", "class", "category")),
     }
+
+    @classmethod
+    def reads(cls, config: dict[str, Any]) -> bool:
+        return super().reads(config) or ("architectures" not in config and "architecture" in config)  # timm's own form
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
         if source.model.startswith("timm:"):

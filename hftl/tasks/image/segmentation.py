@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
@@ -140,16 +141,28 @@ class ImageSegmentation(Task):
         logits = logits[0] if isinstance(logits, tuple) else logits
         return torch.stack([confusion(one, true) for one, true in zip(logits, labels, strict=True)])
 
-    def answers(self, logits: np.ndarray, batch: dict[str, torch.Tensor]) -> np.ndarray:
+    def unbatch(self, logits: np.ndarray, batch: dict[str, torch.Tensor]) -> np.ndarray:
         """The class id of each pixel at the size that the model reads: (n, height, width) uint8."""
         size = batch["pixel_values"].shape[-2:]
         each = [enlarged(torch.from_numpy(one[None]), size)[0].argmax(0) for one in logits]
         return torch.stack(each).numpy().astype(np.uint8)
 
-    def fitted(self, answer: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-        """The mask as an image of the size of the row's own, a pixel's value the id of its class."""
-        mask = painted(answer["mask"]).resize(open_image(row["image"]).size, Image.Resampling.NEAREST)
-        return answer | {"mask": mask}
+    def answers(
+        self, outputs: list[np.ndarray], rows: list[dict[str, Any]], labels: Labels
+    ) -> Iterator[dict[str, Any]]:
+        """`mask`, an image of the size of the row's whose pixels are ids of classes, and the `shares` of each class."""
+        for ids, row in zip(outputs, rows, strict=True):
+            mask = painted(ids).resize(open_image(row["image"]).size, Image.Resampling.NEAREST)
+            counts = np.bincount(ids.ravel(), minlength=len(labels.names))
+            yield {"mask": mask, "shares": dict(zip(labels.names, (counts / ids.size).tolist(), strict=True))}
+
+    def cells(self, answer: dict[str, Any], output: Path, number: int) -> dict[str, Any]:
+        """`prediction`, a png in the folder `OUTPUT_masks` beside it, then `share_<label>` of each label."""
+        file = output.with_name(f"{output.stem}_masks") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        answer["mask"].save(file)
+        shares = {f"share_{name}": f"{share:.6f}" for name, share in answer["shares"].items()}
+        return {"prediction": f"{file.parent.name}/{file.name}"} | shares
 
     def changed(self, options: dict[str, Any]) -> str:
         return self.reading.changed(options)

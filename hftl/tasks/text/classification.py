@@ -17,7 +17,8 @@ from hftl.data import Labels, Role
 from hftl.errors import UserError
 from hftl.tasks.augment import Augmentation, augmentation_of, told
 from hftl.tasks.augment.text import changed
-from hftl.tasks.base import Pretrained, Source, Task, generator, load_pretrained, load_processor, some
+from hftl.tasks.base import Pretrained, Source, generator, load_pretrained, load_processor, some
+from hftl.tasks.classification import Classification
 
 LABELS = ("label", "labels", "target", "class", "category", "sentiment", "intent", "score", "coarse_label")
 LONGEST = 512
@@ -28,7 +29,7 @@ SHOWN = 10_000
 """Characters of a text that a report may hold."""
 
 
-class TextClassification(Task):
+class TextClassification(Classification):
     """A label for a text or for a pair of texts, by any `AutoModelForSequenceClassification`."""
 
     name: ClassVar[str] = "text-classification"

@@ -102,10 +102,14 @@ class TokenClassification(Task):
 
         return batch
 
-    def answers(self, logits: np.ndarray, batch: dict[str, torch.Tensor]) -> list[np.ndarray]:
+    def unbatch(self, logits: np.ndarray, batch: dict[str, torch.Tensor]) -> list[np.ndarray]:
         """The logits of each row's words, (words, tags); words past the longest input are not there."""
         first = batch["labels"].cpu().numpy() != IGNORED
         return [row[kept] for row, kept in zip(logits, first, strict=True)]
+
+    def answers(self, outputs: list[np.ndarray], rows: list[dict[str, Any]], labels: Labels) -> list[dict[str, Any]]:
+        """`label`: the tag of each word, fewer than words where the text was cut."""
+        return [{"label": [labels.names[i] for i in one.argmax(axis=1)]} for one in outputs]
 
     def examples(self, n: int) -> list[dict[str, Any]]:
         words = ("Ada went from London to Paris and wrote to the Royal Society " * n).split()

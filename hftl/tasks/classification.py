@@ -1,0 +1,67 @@
+"""Classify or rate a row as a whole: what the outputs of a model mean for one class, for several, or for a number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hftl.data import Labels
+from hftl.data.types import MULTI, REGRESSION, SINGLE
+from hftl.tasks.base import Task
+from hftl.tasks.metrics.accumulator import softmax
+
+
+class Classification(Task):
+    """One class for each row, or several, or a number: the three that a model `...ForSequenceClassification` knows."""
+
+    def item_losses(
+        self, labels: Labels, train: Any, class_weights: str | None
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+        """Cross-entropy in which each class counts the same (King & Zeng 2001), or None for the model's own loss.
+
+        The weights have mean 1 over train, so that the learning rate keeps its meaning.
+        """
+        if class_weights is None or labels.problem_type != SINGLE:
+            return super().item_losses(labels, train, class_weights)
+        counts = np.bincount(np.asarray(train["label"][:]), minlength=len(labels.names))
+        weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
+
+        def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+            return each * weights.to(logits.device)[labels]
+
+        return losses
+
+    def labels_of(self, config: dict[str, Any]) -> Labels:
+        problem = config.get("problem_type") or SINGLE
+        if problem == REGRESSION:
+            return Labels(problem, [])
+        return replace(super().labels_of(config), problem_type=problem)
+
+    def answers(self, outputs: list[np.ndarray], rows: list[dict[str, Any]], labels: Labels) -> list[dict[str, Any]]:
+        """`label`, `score` and `scores` by name of each row; of several labels those at 0.5 or above; or a `value`."""
+        logits = np.asarray(outputs)
+        if labels.problem_type == REGRESSION:
+            return [{"value": float(value)} for value in logits.reshape(len(rows), -1)[:, 0]]
+        several = labels.problem_type == MULTI
+        made: list[dict[str, Any]] = []
+        for row in 1 / (1 + np.exp(-logits.astype(np.float64))) if several else softmax(logits):
+            scores = dict(zip(labels.names, map(float, row), strict=True))
+            if several:
+                made.append({"label": [name for name, score in scores.items() if score >= 0.5], "scores": scores})
+            else:
+                best = max(scores, key=scores.__getitem__)
+                made.append({"label": best, "score": scores[best], "scores": scores})
+        return made
+
+    def cells(self, answer: dict[str, Any], output: Path, number: int) -> dict[str, Any]:
+        """`prediction`, then `score_<label>` of each label."""
+        if "value" in answer:
+            return {"prediction": answer["value"]}
+        scores = {f"score_{name}": f"{score:.6f}" for name, score in answer["scores"].items()}
+        return super().cells(answer, output, number) | scores
