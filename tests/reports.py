@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from hftl.results.report.report import Report
-from hftl.tasks.metrics.classification import Score
+from hftl.tasks.metrics.bootstrap import Score
 from hftl.tasks.text.classification import TextClassification
 
 TREC = ["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]

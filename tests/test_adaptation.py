@@ -20,6 +20,7 @@ from hftl.results.report.report import Report
 from hftl.results.report.table import render
 from hftl.run import prepare as run
 from hftl.run.adaptation import told
+from hftl.tasks.metrics.classification import SingleLabel
 from hftl.tasks.text.classification import TextClassification
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -187,7 +188,7 @@ def test_what_is_saved_is_the_task_model_alone(adapted):
 @pytest.mark.parametrize("select", ["source", "entropy", "snd", "dev", "oracle"])
 def test_the_criterion_that_is_named_chooses(select):
     watched = type("W", (), {})()
-    watched.headline, watched.select, watched.oracle = "accuracy", select, object()
+    watched.metric, watched.select, watched.oracle = SingleLabel(["a", "b"]), select, object()
     watched.distance, watched.points, watched._rows = {}, {}, {}
     names = ("accuracy", "entropy", "snd", "iwv", "dev", "oracle")
     values = [(0.9, 0.5, 0.1, 3, 2, 0.4), (0.8, 0.4, 0.3, 2, 3, 0.6), (0.8, 0.6, 0.2, 1, 1, 0.5)]
@@ -195,7 +196,7 @@ def test_the_criterion_that_is_named_chooses(select):
         {"step": i, "epoch": i} | {f"eval_{name}": value for name, value in zip(names, row, strict=True)}
         for i, row in enumerate(values)
     ]
-    found = told(watched, history, lower=False)
+    found = told(watched, history)
     assert found["chosen"]["step"] == {"source": 0, "entropy": 1, "snd": 1, "dev": 2, "oracle": 1}[select]
     assert found["oracle"]["step"] == 1
 

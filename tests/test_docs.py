@@ -21,7 +21,7 @@ from hftl.cli.commands import FLAGS
 from hftl.results.report.card import markdown
 from hftl.results.report.report import Report
 from hftl.strategies import Strategy
-from hftl.tasks.metrics.classification import Score
+from hftl.tasks.metrics.bootstrap import Score
 from hftl.tasks.text.classification import TextClassification
 
 ROOT = Path(__file__).parents[1]

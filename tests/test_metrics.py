@@ -11,9 +11,12 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
+from hftl.data import Labels
 from hftl.errors import UserError
 from hftl.tasks.metrics import classification as metrics
-from hftl.tasks.metrics.classification import extra_metric, metric_for
+from hftl.tasks.metrics.classification import MultiLabel, Regression, SingleLabel
+from hftl.tasks.metrics.extra import extra_metric
+from hftl.tasks.text.classification import TextClassification
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 
@@ -30,7 +33,7 @@ def classified(n: int = 500, classes: int = 6, seed: int = 0) -> tuple[np.ndarra
 
 
 def single(logits: np.ndarray, labels: np.ndarray, batch: int | None = None) -> metrics.Accumulator:
-    metric = metric_for("single_label_classification", NAMES[: logits.shape[1]])
+    metric = SingleLabel(NAMES[: logits.shape[1]])
     for start in range(0, len(labels), batch or len(labels)):
         metric.update(logits[start : start + (batch or len(labels))], labels[start : start + (batch or len(labels))])
     return metric
@@ -66,7 +69,7 @@ def test_multi_label_metrics_equal_scikit_learn_in_every_batch_split(batch):
     random = np.random.default_rng(3)
     labels = (random.random((300, 4)) < [0.1, 0.3, 0.5, 0.8]).astype(np.float32)
     logits = np.round(random.normal(size=(300, 4)) + 2 * labels - 1, 1)  # rounded: scores tie
-    metric = metric_for("multi_label_classification", list("abcd"))
+    metric = MultiLabel(list("abcd"))
     for start in range(0, 300, batch):
         metric.update(logits[start : start + batch], labels[start : start + batch])
     truths, predicted = labels.astype(int), (logits > 0).astype(int)
@@ -88,7 +91,7 @@ def test_regression_metrics_equal_scipy_in_every_batch_split(batch):
     random = np.random.default_rng(4)
     labels = np.round(random.normal(size=200) * 3 + 100, 0)  # rounded: ranks tie
     outputs = labels + random.normal(size=200) * 2
-    metric = metric_for("regression")
+    metric = Regression()
     for start in range(0, 200, batch):
         metric.update(outputs[start : start + batch, None], labels[start : start + batch])
     assert metric.values() == pytest.approx(
@@ -112,7 +115,7 @@ def test_the_interval_of_accuracy_is_the_binomial_one():
 def test_the_interval_of_pearson_is_fishers():
     random = np.random.default_rng(5)
     labels = random.normal(size=1000)
-    metric = metric_for("regression")
+    metric = Regression()
     metric.update(labels + random.normal(size=1000), labels)
     score = metric.compute()["pearson"]
     low, high = np.tanh(np.arctanh(score.value) + np.array([-1.96, 1.96]) / math.sqrt(997))
@@ -140,7 +143,7 @@ def test_resampling_by_weights_equals_resampling_the_examples(problem):
         labels, logits = labels + random.normal(size=150), logits[:, 0]
 
     def at(rows):
-        metric = metric_for(problem, NAMES[:3])
+        metric = TextClassification().metric(Labels(problem, NAMES[:3]))
         metric.update(logits[rows], labels[rows])
         return metric
 
@@ -163,9 +166,9 @@ def test_equal_inputs_give_equal_intervals_in_every_batch_split():
 
 
 def test_every_value_is_reported_under_its_name():
-    for problem, names in (("single_label_classification", NAMES), ("single_label_classification", NAMES[:2])):
-        assert list(single(*classified(classes=len(names))).values()) == metric_for(problem, names).reported
-    many = metric_for("single_label_classification", [str(index) for index in range(21)])
+    for names in (NAMES, NAMES[:2]):
+        assert list(single(*classified(classes=len(names))).values()) == SingleLabel(names).reported
+    many = SingleLabel([str(index) for index in range(21)])
     assert "f1_3" not in many.reported
 
 
@@ -217,11 +220,11 @@ def test_labels_of_minus_100_are_dropped_also_within_sequences():
     logits, labels = classified(60)
     padded = labels.reshape(6, 10).copy()
     padded[:, 8:] = -100
-    metric = metric_for("single_label_classification", NAMES)
+    metric = SingleLabel(NAMES)
     metric.update(logits.reshape(6, 10, 6), padded)
     kept = padded.reshape(-1) != -100
     assert metric.compute() == single(logits[kept], labels[kept]).compute()
-    several = metric_for("multi_label_classification", ["a", "b"])
+    several = MultiLabel(["a", "b"])
     several.update(np.array([[1.0, -1], [1, 1]]), np.array([[1, 0], [-100, -100]]))
     assert several.compute()["exact_match"].n == 1
 
@@ -260,7 +263,7 @@ def test_past_the_cap_multi_label_metrics_are_those_of_a_random_sample(monkeypat
     logits = np.where(np.arange(2000) < 1000, 3.0, -3.0)[:, None] * np.ones((1, 2))  # sorted, so a prefix would differ
     scores = []
     for batch in (2000, 77):
-        metric = metric_for("multi_label_classification", ["a", "b"])
+        metric = MultiLabel(["a", "b"])
         for start in range(0, 2000, batch):
             metric.update(logits[start : start + batch], labels[start : start + batch])
         scores.append(metric.compute()["exact_match"])
@@ -284,7 +287,7 @@ def test_sure_predictions_are_still_ranked_apart():
 
 
 def test_labels_without_positives_do_not_count_in_average_precision():
-    metric = metric_for("multi_label_classification", ["a", "b"])
+    metric = MultiLabel(["a", "b"])
     metric.update(np.array([[1.0, 5], [2, 1], [0, 0]]), np.array([[1, 0], [0, 0], [1, 0]]))
     assert metric.values()["average_precision"] == pytest.approx((1 / 2 + 2 / 3) / 2)
     metric.reset()
@@ -295,7 +298,7 @@ def test_labels_without_positives_do_not_count_in_average_precision():
 
 @pytest.mark.parametrize(("outputs", "labels"), [([1.0], [2.0]), ([0.3, 0.3, 0.3], [1, 2, 3]), ([1, 2, 3], [5, 5, 5])])
 def test_a_correlation_that_is_undefined_is_zero(outputs, labels):
-    metric = metric_for("regression")
+    metric = Regression()
     metric.update(np.array(outputs), np.array(labels))
     found = metric.compute()
     assert found["pearson"].value == found["spearman"].value == 0
@@ -303,7 +306,7 @@ def test_a_correlation_that_is_undefined_is_zero(outputs, labels):
 
 
 def test_minus_100_is_a_number_in_a_regression():
-    metric = metric_for("regression")
+    metric = Regression()
     metric.update(np.array([-100.0, 0.0]), np.array([-100.0, 0.0]))
     assert metric.values() == pytest.approx({"pearson": 1, "spearman": 1, "mse": 0, "mae": 0})
 
@@ -314,10 +317,10 @@ def test_mistakes_are_the_surest_first_and_bear_the_rows_number():
     found = metric.mistakes(5)
     assert [row[:3] for row in found] == [(1, "bee", "ant"), (3, "bee", "ant")]
     assert found[0][3] == pytest.approx(softmax(logits)[1, 0])
-    several = metric_for("multi_label_classification", ["a", "b", "c"])
+    several = MultiLabel(["a", "b", "c"])
     several.update(np.array([[4.0, 1, -9], [-2, 3, -1]]), np.array([[1, 0, 0], [0, 1, 0]]))
     assert several.mistakes(5) == [(0, "a", "a, b", pytest.approx(1 / (1 + math.exp(-1))))]
-    number = metric_for("regression")
+    number = Regression()
     number.update(np.array([1.0, 5, 2]), np.array([1.5, 1, 2]))
     assert number.mistakes(1) == [(1, "1", "5", 4.0)]
 
@@ -328,7 +331,7 @@ def test_outputs_that_are_not_finite_are_refused(problem, bad):
     logits = np.array([[bad, 0.0]])[:, : 1 if problem == "regression" else 2]
     labels = np.array([[1, 0]]) if problem.startswith("multi") else np.array([1])
     with pytest.raises(UserError, match="outputs are not finite: lower --learning_rate"):
-        metric_for(problem, ["a", "b"]).update(logits, labels)
+        TextClassification().metric(Labels(problem, ["a", "b"])).update(logits, labels)
 
 
 @pytest.mark.parametrize(
@@ -344,17 +347,12 @@ def test_outputs_that_are_not_finite_are_refused(problem, bad):
 )
 def test_labels_that_do_not_fit_are_refused_with_a_sentence(problem, logits, labels, words):
     with pytest.raises(UserError, match=words):
-        metric_for(problem, ["a", "b"]).update(logits, labels)
+        TextClassification().metric(Labels(problem, ["a", "b"])).update(logits, labels)
 
 
 def test_nothing_to_score_is_said():
     with pytest.raises(UserError, match="at least one labelled example"):
-        metric_for("regression").compute()
-
-
-def test_a_misspelt_problem_type_is_answered_with_the_right_one():
-    with pytest.raises(UserError, match="Did you mean 'regression'"):
-        metric_for("regresion")
+        Regression().compute()
 
 
 def test_intervals_on_ten_thousand_examples_do_not_keep_anyone_waiting():
@@ -386,7 +384,7 @@ def share_of_hits(tmp_path):
 
 def test_an_evaluate_metric_in_a_local_folder_is_fed_batch_by_batch(share_of_hits):
     logits, labels = classified(40)
-    extra = extra_metric(share_of_hits)
+    extra = extra_metric(share_of_hits, SingleLabel.decided)
     for _ in range(2):  # the second evaluation starts anew
         for start in range(0, 40, 16):
             extra.update(logits[start : start + 16], np.where(labels == 0, -100, labels)[start : start + 16])
@@ -399,7 +397,7 @@ def test_an_evaluate_metric_in_a_local_folder_is_fed_batch_by_batch(share_of_hit
 def test_an_evaluate_metric_that_returns_no_number_is_said(share_of_hits):
     script = Path(share_of_hits, "hits.py")
     script.write_text(script.read_text().replace("{'hits': ", "{'hits': [1, 2] or "))
-    extra = extra_metric(share_of_hits)
+    extra = extra_metric(share_of_hits, SingleLabel.decided)
     extra.update(*classified(4))
     with pytest.raises(UserError, match="Expected numbers from the metric 'hits'"):
         extra.compute()
@@ -407,4 +405,4 @@ def test_an_evaluate_metric_that_returns_no_number_is_said(share_of_hits):
 
 def test_an_evaluate_metric_that_cannot_be_loaded_is_said(tmp_path):
     with pytest.raises(UserError, match="pass the path of a local metric folder"):
-        extra_metric(str(tmp_path / "nowhere"))
+        extra_metric(str(tmp_path / "nowhere"), SingleLabel.decided)

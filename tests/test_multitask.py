@@ -30,7 +30,8 @@ from hftl.studies.together import outcome as multitask_outcome
 from hftl.studies.together import prepare as multitask_run
 from hftl.studies.together.alone import verdict
 from hftl.tasks.metrics import bootstrap
-from hftl.tasks.metrics.classification import Score, metric_for
+from hftl.tasks.metrics.bootstrap import Score
+from hftl.tasks.metrics.classification import SingleLabel
 from hftl.train.mixing import Plan, TaskBatches, proportions
 from hftl.train.pcgrad import Surgery, projected
 from hftl.train.sampling import LengthGrouped
@@ -486,7 +487,7 @@ def test_a_difference_is_paired():
     """Two models that err on the same rows differ by nothing, for sure; on different rows the interval is wide."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 200)
-    first, same, other = (metric_for("single_label_classification", ["a", "b"]) for _ in range(3))
+    first, same, other = (SingleLabel(["a", "b"]) for _ in range(3))
     wrong = np.arange(200) < 40
     for metric, errs in ((first, wrong), (same, wrong), (other, wrong[::-1])):
         metric.update(np.eye(2)[np.where(errs, 1 - labels, labels)], labels)

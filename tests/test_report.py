@@ -23,7 +23,7 @@ from hftl.results.report.table import own_commands, render
 from hftl.results.report.verdict import limits, verdict
 from hftl.results.report.write import write
 from hftl.tasks.image.classification import ImageClassification
-from hftl.tasks.metrics.classification import Score
+from hftl.tasks.metrics.bootstrap import Score
 
 TOKEN = "hf_" + "aB3dE6gH9" * 3
 

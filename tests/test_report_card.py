@@ -19,7 +19,7 @@ from reports import HOSTILE, classification, hostile, regression, scores
 from hftl.results.report.card import markdown, metadata
 from hftl.results.report.report import Report
 from hftl.tasks.image.classification import ImageClassification
-from hftl.tasks.metrics.classification import Score
+from hftl.tasks.metrics.bootstrap import Score
 
 
 def card_of(report: Report) -> str:

@@ -5,7 +5,7 @@ Labels of the target serve one purpose, to be measured and shown apart: no crite
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,12 @@ from hftl.errors import UserError
 from hftl.models.head import Reads, output_layer
 from hftl.tasks.metrics import criteria as domains
 from hftl.tasks.metrics.accumulator import Accumulator, softmax
-from hftl.tasks.metrics.classification import metric_for
+from hftl.tasks.metrics.classification import SingleLabel
 from hftl.train.streams import Stream
 from hftl.train.trainer import Trainer
 
 MOST = 300
 """Rows of each domain that a look reads: enough for a distance to 0.1, and little beside an epoch."""
-SINGLE = "single_label_classification"
 
 
 @dataclass
@@ -34,7 +33,7 @@ class Domains:
         labels: of these rows.
         target: rows of the target that train without labels.
         oracle: labelled rows of the target, or None.
-        problem_type, names: of the labels.
+        metric: of the task.
         select: what chooses the checkpoint, "source", one of CRITERIA, or "oracle".
         batch: rows a step.
 
@@ -47,21 +46,18 @@ class Domains:
     labels: np.ndarray
     target: Stream
     oracle: Any
-    problem_type: str
-    names: Sequence[str]
+    metric: Accumulator
     select: str = "source"
     batch: int = 64
     seed: int = 42
     distance: dict[str, float] = field(default_factory=dict)
     points: dict[str, dict[str, list]] = field(default_factory=dict)
-    headline: str = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.select in domains.CRITERIA and self.problem_type != SINGLE:
+        if self.select in domains.CRITERIA and not isinstance(self.metric, SingleLabel):
             raise UserError(f"--select {self.select} needs one label a row; pass --select source.")
         if self.select == "oracle" and self.oracle is None:
             raise UserError("--select oracle reads labels of the target. Pass --target_test with labelled rows.")
-        self.headline = self._metric().headline
         rng = np.random.default_rng(self.seed)
         self._rows = {
             name: np.sort(rng.permutation(len(stream.rows))[:MOST])
@@ -72,7 +68,7 @@ class Domains:
     def criteria(self, trainer: Trainer) -> dict[str, float]:
         """Every criterion of the model as it is now, by name; "oracle" is the headline metric on the target."""
         found: dict[str, float] = {}
-        if self.problem_type == SINGLE:
+        if isinstance(self.metric, SingleLabel):
             features, logits = self.look(trainer, "source")
             others, guesses = self.look(trainer, "target")
             labels, guessed = self.labels[self._rows["source"]], softmax(guesses)
@@ -83,11 +79,11 @@ class Domains:
                 found["iwv"] = domains.importance_weighted(losses, weights)
                 found["dev"] = domains.deep_embedded(losses, weights)
         if self.oracle is not None:
-            metric = self._metric()
             numbers = np.arange(len(self.oracle))
             logits = self._run(trainer, Stream(self.oracle, self.source.collate), numbers)[1]
-            metric.update(logits, np.asarray(self.oracle.labels))
-            found["oracle"] = metric.values()[self.headline]
+            self.metric.reset()
+            self.metric.update(logits, np.asarray(self.oracle.labels))
+            found["oracle"] = self.metric.values()[self.metric.headline]
         return found
 
     def note(self, trainer: Trainer, moment: str) -> None:
@@ -100,9 +96,6 @@ class Domains:
     def look(self, trainer: Trainer, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Features (rows, width) and logits (rows, classes) of the rows of a domain that are watched."""
         return self._run(trainer, self.source if name == "source" else self.target, self._rows[name])
-
-    def _metric(self) -> Accumulator:
-        return metric_for(self.problem_type, self.names)
 
     def _run(self, trainer: Trainer, stream: Stream, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         model, read = trainer.model, plain_of(stream.rows)
@@ -131,22 +124,21 @@ def plain_of(rows: Any) -> Callable[[list[int]], list[Any]]:
     return getattr(rows, "plain", rows.__getitems__)
 
 
-def told(watched: Domains, history: list[dict[str, Any]], lower: bool) -> dict[str, Any]:
+def told(watched: Domains, history: list[dict[str, Any]]) -> dict[str, Any]:
     """What the report says: each evaluation with every criterion, the one chosen, and what labels would have chosen.
 
     Args:
         history: `TrainerState.log_history`.
-        lower: whether less of the headline metric is better.
     """
-    names = (*domains.CRITERIA, "oracle")
+    names, headline = (*domains.CRITERIA, "oracle"), watched.metric.headline
     rows = {
-        row["step"]: {"step": row["step"], "epoch": row.get("epoch"), "source": row[f"eval_{watched.headline}"]}
+        row["step"]: {"step": row["step"], "epoch": row.get("epoch"), "source": row[f"eval_{headline}"]}
         | {name: row[f"eval_{name}"] for name in names if f"eval_{name}" in row}
         for row in reversed(history)  # the chosen model is evaluated again at the end: the first of a step stays
         if any(f"eval_{name}" in row for name in names)
     }
     shown = sorted(rows.values(), key=lambda row: row["step"])
-    greater = {"source": not lower, "oracle": not lower} | domains.CRITERIA
+    greater = dict.fromkeys(("source", "oracle"), headline not in watched.metric.lower) | domains.CRITERIA
     chosen = best(shown, watched.select, greater[watched.select])
     return {
         "select": watched.select,

@@ -14,7 +14,6 @@ from hftl.errors import UserError, suggest
 from hftl.run.scorer import Scorer
 from hftl.strategies import Strategy
 from hftl.tasks.metrics.criteria import CRITERIA
-from hftl.tasks.metrics.names import LOWER_IS_BETTER
 from hftl.train import devices, kernels
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def selection(
         if args.metric_for_best_model is not None:
             raise UserError("--select and --metric_for_best_model both choose the checkpoint. Leave out one of them.")
         args.metric_for_best_model = f"eval_{select}"
-        args.greater_is_better = CRITERIA.get(select, scorer.headline not in LOWER_IS_BETTER)
+        args.greater_is_better = CRITERIA.get(select, scorer.headline not in scorer.lower)
         return _kept_at_evaluations(args)
     metric = (args.metric_for_best_model or scorer.headline).removeprefix("eval_")
     if metric not in [*scorer.names, "loss"] and not scorer.extra:
@@ -143,7 +142,7 @@ def selection(
         )
     args.metric_for_best_model = f"eval_{metric}"
     if args.greater_is_better is None or metric in scorer.metric.reported:
-        args.greater_is_better = metric not in LOWER_IS_BETTER
+        args.greater_is_better = metric not in scorer.lower
     return _kept_at_evaluations(args)
 
 

@@ -19,14 +19,13 @@ from hftl.models import classical
 from hftl.models.feature_model import Decision, FeatureModel, Taps
 from hftl.models.head import output_layer
 from hftl.run import outcome
-from hftl.tasks.metrics.names import LOWER_IS_BETTER
 from hftl.train.cache.cache import Cache, Work, digest
 from hftl.train.cache.store import NoRoom
 
 if TYPE_CHECKING:
     from hftl.results.report.report import Report
     from hftl.run.prepare import Run
-    from hftl.tasks.metrics.classification import Score
+    from hftl.tasks.metrics.bootstrap import Score
 
 SPLITS = ("train", "valid", "test")
 OTHER_HEAD = "What is new in the head of this model is not one linear layer with a bias."
@@ -219,7 +218,7 @@ def _try(run: Run, features: Features, kind: str, names: list[str], value: float
     labels = np.asarray(run.rows["train"].labels)
     decision = classical.fit(kind, value, features.joined("train", names), labels, problem, classes)
     found = _scores(run, decision, features.joined("valid", names), "valid")[run.scorer.headline].value
-    score = -found if run.scorer.headline in LOWER_IS_BETTER else found
+    score = -found if run.scorer.headline in run.scorer.lower else found
     return Try(kind, names, value, decision, score, _said(run, kind, names, value))
 
 

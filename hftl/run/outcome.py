@@ -19,7 +19,7 @@ import torch
 from hftl.results.report.report import Report
 from hftl.run.adaptation import told
 from hftl.settings import spec
-from hftl.tasks.metrics.classification import Score
+from hftl.tasks.metrics.bootstrap import Score
 from hftl.tasks.metrics.names import LOWER_IS_BETTER
 from hftl.train.trainer import Trainer
 
@@ -44,14 +44,13 @@ def measure(run: Run, score: Callable[[Run, str], dict[str, Score]] | None = Non
     apart = by_domain(run) if run.recipe.domain is not None else {}
     test = score(run, "test")
     metric = run.scorer.metric  # holds test now
-    lower = metric.headline in LOWER_IS_BETTER
     return Report(
         **about,
         valid=valid,
         test=test,
         target=target,
         domains=apart,
-        adaptation={} if run.domains is None else told(run.domains, run.trainer.state.log_history, lower),
+        adaptation={} if run.domains is None else told(run.domains, run.trainer.state.log_history),
         headline=metric.headline,
         confusion=metric.confusion(),
         calibration=metric.calibration(),

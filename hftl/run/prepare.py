@@ -212,10 +212,11 @@ def domains_of(
             raise UserError(f"--select {recipe.select} looks at the target. Pass --unlabelled with rows of it.")
         return None
     valid = Stream(rows["valid"], task.collate(processor))
-    kind, names = splits.labels.problem_type, splits.labels.names
     batch = recipe.training.get("per_device_eval_batch_size", 64)
     labels = np.asarray(rows["valid"].labels)
-    return Domains(valid, labels, target, rows.get("target"), kind, names, recipe.select, batch, recipe.seed)
+    return Domains(
+        valid, labels, target, rows.get("target"), task.metric(splits.labels), recipe.select, batch, recipe.seed
+    )
 
 
 def streams_of(recipe: RecipeSettings, task: Task, splits: Splits, processor: Any) -> dict[str, Stream]:

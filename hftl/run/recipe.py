@@ -68,7 +68,7 @@ class Recipe(RecipeSettings):
         if args.process_index == 0:
             run.print_checks(splits, rows, pretrained.processor)
         arguments.suit_machine(self, args, pretrained.model, task.decoded)
-        scorer = run.Scorer(splits.labels, self.metrics)
+        scorer = run.Scorer(task.metric(splits.labels), self.metrics)
         streams = run.streams_of(self, task, splits, pretrained.processor)
         domains = run.domains_of(self, task, splits, pretrained.processor, rows, streams.get("unlabelled"))
         trainer = run.make_trainer(self, args, task, splits, pretrained, rows, scorer, streams, domains)

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
-from hftl.data import Labels
-from hftl.tasks.metrics.classification import extra_metric, metric_for
+from hftl.tasks.metrics.accumulator import Accumulator
+from hftl.tasks.metrics.extra import extra_metric
+from hftl.tasks.metrics.names import LOWER_IS_BETTER
 
 
 class Scorer:
-    """The base Trainer's `compute_metrics`, fed batch by batch; then `metric` holds the split."""
+    """The base Trainer's `compute_metrics`, fed batch by batch; then `metric` holds the split.
 
-    def __init__(self, labels: Labels, extra: list[str]) -> None:
-        self.metric = metric_for(labels.problem_type, labels.names)
-        self.extra = [extra_metric(name, labels.problem_type) for name in extra]
-        self.headline = self.metric.headline
-        self.names = list(self.metric.reported)
+    Args:
+        metric: as `Task.metric` gives it.
+        extra: metrics of the `evaluate` library, by name or folder.
+    """
+
+    def __init__(self, metric: Accumulator, extra: Sequence[str] = ()) -> None:
+        self.metric = metric
+        self.extra = [extra_metric(name, metric.decided) for name in extra]
+        self.headline = metric.headline
+        self.names = list(metric.reported)
+        self.lower = metric.lower | LOWER_IS_BETTER
         self.own_names: list[str] = []
         self._finished = True
 

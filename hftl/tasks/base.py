@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from hftl.data.types import PROBLEM_TYPES
 from hftl.errors import UserError
 from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
 from hftl.tasks.origin import check_shards, pinned, resolve, revision_of
+
+if TYPE_CHECKING:
+    from hftl.tasks.metrics.accumulator import Accumulator
 
 
 @dataclass
@@ -67,7 +70,7 @@ class Task:
     settings: ClassVar[tuple[str, ...]] = ()
     """Settings of a Recipe that `settle` takes."""
     problem_type: ClassVar[str | None] = None
-    """What `hftl.tasks.metrics.classification.metric_for` measures where the labels do not tell; None where they do."""
+    """How labels are read, where the labels themselves do not tell; None where they do."""
     decoded: ClassVar[bool] = False
     """Whether reading an encoded row does work that is worth keeping, such as decoding an image."""
 
@@ -104,6 +107,10 @@ class Task:
 
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         """Return a function that makes one batch of encoded rows."""
+        raise NotImplementedError
+
+    def metric(self, labels: Labels) -> Accumulator:
+        """An empty accumulator for these labels: it says the headline, what n counts, and of what less is better."""
         raise NotImplementedError
 
     def outputs(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,8 @@ import torch
 from hftl.data import Labels
 from hftl.data.types import MULTI, REGRESSION, SINGLE
 from hftl.tasks.base import Task
-from hftl.tasks.metrics.accumulator import softmax
+from hftl.tasks.metrics.accumulator import Accumulator, softmax
+from hftl.tasks.metrics.classification import MultiLabel, Regression, SingleLabel
 
 
 class Classification(Task):
@@ -36,6 +37,10 @@ class Classification(Task):
             return each * weights.to(logits.device)[labels]
 
         return losses
+
+    def metric(self, labels: Labels) -> Accumulator:
+        kinds: dict[str, type[Accumulator]] = {SINGLE: SingleLabel, MULTI: MultiLabel, REGRESSION: Regression}
+        return kinds[labels.problem_type](labels.names)
 
     def labels_of(self, config: dict[str, Any]) -> Labels:
         problem = config.get("problem_type") or SINGLE

@@ -22,7 +22,7 @@ from hftl.tasks.metrics.segments import colour
 
 if TYPE_CHECKING:
     from hftl.results.report.report import Report
-    from hftl.tasks.metrics.classification import Score
+    from hftl.tasks.metrics.bootstrap import Score
 
 SHOWN_CLASSES = 20
 """A confusion matrix with more classes is shown as its largest confusions."""

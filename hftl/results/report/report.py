@@ -21,7 +21,7 @@ from hftl.results.report.plain import plain
 
 if TYPE_CHECKING:
     from hftl.data import Check
-    from hftl.tasks.metrics.classification import Score
+    from hftl.tasks.metrics.bootstrap import Score
 
 PLACES = ("model", "folder", "data", "checks", "settings", "tasks", "adaptation")
 """Fields that may name a path of the machine; examples from the data are left as they are."""
@@ -163,7 +163,7 @@ def _number(value: float | None) -> float:
 
 
 def _score(values: Mapping[str, Any]) -> Score:
-    from hftl.tasks.metrics.classification import Score
+    from hftl.tasks.metrics.bootstrap import Score
 
     value, low, high = (_number(values[key]) for key in ("value", "low", "high"))
     return Score(value, low, high, values["n"])

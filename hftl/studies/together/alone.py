@@ -17,13 +17,14 @@ from hftl.results.report import wording
 from hftl.run import outcome
 from hftl.run import prepare as single
 from hftl.run.arguments import suit_machine, training_arguments
+from hftl.run.scorer import Scorer
 from hftl.tasks.metrics import bootstrap
-from hftl.tasks.metrics.classification import Score
+from hftl.tasks.metrics.bootstrap import Score
 
 if TYPE_CHECKING:
     from hftl.run.recipe import Recipe
     from hftl.studies.together.prepare import MultiRun
-    from hftl.tasks.metrics.classification import Accumulator
+    from hftl.tasks.metrics.accumulator import Accumulator
 
 GAINED, LOST, SAME = "gained", "lost", "no difference"
 
@@ -57,7 +58,7 @@ def _alone(run: MultiRun, name: str, batches: int) -> tuple[Accumulator, Score]:
     transformers.set_seed(recipe.seed)
     pretrained = part.task.build(single.source_of(recipe), part.splits.labels)
     suit_machine(recipe, args, pretrained.model, part.task.decoded)
-    scorer = outcome.Scorer(part.splits.labels, [])
+    scorer = Scorer(part.task.metric(part.splits.labels))
     trainer = single.make_trainer(recipe, args, part.task, part.splits, pretrained, rows, scorer)
     own = single.Run(recipe, part.folder, part.task, part.splits, pretrained, rows, scorer, trainer, part.clock)
     own.train()

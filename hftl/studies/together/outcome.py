@@ -19,7 +19,7 @@ from hftl.run import outcome
 from hftl.run import prepare as single
 from hftl.settings import spec
 from hftl.strategies import per_task as task_adapters
-from hftl.tasks.metrics.classification import Score
+from hftl.tasks.metrics.bootstrap import Score
 from hftl.train.several import MEAN
 
 if TYPE_CHECKING:

@@ -21,16 +21,17 @@ from hftl.models.anatomy import anatomy, render_rates
 from hftl.models.shared import MultiTaskModel
 from hftl.paths import expanded
 from hftl.results.folder import CHECKPOINTS, OutputFolder
-from hftl.run import outcome
 from hftl.run import prepare as single
 from hftl.run.arguments import early_stopping, selection, suit_machine, training_arguments
 from hftl.run.prepare import Run
 from hftl.run.recipe import Recipe
+from hftl.run.scorer import Scorer
 from hftl.settings.fields import own_settings
 from hftl.settings.spec import spell
 from hftl.settings.values import from_words
 from hftl.strategies import Strategy
 from hftl.strategies import per_task as task_adapters
+from hftl.tasks.metrics.names import LOWER_IS_BETTER
 from hftl.train.several import MEAN, Collate, MixedRows, MultiTaskTrainer, TaskRows
 from hftl.train.startup import Clock
 
@@ -44,6 +45,7 @@ class Means:
     tasks: dict[str, Any]
     headline = MEAN
     extra = ()
+    lower = LOWER_IS_BETTER
 
     @property
     def names(self) -> list[str]:
@@ -145,7 +147,7 @@ def _piece(name: str, recipe: Recipe, args: transformers.TrainingArguments, cloc
         print(f"{name}: {splits.source}")
         single.print_checks(splits, rows, pretrained.processor)
     given = {split: TaskRows(part, name) for split, part in rows.items()}
-    scorer = outcome.Scorer(splits.labels, [])
+    scorer = Scorer(task.metric(splits.labels))
     return {"task": task, "splits": splits, "pretrained": pretrained, "rows": given, "scorer": scorer}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from hftl.tasks.image.classification import ImageClassification, content, open_i
 from hftl.tasks.image.views import MAE, SimCLR, SimMIM, hidden_cells, patch_mask, two_views
 from hftl.tasks.origin import resolve
 from hftl.tasks.over import Pretext
+
+if TYPE_CHECKING:
+    from hftl.tasks.metrics.accumulator import Accumulator
 
 METHODS: dict[str, type[Pretext]] = {"simmim": SimMIM, "mae": MAE, "simclr": SimCLR}
 SHARES = {"simmim": 0.6, "mae": 0.75, "simclr": 0.0}
@@ -154,6 +157,11 @@ class MaskedImage(Task):
         seed = None if train else _seed(np.ascontiguousarray(torch.as_tensor(pixels).numpy()).tobytes())
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         return torch.where(patch_mask(self.side, self.unit, self.share, generator), 0, -100).tolist()
+
+    def metric(self, labels: Labels) -> Accumulator:
+        from hftl.tasks.metrics.pretext import Pretext as Losses
+
+        return Losses()
 
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         return stack

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
 import numpy as np
@@ -25,6 +25,9 @@ from hftl.tasks.image.classification import ImageClassification, bare_timm, chan
 from hftl.tasks.image.dense import IGNORED, LinearSegmenter, enlarged, segmenter_of
 from hftl.tasks.metrics.segments import WHITE, colour
 from hftl.tasks.origin import resolve
+
+if TYPE_CHECKING:
+    from hftl.tasks.metrics.accumulator import Accumulator
 
 SHOWN = 160
 """Pixels of the longer side of a picture in the report."""
@@ -132,6 +135,11 @@ class ImageSegmentation(Task):
     def labels(self, encoded: Any, rows: datasets.Dataset, processor: Any) -> Any:
         size = size_of(processor)
         return Read(rows.select_columns(["label"]), lambda row: self._ids(row["label"], size))
+
+    def metric(self, labels: Labels) -> Accumulator:
+        from hftl.tasks.metrics.segments import Segments
+
+        return Segments(labels.names)
 
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         return stack

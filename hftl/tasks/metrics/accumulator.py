@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -10,12 +11,23 @@ from hftl.errors import UserError
 from hftl.tasks.metrics.bootstrap import Score, Statistic
 
 IGNORED = -100  # torch's `ignore_index`
+Decide = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Accumulator:
-    """What all problem types share: rows come in batches, only small columns of them are kept."""
+    """Rows come in batches, of which only small columns are kept; `names` are the classes, index = id.
 
-    headline: str
+    Attributes:
+        headline: the metric that a run is chosen and judged by.
+        unit: what the n of a score counts.
+        lower: metrics of which less is better.
+        decided: (outputs, labels) -> predictions and labels as metrics of `evaluate` take them: one answer a row.
+    """
+
+    headline: ClassVar[str]
+    unit: ClassVar[str] = "row"
+    lower: ClassVar[frozenset[str]] = frozenset()
+    decided: ClassVar[Any] = None  # a static method of those that have it
 
     def __init__(self, names: Sequence[str] = ()) -> None:
         self.names = list(names)

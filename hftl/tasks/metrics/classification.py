@@ -6,21 +6,14 @@ Only small columns of each batch are kept, never all logits. Values and 95 % int
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from hftl.errors import UserError, suggest
+from hftl.errors import UserError
 from hftl.tasks.metrics import bootstrap, calibration
 from hftl.tasks.metrics.accumulator import IGNORED, Accumulator, finite, narrow, shapes
-from hftl.tasks.metrics.bootstrap import Score, Statistic, Values
-from hftl.tasks.metrics.entities import Entities
-from hftl.tasks.metrics.extra import Extra, extra_metric
-from hftl.tasks.metrics.pretext import MaskedTokens, Pretext
-from hftl.tasks.metrics.segments import Segments
-
-__all__ = ["Accumulator", "Extra", "MultiLabel", "Regression", "Score", "SingleLabel", "extra_metric", "metric_for"]
+from hftl.tasks.metrics.bootstrap import Statistic, Values
 
 RANKING_CAP = 20_000_000  # scores (examples x classes) kept for the ranking metrics: 80 MB of float32
 LISTED_CLASSES = 20  # per-class F1 is listed up to here
@@ -36,6 +29,12 @@ class SingleLabel(Accumulator):
     """
 
     headline = "accuracy"
+    lower = frozenset({"ece", "log_loss"})
+
+    @staticmethod
+    def decided(outputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        kept = labels != IGNORED
+        return outputs.argmax(axis=-1)[kept], labels[kept]
 
     def reset(self) -> None:
         super().reset()
@@ -149,6 +148,11 @@ class MultiLabel(Accumulator):
 
     headline = "average_precision"
 
+    @staticmethod
+    def decided(outputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        kept = (labels != IGNORED).all(axis=1)
+        return (outputs > 0).astype(np.int64)[kept], labels[kept]
+
     def reset(self) -> None:
         super().reset()
         self._generator = bootstrap.generator()
@@ -228,6 +232,11 @@ class Regression(Accumulator):
     """
 
     headline = "pearson"
+    lower = frozenset({"mse", "mae"})
+
+    @staticmethod
+    def decided(outputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return outputs.reshape(len(labels)), labels
 
     @property
     def reported(self) -> list[str]:
@@ -266,20 +275,3 @@ def _largest(values: np.ndarray, most: int) -> list[int]:
     """Indices of the largest values above 0, largest first; ties in order."""
     order = np.argsort(-values, kind="stable")[:most]
     return [int(i) for i in order if values[i] > 0]
-
-
-def metric_for(problem_type: str, names: Sequence[str] = ()) -> Accumulator:
-    """Return an empty accumulator for a problem type of transformers or a task; `names` are the classes, index = id."""
-    kinds: dict[str, type[Accumulator]] = {
-        "single_label_classification": SingleLabel,
-        "multi_label_classification": MultiLabel,
-        "regression": Regression,
-        "masked_tokens": MaskedTokens,
-        "pretext": Pretext,
-        "token_classification": Entities,
-        "image_segmentation": Segments,
-    }
-    if problem_type not in kinds:
-        hint = suggest(problem_type, kinds)
-        raise UserError(f"Expected a problem type out of {', '.join(kinds)}; {problem_type!r} came.{hint}")
-    return kinds[problem_type](names)

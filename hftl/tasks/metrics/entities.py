@@ -47,6 +47,7 @@ class Entities(Accumulator):
     """
 
     headline = "f1_entity"
+    unit = "sentence"
 
     def __init__(self, names: Sequence[str] = ()) -> None:
         self.types = sorted({kind for name in names for _, _, kind in spans([name])})

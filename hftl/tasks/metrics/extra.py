@@ -7,29 +7,21 @@ from typing import Any
 import numpy as np
 
 from hftl.errors import UserError
-from hftl.tasks.metrics.accumulator import IGNORED
-
-PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")
+from hftl.tasks.metrics.accumulator import Decide
 
 
 class Extra:
     """A metric of the `evaluate` library beside the built-in ones; see `extra_metric`."""
 
-    def __init__(self, module: Any, problem_type: str) -> None:
-        self._module, self._problem_type = module, problem_type
+    def __init__(self, module: Any, decided: Decide) -> None:
+        self._module, self._decided = module, decided
         self._last: dict[str, float] | None = None
 
     def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        """Add a batch: predictions are class ids, 0/1 rows or numbers, as the problem type has it."""
-        logits, labels = np.asarray(logits), np.asarray(labels)
-        if self._problem_type == "single_label_classification":
-            predictions, kept = logits.argmax(axis=-1), labels != IGNORED
-        elif self._problem_type == "multi_label_classification":
-            predictions, kept = (logits > 0).astype(np.int64), (labels != IGNORED).all(axis=1)
-        else:
-            predictions, kept = logits.reshape(len(labels)), np.ones(len(labels), dtype=bool)
+        """Add a batch: predictions are class ids, 0/1 rows or numbers, as `Accumulator.decided` gives them."""
+        predictions, references = self._decided(np.asarray(logits), np.asarray(labels))
         self._last = None
-        self._module.add_batch(predictions=predictions[kept], references=labels[kept])
+        self._module.add_batch(predictions=predictions, references=references)
 
     def compute(self) -> dict[str, float]:
         """Return what the metric returns, without interval; the next batch starts anew.
@@ -47,17 +39,20 @@ class Extra:
         return self._last
 
 
-def extra_metric(name: str, problem_type: str = "single_label_classification") -> Extra:
+def extra_metric(name: str, decided: Decide | None) -> Extra:
     """Load an `evaluate` metric by its Hub name or from a local folder; this runs the metric's own Python script.
+
+    Args:
+        decided: of the task's own metric, `Accumulator.decided`.
 
     Raises UserError where it cannot be loaded, for one because there is no network, and where a row has many labels.
     """
-    if problem_type not in PROBLEMS:
+    if decided is None:
         raise UserError("--metrics scores one answer a row, and here a row has many. Leave it out.")
     import evaluate  # slow to import, and rarely wanted
 
     try:
-        return Extra(evaluate.load(name, keep_in_memory=True), problem_type)
+        return Extra(evaluate.load(name, keep_in_memory=True), decided)
     except (OSError, ImportError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a metric is called, and whether less of it is better."""
+"""What a metric is called; a metric that is not listed bears its own name."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ METRICS = {
 }
 
 LOWER_IS_BETTER = {"loss", "log_loss", "mse", "mae", "ece", "pseudo_perplexity", "pretext_loss"}
+"""By name, where no accumulator says it: the loss, metrics of `evaluate`, and report.json of earlier versions."""
 
 
 def metric_name(name: str) -> str:

@@ -21,6 +21,7 @@ class Pretext(Accumulator):
     """
 
     headline = "pretext_loss"
+    lower = frozenset({"pretext_loss"})
     columns: tuple[str, ...] = ("loss", "label")
     """What an output holds of each row; `label` is its number of items."""
 
@@ -58,6 +59,8 @@ class MaskedTokens(Pretext):
     """
 
     headline = "pseudo_perplexity"
+    unit = "masked token"
+    lower = frozenset({"pseudo_perplexity"})
     columns = ("loss", "right", "label")
 
     @property

@@ -29,6 +29,7 @@ class Segments(Accumulator):
     """
 
     headline = "mean_iou"
+    unit = "image"
 
     def reset(self) -> None:
         super().reset()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
 import torch
@@ -17,6 +17,9 @@ from hftl.tasks.base import Pretrained, Source, Task, load_pretrained
 from hftl.tasks.text.classification import TextClassification, read_part
 from hftl.tasks.text.hidden_tokens import HiddenTokens
 from hftl.tasks.text.vocabulary import extend, new_words
+
+if TYPE_CHECKING:
+    from hftl.tasks.metrics.accumulator import Accumulator
 
 _MASKING = 1  # part of the cache key of rows with fixed masks: raise it when a mask would fall elsewhere
 
@@ -122,6 +125,11 @@ class MaskedText(Task):
         return rows.map(
             numbered, batched=True, remove_columns=rows.column_names, features=features, new_fingerprint=mark
         )
+
+    def metric(self, labels: Labels) -> Accumulator:
+        from hftl.tasks.metrics.pretext import MaskedTokens
+
+        return MaskedTokens()
 
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         masking, padded = self.masking(processor), self.reading.collate(processor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import datasets
 import numpy as np
@@ -17,6 +17,9 @@ from hftl.errors import UserError
 from hftl.tasks.base import Pretrained, Source, Task, load_pretrained, load_processor
 from hftl.tasks.origin import resolve
 from hftl.tasks.text.classification import LONGEST, fingerprint, longest
+
+if TYPE_CHECKING:
+    from hftl.tasks.metrics.accumulator import Accumulator
 
 IGNORED = -100
 """The label of what is no first sub-word of a word: it enters neither loss nor metric."""
@@ -89,6 +92,11 @@ class TokenClassification(Task):
             new_fingerprint=fingerprint(rows, processor, limit, "words"),
             desc=f"Tokenising {len(rows):,} rows",
         )
+
+    def metric(self, labels: Labels) -> Accumulator:
+        from hftl.tasks.metrics.entities import Entities
+
+        return Entities(labels.names)
 
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         def batch(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
