@@ -91,7 +91,7 @@ ESTIMATORS = {
 @pytest.mark.parametrize("kind", list(ESTIMATORS))
 def test_logits_are_the_decisions_of_scikit_learn(kind, classes):
     features, labels = blobs(classes)
-    decision = classical.fit(kind, 0.5, features, labels, "single_label_classification", classes)
+    decision = classical.fit(kind, 0.5, features, labels, classes)
     estimator = ESTIMATORS[kind]()
     if kind == "rbf_svm" and classes > 2:
         estimator = sklearn.multiclass.OneVsRestClassifier(estimator)
@@ -106,7 +106,7 @@ def test_logits_are_the_decisions_of_scikit_learn(kind, classes):
 def test_several_labels_a_row_are_learned_one_against_the_rest(kind):
     features, classes = blobs(4)
     labels = np.stack([classes % 2, classes // 2], axis=1).astype(np.float32)
-    decision = classical.fit(kind, 0.5, features, labels, "multi_label_classification", 2)
+    decision = classical.fit(kind, 0.5, features, labels, 2)
     found = decision(torch.from_numpy(features)).numpy()
     for i in range(2):
         pipeline = make_pipeline(StandardScaler(), ESTIMATORS[kind]()).fit(features, labels[:, i])
@@ -115,7 +115,7 @@ def test_several_labels_a_row_are_learned_one_against_the_rest(kind):
 
 def test_neighbours_vote_as_in_scikit_learn():
     features, labels = blobs(3)
-    decision = classical.fit("knn", 5, features, labels, "single_label_classification", 3)
+    decision = classical.fit("knn", 5, features, labels, 3)
     pipeline = make_pipeline(StandardScaler(), sklearn.neighbors.KNeighborsClassifier(5)).fit(features, labels)
     logits = decision(torch.from_numpy(features))
     assert (logits.argmax(dim=1).numpy() == pipeline.predict(features)).all()
@@ -126,7 +126,7 @@ def test_neighbours_vote_as_in_scikit_learn():
 def test_numbers_are_learned_by_a_ridge():
     features, classes = blobs(4)
     labels = (classes * 2.5 - 1).astype(np.float32)
-    decision = classical.fit("logistic", 0.5, features, labels, "regression", 0)
+    decision = classical.fit("logistic", 0.5, features, labels, 0)
     pipeline = make_pipeline(StandardScaler(), sklearn.linear_model.Ridge(alpha=2.0)).fit(features, labels)
     found = decision(torch.from_numpy(features)).numpy()
     np.testing.assert_allclose(found[:, 0], pipeline.predict(features), atol=1e-5)
@@ -135,18 +135,14 @@ def test_numbers_are_learned_by_a_ridge():
 def test_a_class_that_train_lacks_is_never_predicted():
     features, labels = blobs(2)
     for kind in KINDS:
-        logits = classical.fit(kind, 1, features, 2 * labels, "single_label_classification", 3)(
-            torch.from_numpy(features)
-        )
+        logits = classical.fit(kind, 1, features, 2 * labels, 3)(torch.from_numpy(features))
         assert 1 not in logits.argmax(dim=1).tolist(), kind
 
 
 def test_a_feature_that_never_changes_does_no_harm():
     features, labels = blobs(2)
     features[:, 0] = 3.0
-    logits = classical.fit("logistic", 1, features, labels, "single_label_classification", 2)(
-        torch.from_numpy(features)
-    )
+    logits = classical.fit("logistic", 1, features, labels, 2)(torch.from_numpy(features))
     assert torch.isfinite(logits).all()
 
 
@@ -361,7 +357,7 @@ def test_auto_chooses_among_all_classifiers(run):
 def test_a_label_that_no_row_has_or_every_row_has_keeps_its_share(kind):
     features, classes = blobs(2)
     labels = np.stack([classes, np.zeros(90), np.ones(90)], axis=1).astype(np.float32)
-    logits = classical.fit(kind, 0.5, features, labels, "multi_label_classification", 3)(torch.from_numpy(features))
+    logits = classical.fit(kind, 0.5, features, labels, 3)(torch.from_numpy(features))
     np.testing.assert_allclose(logits[:, 1], -np.log(181.0), rtol=1e-5)
     np.testing.assert_allclose(logits[:, 2], np.log(181.0), rtol=1e-5)
 

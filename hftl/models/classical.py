@@ -29,42 +29,45 @@ NEVER = -1e4
 """The logit of a class that train lacks."""
 
 
-def tried_by_auto(problem: str, rows: int) -> list[str]:
-    """The classifiers that do this problem, the quickest to use first."""
-    if problem == "regression":
+def tried_by_auto(labels: np.ndarray) -> list[str]:
+    """The classifiers that take these labels, the quickest to use first."""
+    if _numbers(labels):
         return ["logistic"]
-    kinds = ["logistic", "svm", *(["rbf_svm"] if rows <= KERNEL_ROWS else [])]
-    return kinds if problem == "multi_label_classification" else [*kinds, "knn"]
+    kinds = ["logistic", "svm", *(["rbf_svm"] if len(labels) <= KERNEL_ROWS else [])]
+    return kinds if labels.ndim > 1 else [*kinds, "knn"]
 
 
-def fit(
-    classifier: str, value: float, features: np.ndarray, labels: np.ndarray, problem: str, classes: int
-) -> Decision:
+def _numbers(labels: np.ndarray) -> bool:
+    return labels.ndim == 1 and not np.issubdtype(labels.dtype, np.integer)
+
+
+def fit(classifier: str, value: float, features: np.ndarray, labels: np.ndarray, classes: int) -> Decision:
     """Fit one classifier on features of shape (rows, width), which it standardises.
 
     Args:
         value: C or k.
-        labels: (rows,) class numbers or numbers, or (rows, classes) of 0 and 1.
+        labels: (rows,) integers, a class each; (rows,) floats, a number each; or (rows, classes) of 0 and 1.
 
     Raises:
-        UserError: this classifier does not do this problem, or train has one class alone.
+        UserError: this classifier does not take such labels, or train has one class alone.
     """
-    if problem == "regression" and classifier != "logistic":
+    numbers, several = _numbers(labels), labels.ndim > 1
+    if numbers and classifier != "logistic":
         raise UserError(f"--classifier {classifier} is for classes; the labels are numbers. Leave it out for a ridge.")
-    if problem == "multi_label_classification" and classifier == "knn":
+    if several and classifier == "knn":
         raise UserError("--classifier knn takes one label a row. Pass logistic, svm or rbf_svm.")
     mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
     scale = np.maximum(deviation, FLATTEST * deviation.max()) if deviation.max() > 0 else np.ones_like(deviation)
     x = (features - mean) / scale
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a C of the grid that does not converge is not the one that valid chooses
-        if problem == "regression":
+        if numbers:
             kind, arrays = _ridge(value, x, labels)
         elif classifier == "knn":
             kind, arrays = "knn", {"support": x, "votes": np.eye(classes)[labels], "k": np.int64(min(value, len(x)))}
         elif classifier == "rbf_svm":
-            kind, arrays = _rbf(value, x, *_targets(labels, problem, classes), classes)
-        elif problem == "multi_label_classification":
+            kind, arrays = _rbf(value, x, *_targets(labels, classes), classes)
+        elif several:
             kind, arrays = _one_vs_rest(classifier, value, x, labels)
         else:
             kind, arrays = _linear(classifier, value, x, labels, classes)
@@ -133,9 +136,9 @@ def _rbf(c: float, x: np.ndarray, targets: np.ndarray, never: np.ndarray, classe
     return "rbf", {"support": x[used], "weight": weight[:, used], "bias": bias, "gamma": np.float64(gamma)}
 
 
-def _targets(labels: np.ndarray, problem: str, classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _targets(labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Columns of 0 and 1 to be told apart, one for two classes; and the logits of those that never change."""
-    if problem == "multi_label_classification":
+    if labels.ndim > 1:
         return labels, _shares(labels)
     if len(np.unique(labels)) < 2:
         raise UserError("Expected two classes in train; there is one. Pass more data.")

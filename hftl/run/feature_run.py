@@ -161,7 +161,7 @@ def choose(run: Run) -> Choice:
     names = asked(recipe, run, features.names)
     kinds = [recipe.classifier]
     if recipe.classifier == "auto":
-        kinds = classical.tried_by_auto(run.splits.labels.problem_type, len(run.rows["train"]))
+        kinds = classical.tried_by_auto(np.asarray(run.rows["train"].labels))
     tried = [_try(run, features, kind, names, value) for kind in kinds for value in classical.GRIDS[kind]]
     best = max(tried, key=lambda one: one.score)
     rest = [other for other in others(run, features.names) if other != names]
@@ -214,9 +214,8 @@ def others(run: Run, there: list[str]) -> Iterator[list[str]]:
 
 
 def _try(run: Run, features: Features, kind: str, names: list[str], value: float) -> Try:
-    problem, classes = run.splits.labels.problem_type, len(run.splits.labels.names)
-    labels = np.asarray(run.rows["train"].labels)
-    decision = classical.fit(kind, value, features.joined("train", names), labels, problem, classes)
+    labels, classes = np.asarray(run.rows["train"].labels), len(run.splits.labels.names)
+    decision = classical.fit(kind, value, features.joined("train", names), labels, classes)
     found = _scores(run, decision, features.joined("valid", names), "valid")[run.scorer.headline].value
     score = -found if run.scorer.headline in run.scorer.lower else found
     return Try(kind, names, value, decision, score, _said(run, kind, names, value))

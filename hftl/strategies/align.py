@@ -34,8 +34,8 @@ class _Aligned(Strategy):
             raise UserError(f"{type(self).__name__}(weight) takes a number of 0 or more; {self.weight} came.")
 
     def prepare(self, model: nn.Module, anatomy: Anatomy) -> nn.Module:
-        kind = getattr(getattr(model, "config", None), "problem_type", None)
-        if self.guesses and kind in ("regression", "multi_label_classification"):
+        kind = getattr(getattr(model, "config", None), "problem_type", None)  # as transformers' heads choose their loss
+        if self.guesses and kind not in (None, "single_label_classification"):
             raise UserError(f"{type(self).__name__} reads one label a row; here the labels are a {kind}. Try DANN.")
         return model
 
