@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import csv
 import io
 import os
+import random
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 CACHE = tempfile.mkdtemp(prefix="hftl-tests-")  # the suite leaves nothing in the user's own cache
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
@@ -48,6 +51,33 @@ def reviews_csv(tmp_path_factory: pytest.TempPathFactory) -> str:
 def colour_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """120 images in a folder by class: reddish and bluish noise."""
     return testing.colour_images(tmp_path_factory.mktemp("data") / "colours")
+
+
+@pytest.fixture(scope="session")
+def domains_csv(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """120 sentences about films, books and pans, with a column that says which."""
+    domains = ("film", "book", "pan")
+    texts = enumerate(testing.sentences(120, 3))
+    rows = [(f"{text} {domains[i % 3]}", label, domains[i % 3]) for i, (text, label) in texts]
+    return table(tmp_path_factory.mktemp("data") / "domains.csv", [("text", "label", "domain"), *rows])
+
+
+@pytest.fixture(scope="session")
+def pairs_csv(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """96 pairs of sentences with a number that the first one decides."""
+    rng, rows = random.Random(1), []
+    others = [text for text, _ in testing.sentences(40, 5)]
+    for text, _ in testing.sentences(96, 3):
+        words = set(text.split())
+        good, bad = len(words & set(testing.GOOD)), len(words & set(testing.BAD))
+        rows.append((text, rng.choice(others), good - bad + 0.25 * rng.random()))
+    return table(tmp_path_factory.mktemp("data") / "pairs.csv", [("sentence1", "sentence2", "score"), *rows])
+
+
+def table(path: Path, rows: list[tuple[Any, ...]]) -> str:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return str(path)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file
 
 from hftl import Recipe, testing
@@ -26,18 +25,6 @@ from hftl.tasks.text.classification import TextClassification
 RECIPES = Path(__file__).parent.parent / "recipes"
 QUICK = {"num_train_epochs": 2, "learning_rate": 2e-3, "disable_tqdm": True}
 DOMAINS = ("film", "book", "pan")
-
-
-@pytest.fixture(scope="module")
-def domains_csv(tmp_path_factory) -> str:
-    """120 sentences about films, books and pans, with a column that says which."""
-    path = tmp_path_factory.mktemp("domains") / "domains.csv"
-    rows = [
-        (f"{text} {DOMAINS[i % 3]}", label, DOMAINS[i % 3]) for i, (text, label) in enumerate(testing.sentences(120, 3))
-    ]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("text", "label", "domain"), *rows])
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -279,35 +266,6 @@ def test_images_are_adapted_with_two_views(tiny_cnn, colour_folder, tmp_path):
     report = recipe.run()
     assert report.adaptation["distance"]["after"] < 1
     assert report.target == {}
-
-
-@pytest.mark.parametrize("strategy", ["DANN", "LoRA(r=4) | CDAN", "LoRA(r=4) | UDALM"])
-def test_an_adapted_run_that_was_killed_ends_like_one_that_was_not(
-    strategy, tiny_bert, domains_csv, tmp_path, monkeypatch
-):
-    from hftl.train.trainer import Trainer
-
-    model = tiny_bert
-    if "UDALM" in strategy:  # with the head of a checkpoint, whose tensors share memory
-        model = shutil.copytree(tiny_bert, tmp_path / "masked")
-        transformers.AutoModelForMaskedLM.from_pretrained(tiny_bert).save_pretrained(model)
-    settings = {"model": str(model), "data": domains_csv, "domain": "domain", "target": "pan", "strategy": strategy}
-    Recipe(**settings, output_dir=str(tmp_path / "whole"), **QUICK).run()
-    step = Trainer.training_step
-
-    def killed(self, *args, **kwargs):
-        if self.state.global_step == 7:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            Recipe(**settings, output_dir=str(tmp_path / "cut"), **QUICK).run()
-    Recipe(**settings, output_dir=str(tmp_path / "cut"), resume=True, **QUICK).run()
-    weights = "adapter_model.safetensors" if "LoRA" in strategy else "model.safetensors"
-    whole, cut = (load_file(tmp_path / name / weights) for name in ("whole", "cut"))
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 def test_the_recipe_runs_as_a_script(tiny_bert, domains_csv, target_csv, tmp_path, monkeypatch):

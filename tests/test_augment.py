@@ -360,26 +360,6 @@ def test_a_masked_model_is_run_once_over_all_runs_and_its_versions_are_read(read
     assert sum(called) == len(rows)
 
 
-@pytest.mark.parametrize(("kind", "augment"), [("image", "RandAugment(n=1)"), ("text", "EDA")])
-def test_a_killed_augmented_run_goes_on_to_the_same_weights(kind, augment, ready):
-    class Stop(transformers.TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 9:
-                raise KeyboardInterrupt
-
-    settings = {"augment": augment, "num_train_epochs": 2, "eval_strategy": "steps", "eval_steps": 4}
-    whole = ready(kind, "whole", **settings)
-    whole.train()
-    killed = ready(kind, "killed", **settings)
-    killed.trainer.add_callback(Stop())
-    with pytest.raises(KeyboardInterrupt):
-        killed.train()
-    resumed = ready(kind, "killed", resume=True, **settings)
-    resumed.train()
-    for one, other in zip(whole.trainer.model.parameters(), resumed.trainer.model.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
 def test_augmented_rows_are_kept_in_views_alone_and_each_view_is_its_own(ready, tmp_path, monkeypatch):
     monkeypatch.setenv("HFTL_CACHE", str(tmp_path / "kept"))
     settings = {"augment": "WordDropout(p=0.4)", "strategy": "LastLayers(1)", "num_train_epochs": 4}

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
 
 from hftl import Recipe
 
@@ -115,28 +113,6 @@ def test_bfloat16_halves_what_is_kept(tiny_bert, reviews_csv, own_cache, tmp_pat
         half = len(losses(report)) // 2
         assert sum(losses(report)[-half:]) < sum(losses(report)[:half])
     assert 0.4 < sizes["bfloat16"] / sizes["float32"] < 0.7
-
-
-def test_a_killed_cached_run_goes_on_to_the_same_weights(tiny_bert, reviews_csv, own_cache, tmp_path):
-    class Stop(transformers.TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 13:
-                raise KeyboardInterrupt
-
-    settings = TEXT | {"model": tiny_bert, "data": reviews_csv, "strategy": "LastLayers(1)"}
-    whole = Recipe(output_dir=str(tmp_path / "whole"), **settings)
-    run = whole.prepare()
-    run.train()
-    killed = Recipe(output_dir=str(tmp_path / "killed"), **settings).prepare()
-    killed.trainer.add_callback(Stop())
-    with pytest.raises(KeyboardInterrupt):
-        killed.train()
-    resumed = Recipe(output_dir=str(tmp_path / "killed"), resume=True, **settings).prepare()
-    resumed.train()
-    for (name, one), other in zip(
-        run.trainer.model.named_parameters(), resumed.trainer.model.parameters(), strict=True
-    ):
-        assert torch.equal(one, other), name
 
 
 def test_decoded_images_are_read_from_disk_after_the_first_time(

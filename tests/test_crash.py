@@ -16,59 +16,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from cut_runs import ROOT, Killed, at_step, kills, same, send, stopped
 
-from hftl import MultiTaskRecipe, PretrainRecipe, Recipe
-from hftl.cli.main import main
+from hftl import Recipe
 from hftl.errors import UserError
 from hftl.results.folder import OutputFolder
 from hftl.train.resume import manifest, stopping
+from hftl.train.resume.checkpoints import sound_checkpoint
 from hftl.train.resume.resuming import rotate
 from hftl.train.trainer import Trainer
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import kills  # noqa: E402
 
 QUICK = {"num_train_epochs": 3, "learning_rate": 5e-3, "per_device_train_batch_size": 8, "disable_tqdm": True}
 QUICK["save_total_limit"] = 1
 EPOCH = 16
 """Steps of one over the 128 training rows."""
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it, nothing is tidied up."""
-
-
-def same(one: Path, other: Path) -> None:
-    """Weights and report are alike to the byte, but for seconds."""
-    for path in one.rglob("*.safetensors"):
-        if "checkpoints" not in path.parts:
-            assert path.read_bytes() == (other / path.relative_to(one)).read_bytes(), path.name
-    first, second = (kills._steady(json.loads((path / "report.json").read_text("utf-8"))) for path in (one, other))
-    assert first == second
-
-
-def at_step(monkeypatch, step: int, act) -> None:
-    """Do something in the middle of the step after this many."""
-    plain = Trainer.training_step
-
-    def training_step(self, *args, **kwargs):
-        found = plain(self, *args, **kwargs)
-        if self.state.global_step == step:
-            act()
-        return found
-
-    monkeypatch.setattr(Trainer, "training_step", training_step)
-
-
-def send(number: int):
-    return lambda: os.kill(os.getpid(), number)
-
-
-def stopped(recipe: Recipe, *flags: str) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(recipe, list(flags))
-    return left.value.code
 
 
 @pytest.fixture(scope="module")
@@ -121,26 +82,6 @@ def test_a_signal_after_training_stops_at_once_and_the_last_checkpoint_is_there(
     Recipe(**text, output_dir=str(folder), resume=True).run()
     assert not steps
     same(whole, folder)
-
-
-def test_every_kind_of_run_stops_and_goes_on(tiny_bert, reviews_csv, tmp_path, monkeypatch):
-    given = QUICK | {"model": tiny_bert, "num_train_epochs": 2}
-    made = {
-        "streams": lambda **more: Recipe(**given, data=reviews_csv, unlabelled=reviews_csv, strategy="DANN", **more),
-        "stages": lambda **more: Recipe(**given, data=reviews_csv, strategy="GradualUnfreeze", **more),
-        "tasks": lambda **more: MultiTaskRecipe(
-            **given, tasks=[f"a={reviews_csv}", f"b={reviews_csv}"], compare=False, **more
-        ),
-        "masks": lambda **more: PretrainRecipe(task="fill-mask", **given, data=reviews_csv, **more),
-    }
-    for name, recipe in made.items():
-        one, cut = str(tmp_path / name), str(tmp_path / f"{name}-cut")
-        recipe(output_dir=one).run()
-        with monkeypatch.context() as patch:
-            at_step(patch, 5, send(signal.SIGTERM))
-            assert stopped(recipe(output_dir=cut)) == 75
-        recipe(output_dir=cut, resume=True).run()
-        same(Path(one), Path(cut))
 
 
 def test_a_reader_of_rows_outlives_the_first_sigterm_and_another_child_does_not(monkeypatch):
@@ -277,12 +218,12 @@ def flipped(path: Path) -> None:
 @pytest.mark.parametrize("damage", [truncated, zeroed, flipped, Path.unlink])
 def test_a_torn_checkpoint_is_passed_over(name, damage, tmp_path, capsys):
     first, second = checkpoint(tmp_path, 8), checkpoint(tmp_path, 16)
-    assert OutputFolder(tmp_path).sound_checkpoint() == second
+    assert sound_checkpoint(OutputFolder(tmp_path).checkpoints) == second
     damage(second / name)
     if (name, damage) == (manifest.NAME, Path.unlink):
-        assert OutputFolder(tmp_path).sound_checkpoint() == second, "as one that plain transformers wrote"
+        assert sound_checkpoint(OutputFolder(tmp_path).checkpoints) == second, "as one that plain transformers wrote"
         return
-    assert OutputFolder(tmp_path).sound_checkpoint() == first
+    assert sound_checkpoint(OutputFolder(tmp_path).checkpoints) == first
     said = capsys.readouterr().out
     assert said.startswith("checkpoint-16 is damaged: ")
     assert said.endswith("The run goes on from checkpoint-8.\n")
@@ -294,7 +235,7 @@ def test_without_the_best_checkpoint_the_last_is_of_no_use(tmp_path):
     checkpoint(tmp_path, 16, best=8)
     flipped(best / "model.safetensors")
     with pytest.raises(UserError, match=r"the best one, checkpoint-8, is: model\.safetensors has changed"):
-        OutputFolder(tmp_path).sound_checkpoint()
+        sound_checkpoint(OutputFolder(tmp_path).checkpoints)
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_torn_one_and_ends_alike(text, whole, tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ from hub_store import OTHER, READER, WRITER, Fault
 from hftl import testing
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-pytestmark = [pytest.mark.launch, pytest.mark.xdist_group("hub")]
+pytestmark = pytest.mark.launch
 
 TRAIN = """
 from pathlib import Path

@@ -63,7 +63,6 @@ def outcomes(tasks, tmp_path_factory):
     return get
 
 
-@pytest.mark.xdist_group("laws")
 @pytest.mark.parametrize(("strategy", "task"), CASES)
 def test_a_strategy_keeps_every_law(strategy, task, outcomes):
     made = outcomes(strategy, task)
@@ -71,7 +70,6 @@ def test_a_strategy_keeps_every_law(strategy, task, outcomes):
         law(made)
 
 
-@pytest.mark.xdist_group("laws")
 def test_a_fresh_process_under_another_seed_gives_the_logits_of_every_folder(outcomes):
     folders = [outcomes(strategy, task).run.folder.path for strategy, task in CASES]
     assert len(folders) == len(CASES)

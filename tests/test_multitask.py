@@ -6,7 +6,6 @@ import copy
 import csv
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import yaml
 from safetensors.torch import load_file
 from scipy import stats
 
-from hftl import MultiTaskRecipe, Recipe, Report, load, testing
+from hftl import MultiTaskRecipe, Recipe, Report, load
 from hftl.cli.main import main
 from hftl.errors import UserError
 from hftl.models.shared import RATE, MultiTaskModel, Uncertainty
@@ -35,26 +34,10 @@ from hftl.tasks.metrics.classification import SingleLabel
 from hftl.train.mixing import Plan, TaskBatches, proportions
 from hftl.train.pcgrad import Surgery, projected
 from hftl.train.sampling import LengthGrouped
-from hftl.train.several import MultiTaskTrainer
 from hftl.train.startup import Clock
 
 SIZES = [3000, 500, 40]
 QUICK = {"learning_rate": 5e-3, "per_device_train_batch_size": 8, "disable_tqdm": True, "num_train_epochs": 2}
-
-
-@pytest.fixture(scope="module")
-def pairs_csv(tmp_path_factory):
-    """96 pairs of sentences with a number that the first one decides."""
-    rng, path = random.Random(1), tmp_path_factory.mktemp("pairs") / "pairs.csv"
-    others = [text for text, _ in testing.sentences(40, 5)]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["sentence1", "sentence2", "score"])
-        for text, _ in testing.sentences(96, 3):
-            words = set(text.split())
-            good, bad = len(words & set(testing.GOOD)), len(words & set(testing.BAD))
-            writer.writerow([text, rng.choice(others), good - bad + 0.25 * rng.random()])
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -411,33 +394,6 @@ def test_the_mean_over_tasks_selects_the_checkpoint_and_stops_early(tiny_bert, r
     for entry in report.history:
         if "eval_mean" in entry:
             assert entry["eval_mean"] == pytest.approx((entry["eval_mood_accuracy"] + entry["eval_pairs_pearson"]) / 2)
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
-def test_a_run_that_was_killed_and_resumed_ends_like_one_that_was_not(
-    tiny_bert, reviews_csv, pairs_csv, tmp_path, monkeypatch
-):
-    tasks = [f"mood={reviews_csv}", f"pairs={pairs_csv}"]
-    how = {"mixing": "annealed", "weighting": "uncertainty", "pcgrad": True, "gradient_accumulation_steps": 3}
-    settings = QUICK | how | {"model": tiny_bert, "tasks": tasks, "num_train_epochs": 3, "compare": False}
-    whole = MultiTaskRecipe(output_dir=str(tmp_path / "whole"), **settings).run()
-    step = MultiTaskTrainer.training_step
-
-    def killed(self, *args, **kwargs):
-        if self.state.global_step == 19:
-            raise Killed
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MultiTaskTrainer, "training_step", killed)
-        with pytest.raises(Killed):
-            MultiTaskRecipe(output_dir=str(tmp_path / "cut"), **settings).run()
-    cut = MultiTaskRecipe(output_dir=str(tmp_path / "cut"), resume=True, **settings).run()
-    assert cut.test == whole.test
-    assert cut.valid == whole.valid
 
 
 def test_uncertainty_and_pcgrad_change_what_is_learnt(tiny_bert, reviews_csv, pairs_csv, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.launch, pytest.mark.xdist_group("two_processes")]
+pytestmark = pytest.mark.launch
 ROOT = Path(__file__).parents[1]
 BATCH = ROOT / "accelerate_configs" / "slurm.sbatch"
 

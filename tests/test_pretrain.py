@@ -33,7 +33,6 @@ from hftl.tasks.origin import resolve
 from hftl.tasks.text.hidden_tokens import HiddenTokens
 from hftl.tasks.text.masked import MaskedText, Masking
 from hftl.tasks.text.vocabulary import extend, new_words, pieces
-from hftl.train.trainer import Trainer
 
 SPLIT = ("the", "film")  # words that the tokenizer below does not hold whole
 QUICK = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 5e-3, "disable_tqdm": True}
@@ -391,25 +390,6 @@ def test_a_label_column_is_not_read(bert, reviews_csv, tmp_path):
     assert run.splits.train.column_names == ["text"]
     assert run.splits.columns == {"text": "text"}
     assert run.splits.labels.names == []
-
-
-def test_a_run_that_was_killed_and_resumed_ends_like_one_that_was_not(bert, texts, tmp_path, monkeypatch):
-    settings = QUICK | {"task": "fill-mask", "model": bert, "data": texts}
-    PretrainRecipe(output_dir=str(tmp_path / "whole"), **settings).run()
-    train_step = Trainer.training_step
-
-    def killed(self, *args, **kwargs):
-        if self.state.global_step == 26:
-            raise KeyboardInterrupt
-        return train_step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            PretrainRecipe(output_dir=str(tmp_path / "cut"), **settings).run()
-    PretrainRecipe(output_dir=str(tmp_path / "cut"), resume=True, **settings).run()
-    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 # --- words of a new domain ---

@@ -158,45 +158,6 @@ def test_recipe_yaml_gives_the_same_numbers(text_run, tiny_bert, reviews_csv, tm
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it, nothing is tidied up."""
-
-
-def killed_at(monkeypatch, step: int, *flags: str) -> None:
-    """Launch the text recipe and let it die at the start of a step."""
-    from hftl.train.trainer import Trainer
-
-    train_step = Trainer.training_step
-
-    def killed(self, *args, **kwargs):
-        if self.state.global_step == step:
-            raise Killed
-        return train_step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "training_step", killed)
-        with pytest.raises(Killed):
-            launch("text_cls.py", *flags)
-
-
-@pytest.mark.parametrize("strategy", ["LayerDecay(0.7)", "LoRA(r=4)"])
-def test_a_run_that_was_killed_and_resumed_ends_like_one_that_was_not(
-    strategy, tiny_bert, reviews_csv, tmp_path, monkeypatch
-):
-    flags = ["--model", tiny_bert, "--data", reviews_csv, "--strategy", strategy, *QUICK]
-    launch("text_cls.py", *flags, "--output_dir", str(tmp_path / "whole"))
-
-    killed_at(monkeypatch, 21, *flags, "--output_dir", str(tmp_path / "cut"))
-    assert not (tmp_path / "cut" / "report.json").exists()
-    launch("text_cls.py", *flags, "--output_dir", str(tmp_path / "cut"), "--resume")
-    weights = "adapter_model.safetensors" if "LoRA" in strategy else "model.safetensors"
-    whole, cut = (load_file(tmp_path / name / weights) for name in ("whole", "cut"))
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
-    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("whole", "cut")]
-    for name in ("valid", "test", "forward_passes", "confusion"):
-        assert reports[0][name] == reports[1][name], name
-
-
 def test_early_stopping_ends_a_run_that_no_longer_improves(tiny_bert, reviews_csv, tmp_path):
     flags = ["--model", tiny_bert, "--data", reviews_csv, "--output_dir", str(tmp_path / "o"), *QUICK]
     launch("text_cls.py", *flags, "--num_train_epochs", "30", "--early_stopping_patience", "2")
@@ -205,16 +166,6 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(tiny_bert, reviews_cs
     assert len(scores) < 30
     best = int(np.argmax(scores))
     assert len(scores) == best + 1 + 2
-
-
-def test_the_patience_of_early_stopping_survives_a_resume(tiny_bert, reviews_csv, tmp_path, monkeypatch):
-    """At a rate that changes nothing, epoch 1 is best and a patience of 2 ends the run with epoch 3, killed or not."""
-    flags = ["--model", tiny_bert, "--data", reviews_csv, "--output_dir", str(tmp_path / "o"), *QUICK]
-    flags += ["--learning_rate", "1e-12", "--num_train_epochs", "8", "--early_stopping_patience", "2"]
-    killed_at(monkeypatch, 2 * 16 + 3, *flags)
-    launch("text_cls.py", *flags, "--resume")
-    history = json.loads((tmp_path / "o" / "report.json").read_text())["history"]
-    assert [entry["epoch"] for entry in history if "eval_accuracy" in entry] == [1, 2, 3]
 
 
 def test_bfloat16_needs_no_gpu(tiny_bert, reviews_csv, tmp_path):

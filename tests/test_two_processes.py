@@ -24,7 +24,7 @@ from test_segmentation import quarters
 import hftl
 from hftl import testing
 
-pytestmark = [pytest.mark.launch, pytest.mark.xdist_group("two_processes")]
+pytestmark = pytest.mark.launch
 ROOT = Path(__file__).parents[1]
 FSDP2 = ROOT / "accelerate_configs" / "fsdp2.yaml"
 SGD = {"optim": "sgd", "lr_scheduler_type": "constant", "warmup_steps": 0, "learning_rate": 0.3, "disable_tqdm": True}
