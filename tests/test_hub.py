@@ -451,9 +451,9 @@ def test_no_network_is_said_in_one_sentence() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    from hftl.results.hub_failures import not_read, not_sent
+    from hftl.errors import explain
 
     with pytest.raises(ConnectionError) as refused:
         socket.create_connection(("127.0.0.1", port))
-    assert "connection to the Hub failed: check the network" in not_sent("you/x", refused.value)
-    assert "the Hub cannot be reached" in not_read("you/x", None, refused.value)
+    assert "connection to the Hub failed: check the network" in explain("send", refused.value, "you/x")
+    assert "the Hub cannot be reached" in explain("read", refused.value, "you/x", revision=None)

@@ -12,11 +12,10 @@ import peft
 from torch import nn
 
 from hftl.data import Labels
-from hftl.errors import UserError
+from hftl.errors import UserError, explain
 from hftl.models.feature_model import restored
 from hftl.paths import expanded
 from hftl.results.folder import FINISHED
-from hftl.results.hub_failures import is_hubs, not_read
 from hftl.tasks.base import Source, Task
 
 NEVER_READ = ["checkpoints/*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.onnx", "*.onnx.data", "*.gguf"]
@@ -113,9 +112,9 @@ def fetched(name: str, revision: str | None) -> Path:
             )
         )
     except Exception as failure:  # the HTTP library's errors have no common base with the Hub's
-        if not is_hubs(failure):
-            raise
-        raise UserError(not_read(name, revision, failure)) from failure
+        if sentence := explain("read", failure, name, revision=revision):
+            raise UserError(sentence) from failure
+        raise
     if inside and not (copy / inside).is_dir():
         raise UserError(f"{repository} on the Hub has no folder {inside}. Check the name.")
     return copy / inside

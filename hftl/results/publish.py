@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hftl.errors import UserError
+from hftl.errors import NETWORK, UserError, causes, explain, kinds_of, status_of
 from hftl.paths import expanded
 from hftl.results import privacy
 from hftl.results.folder import REPLACED
@@ -33,6 +33,8 @@ KNOWN = (
     *("preprocessor_config.json", "processor_config.json", "sentencepiece.model", "bpe.codes"),
 )
 """Names of files that a run writes and a reader needs. No other is sent: no checkpoint, pickle or hidden file."""
+TRANSIENT = (408, 429, 500, 502, 503, 504)
+"""Answers after which the same request may succeed later."""
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between tries of what the Hub's client does not try again by itself: making a repository, the commit."""
 
@@ -81,16 +83,16 @@ def push(
     if dry_run:
         return f"Nothing was sent: --dry_run. Without it, this goes to {name}."
     check_login(f"The run is kept in {folder}. ")
-    from hftl.results.hub_failures import is_hubs
 
     message = commit_message or f"{_strategy(folder)}, trained with hftl"
     try:
         with _quiet_client():
             url = _send(parcel, name, private, revision, message)
     except Exception as failure:  # the HTTP library's errors have no common base with the Hub's
-        if not is_hubs(failure) and not isinstance(failure, ValueError | RuntimeError):  # of the card, of hf_xet
-            raise
-        raise UserError(_kept(folder, name, failure)) from failure
+        if why := explain("send", failure, name):
+            kept = f"the run is kept in {folder}, then `hftl push {folder} {name}` sends it."
+            raise UserError(f"{why}; {kept}") from failure
+        raise
     return f"Pushed to {url}"
 
 
@@ -208,24 +210,18 @@ def _again(act: Callable[[], T]) -> T:
 
     A commit whose answer was lost is not made twice: files that are there already make an empty one, which is skipped.
     """
-    from hftl.results.hub_failures import may_pass, status_of
-
     for wait in (*WAITS, None):
         try:
             return act()
         except Exception as failure:
-            if wait is None or not may_pass(failure):
+            status = next((found for one in causes(failure) if (found := status_of(one))), None)
+            lost = status is None and any(kinds_of(one) & set(NETWORK.split()) for one in causes(failure))
+            if wait is None or not (lost or status in TRANSIENT):
                 raise
-            why = status_of(failure) or "no answer"
+            why = status or "no answer"
             print(f"The Hub did not take it ({why}); again in {wait:g} s", file=sys.stderr, flush=True)
             time.sleep(wait * random.uniform(1, 1.25))
     raise AssertionError("the last try returns or raises")
-
-
-def _kept(folder: Path, name: str, failure: BaseException) -> str:
-    from hftl.results.hub_failures import not_sent
-
-    return f"{not_sent(name, failure)}; the run is kept in {folder}, then `hftl push {folder} {name}` sends it."
 
 
 @contextlib.contextmanager

@@ -21,8 +21,7 @@ from torch import nn
 
 from hftl.data import Check, Labels, Role
 from hftl.data.types import PROBLEM_TYPES
-from hftl.errors import UserError
-from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
+from hftl.errors import UserError, explained
 from hftl.tasks.origin import check_shards, pinned, resolve, revision_of
 
 if TYPE_CHECKING:
@@ -253,7 +252,7 @@ def load_pretrained(auto: Any, source: Source, labels: Labels, config: Any = Non
     auto_class = getattr(transformers, auto) if isinstance(auto, str) else auto
     revision = pinned(path, source.revision)
     common = {"revision": revision, "trust_remote_code": source.trust_remote_code}
-    try:
+    with explained("load", source.model, auto=auto_class.__name__, what="a model"):
         config = config or transformers.AutoConfig.from_pretrained(path, **common, **label_settings(labels))
         if hasattr(config, "label_names"):  # a timm config keeps the old names beside id2label, and saves these
             config.label_names = labels.names
@@ -266,14 +265,6 @@ def load_pretrained(auto: Any, source: Source, labels: Labels, config: Any = Non
             output_loading_info=True,
             **common,
         )
-    except LOAD_FAILURES as failure:
-        raise explain_load_failure(failure, source.model, auto_class.__name__) from failure
-    except RuntimeError as failure:
-        if "weights_only" not in str(failure):
-            raise
-        raise UserError(
-            f"{source.model} names a pickle file to load, which is not opened. Pass another --model."
-        ) from failure
     fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     names = {name for name, _ in model.named_parameters()}
     return model, fresh & names, revision_of(path, revision)
@@ -281,12 +272,22 @@ def load_pretrained(auto: Any, source: Source, labels: Labels, config: Any = Non
 
 def load_processor(auto: str, source: Source) -> Any:
     """Load a tokenizer or an image processor by the name of its auto class."""
-    try:
+    what = "a tokenizer" if auto == "AutoTokenizer" else "an image processor"
+    with explained("load", source.model, auto=auto, what=what):
         return getattr(transformers, auto).from_pretrained(
             resolve(source.model), revision=source.revision, trust_remote_code=source.trust_remote_code
         )
-    except LOAD_FAILURES as failure:
-        raise explain_load_failure(failure, source.model, auto) from failure
+
+
+def load_config(source: Source, labels: Labels | None = None) -> Any:
+    """The settings of a model on disk or on the Hub, with these labels where there are any."""
+    with explained("load", source.model, auto="AutoConfig", what="a model"):
+        return transformers.AutoConfig.from_pretrained(
+            resolve(source.model),
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+            **(label_settings(labels) if labels is not None else {}),
+        )
 
 
 def label_settings(labels: Labels) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import transformers
 from torch import nn
 from transformers.trainer_optimizer import is_optimizer_factory
 
-from hftl.errors import UserError
+from hftl.errors import UserError, explained
 from hftl.models.anatomy import Anatomy
 from hftl.models.anatomy import anatomy as anatomy_of
 from hftl.models.frozen import frozen_modules
@@ -31,7 +31,6 @@ from hftl.train.cache.cache import Cache
 from hftl.train.devices import shard_by_block, watched
 from hftl.train.rates import RateGroup, follow, optimizer_groups, rate_groups, scheduled, stage_share
 from hftl.train.reading import RowReader
-from hftl.train.resume.checkpoints import fitting
 from hftl.train.resume.stopping import REQUEST
 from hftl.train.streams import PARTNER, Step, Stream, beside
 
@@ -96,7 +95,7 @@ class Trainer(RowReader):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if self.beside is not None and checkpoint is not None:
-            with fitting(checkpoint):
+            with explained("resume", checkpoint):
                 self.beside.load(checkpoint)
 
     def _running(self, losses: torch.Tensor) -> dict[str, Any]:

@@ -14,11 +14,9 @@ from torch import nn
 
 from hftl.data import Labels, Role
 from hftl.errors import UserError, suggest
-from hftl.tasks.base import Pretrained, Source, Task, load_pretrained
-from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
+from hftl.tasks.base import Pretrained, Source, Task, load_config, load_pretrained
 from hftl.tasks.image.classification import ImageClassification, content, open_image, stack
 from hftl.tasks.image.views import MAE, SimCLR, SimMIM, hidden_cells, patch_mask, two_views
-from hftl.tasks.origin import resolve
 from hftl.tasks.over import Pretext
 
 if TYPE_CHECKING:
@@ -71,7 +69,7 @@ class MaskedImage(Task):
         self.share = share or 0.0
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
-        config = None if source.model.startswith("timm:") else config_of(source)
+        config = None if source.model.startswith("timm:") else load_config(source)
         method = fitting(config) if self.method == "auto" else self.method
         if method == "simclr" and self.share:
             raise UserError("--mask is for SimMIM and MAE; SimCLR hides nothing. Leave it out.")
@@ -202,16 +200,6 @@ class Hidden:
     def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
         read = self.rows.__getitems__(numbers)
         return [row | {"labels": self.hide(row["pixel_values"], self.train)} for row in read]
-
-
-def config_of(source: Source) -> Any:
-    """The settings of a model on disk or on the Hub."""
-    try:
-        return transformers.AutoConfig.from_pretrained(
-            resolve(source.model), revision=source.revision, trust_remote_code=source.trust_remote_code
-        )
-    except LOAD_FAILURES as failure:
-        raise explain_load_failure(failure, source.model, "AutoConfig") from failure
 
 
 def fitting(config: Any) -> str:

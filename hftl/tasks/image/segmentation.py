@@ -19,12 +19,10 @@ from hftl.data.masks import read_mask
 from hftl.data.types import PIXELS
 from hftl.errors import UserError
 from hftl.tasks.augment import Augmentation, augmentation_of
-from hftl.tasks.base import Pretrained, Source, Task, generator, label_settings, load_pretrained
-from hftl.tasks.failures import LOAD_FAILURES, explain_load_failure
+from hftl.tasks.base import Pretrained, Source, Task, generator, load_config, load_pretrained
 from hftl.tasks.image.classification import ImageClassification, bare_timm, changed, data_uri, open_image
 from hftl.tasks.image.dense import IGNORED, LinearSegmenter, enlarged, segmenter_of
 from hftl.tasks.metrics.segments import WHITE, colour
-from hftl.tasks.origin import resolve
 
 if TYPE_CHECKING:
     from hftl.tasks.metrics.accumulator import Accumulator
@@ -75,12 +73,12 @@ class ImageSegmentation(Task):
             made = bare_timm(source, labels, lambda config: segmenter_of(config)(config))
             made.processor = self.processor(source, made.model)
             return made
-        config = config_of(source, labels)
+        config = load_config(source, labels)
         known = type(config) in transformers.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
         config.semantic_loss_ignore_index = config.loss_ignore_index = IGNORED
         try:
             auto = self.auto if known else segmenter_of(config)
-        except LOAD_FAILURES as failure:
+        except (KeyError, ValueError, ImportError) as failure:
             raise UserError(f"{source.model} is no encoder of images. Pass another --model.") from failure
         model, fresh, revision = load_pretrained(auto, source, labels, config)
         return Pretrained(model, self.processor(source, model), fresh, revision)
@@ -214,19 +212,6 @@ class Read(Sequence):
 
     def __getitem__(self, number: Any) -> Any:
         return self.read(self.rows[int(number)])
-
-
-def config_of(source: Source, labels: Labels) -> Any:
-    """The settings of a checkpoint, with these labels."""
-    try:
-        return transformers.AutoConfig.from_pretrained(
-            resolve(source.model),
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-            **label_settings(labels),
-        )
-    except LOAD_FAILURES as failure:
-        raise explain_load_failure(failure, source.model, "AutoConfig") from failure
 
 
 def stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -1,47 +1,13 @@
-"""Find the last whole checkpoint of a run, and say of one that cannot be taken up why. Knows files, no trainer."""
+"""Find the last whole checkpoint of a run."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
-
-import torch
-from safetensors import SafetensorError
 
 from hftl.errors import UserError
 from hftl.train.resume import manifest
-
-
-@contextmanager
-def fitting(checkpoint: str | None) -> Iterator[None]:
-    """Say of a checkpoint that cannot be taken up that it is damaged, or another run's."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except AssertionError as failure:
-        if "device to be set" not in str(failure):
-            raise
-        raise UserError(
-            "Under FSDP a run whose optimizer remembers nothing, such as sgd, cannot be resumed. Pass --overwrite to "
-            "start again, with another --optim."
-        ) from failure
-    except UnpicklingError as failure:
-        raise UserError(
-            f"{checkpoint} holds a file that is damaged, or is a pickle with more than tensors in it, which is not "
-            "opened. Delete that folder to go on from the checkpoint before, or pass --overwrite to start again."
-        ) from failure
-    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as failure:
-        reason = textwrap.shorten(str(failure), 160, placeholder=" ...").rstrip(".")
-        raise UserError(
-            f"The run cannot go on from {checkpoint}: {reason}. Pass the --model, --data and --strategy that it was "
-            "started with, or --overwrite to start again."
-        ) from failure
 
 
 def last_checkpoint(folder: Path) -> Path | None:

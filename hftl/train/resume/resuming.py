@@ -17,8 +17,8 @@ import transformers
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import nested_gather
 
+from hftl.errors import explained
 from hftl.train.resume import manifest
-from hftl.train.resume.checkpoints import fitting
 from hftl.train.resume.stopping import NAMES, REQUEST, Stopped
 
 RUNNING = "running.json"
@@ -81,15 +81,15 @@ class ResumableTrainer(transformers.Trainer):
     # --- taking up -------------------------------------------------------------------------------------------------
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with fitting(resume_from_checkpoint):
+        with explained("resume", resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with fitting(checkpoint):
+        with explained("resume", checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with fitting(checkpoint):
+        with explained("resume", checkpoint):
             super()._load_rng_state(checkpoint)
 
     def _init_training_state(self, max_steps: int, steps: int, epochs: int, checkpoint: Any, trial: Any) -> Any:
@@ -134,7 +134,7 @@ class _Stopping(TrainerCallback):
         trainer._spent, trainer._since = 0.0, time.monotonic()
         self.by, self._said = "", None
         if trainer._resumed is not None and (told := Path(trainer._resumed) / RUNNING).is_file():
-            with fitting(trainer._resumed):
+            with explained("resume", trainer._resumed):
                 trainer._take_up(json.loads(told.read_text("utf-8")))
         if args.world_size > 1 and self._group is None:
             self._group = dist.new_group(backend="gloo")  # on the CPU: asking must not wait for a GPU
