@@ -44,6 +44,25 @@ NEVER = {
 """What must answer before a heavy package is loaded, or must not know it."""
 
 
+TASKS = {
+    *("text-classification", "token-classification", "image-classification", "image-segmentation"),
+    *("fill-mask", "image-feature-extraction", "problem_type", "single_label_classification", "regression"),
+    *("multi_label_classification", "token_classification", "image_segmentation", "masked_tokens", "pretext"),
+}
+"""Names of tasks and words for a kind of label."""
+WORDED = TASKS | {"PIXELS", "TAGS", "SINGLE", "MULTI", "REGRESSION", "PROBLEM_TYPES"}
+"""The same, and constants that stood for them."""
+
+NAMED = {
+    "strategies.align": "transformers' config says which loss its head has",
+    "train.cache.cache": "transformers' config again",
+    "testing": "what it makes is for one task",
+    # still to be moved into the tasks
+    **dict.fromkeys(("data", "run", "settings", "studies", "results.report"), "open"),
+}
+"""Modules and packages outside `tasks` that name a task or a kind of label -> why."""
+
+
 def name_of(path: Path) -> str:
     """hftl/tasks/base.py -> tasks.base; a package by its own name, hftl itself by an empty one."""
     return ".".join(path.relative_to(ROOT / "hftl").with_suffix("").parts).removesuffix("__init__").rstrip(".")
@@ -101,6 +120,20 @@ def test_a_package_of_others_is_imported_only_where_it_belongs(path: Path) -> No
     for place, banned in NEVER.items():
         if under(module, place):
             assert not outer & banned
+
+
+def words(path: Path) -> Iterator[str]:
+    """All names that a file uses, and all strings in it but docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        yield from (str(value) for _, value in ast.iter_fields(node) if isinstance(value, str) and id(node) not in docs)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_only_tasks_know_which_tasks_there_are(path: Path) -> None:
+    if not any(under(name_of(path), place) for place in ("tasks", *NAMED)):
+        assert not WORDED & set(words(path))
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)
