@@ -33,7 +33,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from hftl import Strategy, Trainer
-from hftl.run.prepare import strategy_of
+from hftl.run.steps import strategy_of
 from hftl.tasks.origin import resolve
 from hftl.train.streams import Stream
 

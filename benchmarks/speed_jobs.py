@@ -79,17 +79,16 @@ JOBS = {
     ),
     "features-sst2": Job(
         "sst2",
-        "features",
+        "Features(pool='mean')",
         1,
         32,
         0,
         frozen=1,
         sides=("hftl", "hftl again", "scikit-learn"),
-        flags=("--pool", "mean"),
         tests=True,
     ),
     "features-ants": Job(
-        "ants_bees", "features", 1, 32, 0, frozen=1, sides=("hftl", "hftl again", "scikit-learn"), tests=True
+        "ants_bees", "Features", 1, 32, 0, frozen=1, sides=("hftl", "hftl again", "scikit-learn"), tests=True
     ),
     "few-sst2": Job("sst2", "Full", 10, 16, 1e-4, sides=("hftl", "plain", "SetFit"), rows=32),
 }
@@ -115,12 +114,9 @@ def hftl(call: Call, *flags: str) -> list[str]:
     """A recipe of hftl's."""
     common = ["--model", call.model, "--data", str(call.data), "--seed", str(call.seed), "--output_dir", call.out]
     common += ["--disable_tqdm", *call.job.flags, *flags]
-    if call.job.strategy == "features":
-        task = "text-classification" if call.is_text else "image-classification"
-        return [sys.executable, str(ROOT / "recipes" / "features.py"), "--task", task, *common]
+    by_steps = [] if call.job.strategy.startswith("Features") else [*steps(call.job), "--early_stopping_patience", "0"]
     recipe = ROOT / "recipes" / ("text_cls.py" if call.is_text else "image_cls.py")
-    never = ["--early_stopping_patience", "0"]
-    return [sys.executable, str(recipe), "--strategy", call.job.strategy, *common, *steps(call.job), *never]
+    return [sys.executable, str(recipe), "--strategy", call.job.strategy, *common, *by_steps]
 
 
 def tuning_alone(call: Call) -> list[str]:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from hftl.results.adapters import load_adapters as load_adapters
     from hftl.results.predict import load as load
     from hftl.results.report.report import Report as Report
-    from hftl.run.features import FeatureRecipe as FeatureRecipe
     from hftl.run.pretrain import PretrainRecipe as PretrainRecipe
     from hftl.run.recipe import Recipe as Recipe
     from hftl.strategies.base import Strategy as Strategy
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from hftl.train.trainer import Trainer as Trainer
 
 _HOMES = {
-    "FeatureRecipe": "hftl.run.features",
     "MultiTaskRecipe": "hftl.studies.together.recipe",
     "PretrainRecipe": "hftl.run.pretrain",
     "Recipe": "hftl.run.recipe",
@@ -34,11 +32,17 @@ _HOMES = {
     "load_adapters": "hftl.results.adapters",
     "main": "hftl.cli.main",
 }
+_GONE = {
+    "FeatureRecipe": "Write hftl.Recipe(strategy=\"Features(classifier='svm')\").",
+}
+"""Names of earlier versions -> what to write instead."""
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _GONE:
+        raise AttributeError(f"hftl.{name} is gone. {_GONE[name]}")
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("hftl")
     if name[:1].isupper():  # a strategy; a submodule that is asked for by name needs no look at them

@@ -26,8 +26,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from hftl.results import load as hub
 from hftl.results.report.report import Report
 from hftl.run import outcome
-from hftl.run.prepare import Run, strategy_of
+from hftl.run.prepare import Run
 from hftl.run.recipe import Recipe
+from hftl.run.steps import strategy_of
 from hftl.settings import spec
 from hftl.strategies import Strategy
 

@@ -15,7 +15,7 @@ from hftl import Trainer
 from hftl.errors import UserError
 from hftl.models import alignment
 from hftl.models.head import Reads, output_layer
-from hftl.run.prepare import strategy_of
+from hftl.run.steps import strategy_of
 from hftl.tasks.metrics import criteria as domains
 from hftl.train.streams import Batches, Stream
 

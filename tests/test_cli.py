@@ -13,7 +13,6 @@ import pytest
 from hftl.cli import commands
 from hftl.cli import main as cli
 from hftl.errors import UserError
-from hftl.run.features import FeatureRecipe
 from hftl.run.recipe import Recipe
 from hftl.settings.fields import flag, named_choices, training_settings
 from hftl.settings.values import CHOICES, RANGES
@@ -238,11 +237,7 @@ def test_settings_are_those_of_the_installed_training_arguments() -> None:
 
 
 def test_every_range_and_choice_belongs_to_a_setting() -> None:
-    known = (
-        {f.name for f in (*fields(FeatureRecipe), *fields(MultiTaskRecipe))}
-        | set(training_settings())
-        | set(commands.PREDICT)
-    )
+    known = {f.name for f in fields(MultiTaskRecipe)} | set(training_settings()) | set(commands.PREDICT)
     assert set(RANGES) | set(CHOICES) | set(cli.ALIASES.values()) <= known
 
 

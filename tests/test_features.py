@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from hftl import FeatureRecipe, Recipe, load, testing
+import hftl
+from hftl import Features, Recipe, load, testing
 from hftl.cli import main as cli
 from hftl.errors import UserError
 from hftl.models import classical, feature_model
@@ -43,8 +44,9 @@ def run(pooled_bert, reviews_csv, tmp_path):
     """Runs a recipe on the tiny texts, in a folder of its own; gives the report and the folder."""
 
     def go(name: str = "run", **settings):
-        given = {"model": pooled_bert, "data": reviews_csv, "disable_tqdm": True} | settings
-        report = FeatureRecipe(output_dir=str(tmp_path / name), **given).run()
+        own = {key: settings.pop(key) for key in ("classifier", "layers", "pool") if key in settings}
+        given = {"model": pooled_bert, "data": reviews_csv, "strategy": Features(**own)} | settings
+        report = Recipe(output_dir=str(tmp_path / name), disable_tqdm=True, **given).run()
         return report, tmp_path / name
 
     return go
@@ -311,7 +313,7 @@ def test_numbers_go_the_whole_way(run, tmp_path):
 def test_a_recipe_file_of_such_a_run_is_read_back(run, pooled_bert, reviews_csv, tmp_path):
     first, folder = run(classifier="svm", pool="mean")
     places = ["--model", pooled_bert, "--data", reviews_csv, "--output_dir", str(tmp_path / "b")]
-    merged = cli.merge(FeatureRecipe(), ["--config", str(folder / "recipe.yaml"), *places])
+    merged = cli.merge(Recipe(), ["--config", str(folder / "recipe.yaml"), *places])
     assert merged.run().strategy == first.strategy
 
 
@@ -368,7 +370,7 @@ def test_a_label_that_no_row_has_or_every_row_has_keeps_its_share(kind):
 def test_a_new_pooler_makes_the_mean_the_default_and_the_head_refused(tiny_bert, run):
     report, _ = run(model=tiny_bert)
     assert "pool=mean" in report.strategy
-    assert any("--pool mean was used" in note for note in report.data["notes"])
+    assert any("pool='mean' was used" in note for note in report.data["notes"])
     assert "bert.pooler.dense is new" in " ".join(report.data["notes"])
     with pytest.raises(UserError, match="is not one linear layer"):
         run("two", model=tiny_bert, pool="head")
@@ -377,11 +379,13 @@ def test_a_new_pooler_makes_the_mean_the_default_and_the_head_refused(tiny_bert,
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"layers": "3"}, "--layers takes last, all, or a block from 1 to 2; 3 came"),
-        ({"layers": "top"}, "--layers takes last, all"),
+        ({"layers": "3"}, r"Features\(layers\) takes last, all, or a block from 1 to 2; 3 came"),
+        ({"layers": "top"}, r"Features\(layers\) takes last, all"),
         ({"layers": "all", "pool": "head"}, "pass mean or first"),
         ({"learning_rate": 1e-3}, "--learning_rate is for training by steps"),
-        ({"strategy": "LoRA"}, "--strategy is for training by steps"),
+        ({"strategy": "Features | LoRA"}, "Features trains nothing, so no strategy goes with it"),
+        ({"classifier": "tree"}, "takes logistic, svm, rbf_svm, knn or auto; 'tree' came"),
+        ({"unlabelled": "new.csv"}, "--unlabelled is for training by steps"),
         ({"num_train_epochs": 5}, "--num_train_epochs is for"),
         ({"adam_beta1": 0.5}, "--adam_beta1 is for"),
         ({"cache_gb": 0.0}, "Pass a larger --cache_gb"),
@@ -394,17 +398,25 @@ def test_what_does_not_fit_is_refused_in_one_sentence(settings, words, run, tmp_
 
 
 def test_a_first_token_of_a_map_is_refused(tiny_cnn, colour_folder, run):
-    with pytest.raises(UserError, match="--pool first does not fit"):
+    with pytest.raises(UserError, match=r"Features\(pool='first'\) does not fit"):
         run(task="image-classification", model=tiny_cnn, data=colour_folder, pool="first")
 
 
-def test_help_leaves_out_what_means_nothing(capsys):
+def test_what_a_recipe_sets_for_steps_is_no_users_mistake(pooled_bert, reviews_csv, tmp_path):
+    """Any recipe takes the strategy: what its file sets for steps goes, and what a flag sets is refused."""
+    recipe = Recipe(model=pooled_bert, data=reviews_csv, num_train_epochs=5, strategy="LoRA(r=4)")
+    words = ["--strategy", "Features('svm', layers=1)", "--output_dir", str(tmp_path / "o"), "--disable_tqdm"]
+    assert cli.merge(recipe, words).run().strategy.startswith("Features(svm, layers=1, pool=mean, C=")
+    with pytest.raises(UserError, match="--num_train_epochs is for training by steps"):
+        cli.merge(recipe, [*words, "--num_train_epochs", "2"]).run()
+
+
+def test_names_of_earlier_versions_say_what_to_write(capsys):
     with pytest.raises(SystemExit):
-        cli.main(FeatureRecipe(), ["--help"])
-    page = capsys.readouterr().out
-    assert "--classifier" in page
-    assert "--num_train_epochs" not in page
-    assert "--strategy " not in page
+        cli.main(Recipe(), ["--classifier", "svm"])
+    assert "Features(classifier='svm'" in capsys.readouterr().err
+    with pytest.raises(AttributeError, match="Features"):
+        hftl.FeatureRecipe  # noqa: B018
 
 
 def test_a_damaged_classifier_is_told_in_one_sentence(run):

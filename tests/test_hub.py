@@ -412,7 +412,14 @@ result = [max(float(numpy.abs(a - b).max()) for a, b in pairs), one.labels.names
 
 
 def test_features_and_their_classifier_come_back(hub: World) -> None:
-    flags = ["--model", "ada/tiny-bert", "--data", hub.folder / "data" / "reviews.csv", "--classifier", "knn"]
+    flags = [
+        "--model",
+        "ada/tiny-bert",
+        "--data",
+        hub.folder / "data" / "reviews.csv",
+        "--strategy",
+        "Features(classifier='knn')",
+    ]
     where = ["--output_dir", hub.run("features"), "--push_to_hub", "--hub_model_id", "ada/features"]
     said = hub.client.recipe(RECIPES / "features.py", *flags, *where, "--disable_tqdm")
     assert said.code == 0, said.err[-3000:]

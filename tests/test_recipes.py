@@ -58,11 +58,11 @@ def adapter_run(tiny_bert, reviews_csv, tmp_path_factory):
 
 
 def test_the_features_recipe_runs_as_a_script(tiny_bert, reviews_csv, tmp_path):
-    flags = ["--model", tiny_bert, "--data", reviews_csv, "--layers", "all", "--disable_tqdm"]
+    flags = ["--model", tiny_bert, "--data", reviews_csv, "--strategy", "Features(layers='all')", "--disable_tqdm"]
     launch("features.py", *flags, "--output_dir", str(tmp_path / "o"))
     assert (tmp_path / "o" / "features.safetensors").is_file()
     settings = yaml.safe_load((tmp_path / "o" / "recipe.yaml").read_text("utf-8"))
-    assert settings["layers"] == "all"
+    assert settings["strategy"] == "Features(layers='all')"
 
 
 def test_every_recipe_is_a_thin_script():

@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 from torch import nn
 
-from hftl import FeatureRecipe, MultiTaskRecipe, Recipe, Report, load
+from hftl import MultiTaskRecipe, Recipe, Report, load
 from hftl.cli.main import hftl, main
 from hftl.data import Masks
 from hftl.data import load as load_data
@@ -460,9 +460,13 @@ def test_a_setting_of_masks_is_refused_for_another_task(tiny_cnn, colour_folder,
     tasks = [f"colour={colour_folder},task=image-classification,image_size=64"]
     with pytest.raises(UserError, match="--image_size means nothing to image-classification"):
         MultiTaskRecipe(model=tiny_cnn, tasks=tasks, output_dir=str(tmp_path / "o")).run()
-    with pytest.raises(UserError, match="Use recipes/segment"):
-        FeatureRecipe(
-            task=TASK, model=tiny_cnn, data=quarters(tmp_path / "q", 20), output_dir=str(tmp_path / "p")
+    with pytest.raises(UserError, match="one vector a row, and image-segmentation has more"):
+        Recipe(
+            strategy="Features",
+            task=TASK,
+            model=tiny_cnn,
+            data=quarters(tmp_path / "q", 20),
+            output_dir=str(tmp_path / "p"),
         ).run()
 
 

@@ -25,7 +25,7 @@ from hftl.tasks.text.classification import TextClassification
 from hftl.train import startup
 from hftl.train.rates import RateGroup
 
-UNUSED = {"sklearn", "matplotlib", "evaluate", "torch.utils.tensorboard", "hftl.run.features", "hftl.testing"}
+UNUSED = {"sklearn", "matplotlib", "evaluate", "torch.utils.tensorboard", "hftl.models.classical", "hftl.testing"}
 """What no plain run has a use for. transformers itself imports peft, scipy, torchvision, PIL and tokenizers."""
 IMAGES = {"timm", "transformers.models.timm_wrapper.modeling_timm_wrapper"}
 STAGES = ["imports", "data", "model", "trainer", "first batch", "first step"]

@@ -15,7 +15,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from hftl import FeatureRecipe, Recipe, Report, load, testing
+from hftl import Recipe, Report, load, testing
 from hftl.cli.main import hftl, main
 from hftl.data import load as load_data
 from hftl.errors import UserError
@@ -217,14 +217,15 @@ def test_the_loss_of_an_update_is_the_mean_over_its_words(tiny_bert, tagged_json
 
 
 def test_features_refuse_a_tag_for_each_word(tiny_bert, tagged_jsonl, tmp_path):
-    recipe = FeatureRecipe(
+    recipe = Recipe(
+        strategy="Features",
         task="token-classification",
         model=tiny_bert,
         data=tagged_jsonl,
         output_dir=str(tmp_path / "o"),
         disable_tqdm=True,
     )
-    with pytest.raises(UserError, match="Use recipes/token_cls"):
+    with pytest.raises(UserError, match="one vector a row, and token-classification has more"):
         recipe.run()
 
 

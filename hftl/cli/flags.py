@@ -41,6 +41,11 @@ ELSEWHERE = {
 }
 """Names of older versions and other tools, and what they are called here; only for the suggestion."""
 
+GONE = dict.fromkeys(
+    ("classifier", "layers", "pool"), "Write --strategy \"Features(classifier='svm', layers='all', pool='mean')\"."
+)
+"""Names of earlier versions that have no heir of another name -> what to write instead."""
+
 
 def read_flags(words: Sequence[str], known: Mapping[str, Setting]) -> dict[str, Any]:
     """Read `--name value`, `--name=value`, `--switch`, `--no_switch` and `--list a b` into settings; the last one wins.
@@ -96,7 +101,9 @@ def _take(rest: deque[str], setting: Setting) -> list[str]:
 
 
 def similar(name: str, known: Mapping[str, Setting], dashes: str) -> str:
-    """The suggestion for an unknown name: what it is called here, what it abbreviates, or what it resembles."""
+    """The suggestion for an unknown name: what to write instead, what it abbreviates, or what it resembles."""
+    if name in GONE:
+        return f" {GONE[name]}"
     starts = [other for other in known if name and other.startswith(name)]
     if ELSEWHERE.get(name) in known:
         return f" Did you mean '{dashes}{ELSEWHERE[name]}'?"

@@ -17,10 +17,10 @@ from hftl.cli import help as pages
 from hftl.cli.failures import say_errors
 from hftl.cli.flags import ALIASES, asks_help, read_flags, similar
 from hftl.errors import UserError, suggest
+from hftl.run.steps import of_steps, strategy_of
 from hftl.settings.fields import Setting, own_settings, training_settings
-from hftl.settings.spec import build, heads
+from hftl.settings.spec import heads
 from hftl.settings.values import checked, checked_all
-from hftl.strategies.base import Strategy
 from hftl.tasks import augment
 from hftl.train.resume.stopping import Left
 
@@ -75,13 +75,15 @@ def merge(recipe: Recipe, words: Sequence[str]) -> Recipe:
     known = _known(recipe)
     chosen = read_flags(words, {**known, "config": pages.CONFIG})
     path = chosen.pop("config", None)
-    settings = recipe.settings() | (_from_file(path, known) if path is not None else {}) | chosen
+    settings: dict[str, Any] = {}
+    for given in (recipe.settings(), _from_file(path, known) if path is not None else {}, chosen):
+        if "strategy" in given and not strategy_of(given["strategy"]).steps:  # what is below was meant for steps
+            settings = {name: value for name, value in settings.items() if not of_steps(name)}
+        settings |= given
     for name in settings:
         if name not in known:
             raise UserError(f"The recipe names an unknown setting {name!r}.{similar(name, known, '')}")
     merged = type(recipe)(**checked_all(settings, known))
-    if isinstance(merged.strategy, str):  # a typo should not wait for torch
-        build(merged.strategy, Strategy.known())
     augment.read(merged.augment)
     return merged
 

@@ -53,9 +53,11 @@ def fit(classifier: str, value: float, features: np.ndarray, labels: np.ndarray,
     """
     numbers, several = _numbers(labels), labels.ndim > 1
     if numbers and classifier != "logistic":
-        raise UserError(f"--classifier {classifier} is for classes; the labels are numbers. Leave it out for a ridge.")
+        raise UserError(
+            f"The classifier {classifier} is for classes; here labels are numbers. Leave it out for a ridge."
+        )
     if several and classifier == "knn":
-        raise UserError("--classifier knn takes one label a row. Pass logistic, svm or rbf_svm.")
+        raise UserError("The classifier knn takes one label a row. Pass logistic, svm or rbf_svm.")
     mean, deviation = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
     scale = np.maximum(deviation, FLATTEST * deviation.max()) if deviation.max() > 0 else np.ones_like(deviation)
     x = (features - mean) / scale

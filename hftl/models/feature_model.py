@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,15 @@ class Decision(nn.Module):
 
     def _get(self, *names: str) -> Any:
         return next(getattr(self, name) for name in names if hasattr(self, name))
+
+
+@dataclass
+class Head:
+    """A decision, the features that it reads, in the order they are joined, and what it is called in a report."""
+
+    names: list[str]
+    decision: Decision
+    said: str
 
 
 class FeatureModel(nn.Module):

@@ -9,7 +9,6 @@ import platform
 import resource
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,18 +30,13 @@ if TYPE_CHECKING:
 PACKAGES = ("hftl", "torch", "transformers", "datasets", "peft", "accelerate", "timm", "scikit-learn")
 
 
-def measure(run: Run, score: Callable[[Run, str], dict[str, Score]] | None = None) -> Report:
-    """Measure the chosen model on valid, then on test, once, and write everything down.
-
-    Args:
-        score: every metric of one split; else the Trainer evaluates it.
-    """
-    score = score or measured
-    about = described(run) | effort(run.trainer, len(run.splits.train))
-    valid = score(run, "valid")
-    target = score(run, "target") if "target" in run.rows else {}
+def measure(run: Run) -> Report:
+    """Measure the chosen model on valid, then on test, once, and write everything down."""
+    about = described(run) | (effort(run.trainer, len(run.splits.train)) if run.look is None else run.look.effort())
+    valid = measured(run, "valid")
+    target = measured(run, "target") if "target" in run.rows else {}
     apart = by_domain(run) if run.recipe.domain is not None else {}
-    test = score(run, "test")
+    test = measured(run, "test")
     metric = run.scorer.metric  # holds test now
     return Report(
         **about,
@@ -90,6 +84,8 @@ def compared(report: Report, plain: Report) -> dict[str, Any]:
 
 def measured(run: Run, split: str) -> dict[str, Score]:
     """Every metric of one split with its interval; metrics of the user's own have none."""
+    if run.look is not None:
+        return scored(run.scorer, run.look.evaluate(run.look.head, split))
     found = run.trainer.evaluate(run.rows[split], metric_key_prefix=split)
     return scored(run.scorer, {name: found[f"{split}_{name}"] for name in run.scorer.own_names})
 
@@ -151,7 +147,7 @@ def described(run: Run) -> dict[str, Any]:
         "seed": recipe.seed,
         "versions": versions(),
         "command": command(),
-        "settings": run.settings | {"learning_rate": trainer.args.learning_rate},
+        "settings": run.settings | ({"learning_rate": trainer.args.learning_rate} if run.look is None else {}),
         "rates": run.rates,
         "unsafe": unsafe(recipe),
         "reproduce": reproduce(run),

@@ -22,10 +22,10 @@ from hftl.models.anatomy import anatomy, rate_table
 from hftl.results.folder import OutputFolder, unwrap, whole_weights
 from hftl.run.adaptation import Domains
 from hftl.run.arguments import early_stopping, selection
+from hftl.run.look import Look
 from hftl.run.scorer import Scorer
-from hftl.settings import spec
+from hftl.run.steps import of_steps, strategy_of
 from hftl.settings.fields import own_settings
-from hftl.strategies import Chain, Strategy
 from hftl.tasks.base import Pretrained, Source, Task
 from hftl.train import memory
 from hftl.train.cache.cache import Cache
@@ -56,6 +56,8 @@ class Run:
     trainer: Trainer
     clock: Clock
     domains: Domains | None = None
+    look: Look | None = None
+    """Where no step trains: the features that a head was fitted on."""
 
     @property
     def rates(self) -> list[dict[str, Any]]:
@@ -72,7 +74,8 @@ class Run:
         """The settings that decide the numbers, with what was left to the machine as it was decided."""
         decided = ("bf16", "fp16", "per_device_train_batch_size", "gradient_accumulation_steps")
         chosen = {name: getattr(self.trainer.args, name) for name in decided}
-        return self.recipe.reproducible() | chosen | {"data_sha256": self.splits.origin}
+        told = self.recipe.reproducible() | chosen | {"data_sha256": self.splits.origin}
+        return told if self.trainer.strategy.steps else {n: v for n, v in told.items() if not of_steps(n)}
 
     @property
     def first(self) -> bool:
@@ -80,7 +83,14 @@ class Run:
         return self.trainer.args.process_index == 0
 
     def train(self) -> None:
-        """Train from the start or from the last checkpoint, keep the best of valid, and let the strategy finish."""
+        """Train from the start or from the last checkpoint, keep the best of valid, and let the strategy finish.
+
+        Where no step is needed, the strategy fits a head instead.
+        """
+        if not self.trainer.strategy.steps:
+            fresh, notes = self.pretrained.fresh, self.splits.notes
+            self.look = Look(self.trainer, self.rows, len(self.splits.labels.names), fresh, self.scorer, notes)
+            return self.look.fit()
         shown = self.trainer.pop_callback(PrinterCallback if self.trainer.args.disable_tqdm else ProgressCallback)
         if shown is not None:
             self.trainer.add_callback((Lines if self.trainer.args.disable_tqdm else Progress)(self.scorer.headline))
@@ -238,14 +248,6 @@ def print_checks(splits: Splits, rows: dict[str, Any], processor: Any) -> None:
     """Add what only the encoded rows tell, and print the check page."""
     splits.checks += length_checks(rows["train"], processor)
     print(render(splits.checks))
-
-
-def strategy_of(value: Any) -> Strategy:
-    """A strategy from its notation, or as it is."""
-    if isinstance(value, Strategy):
-        return value
-    parts = spec.build(value, Strategy.known())
-    return parts[0] if len(parts) == 1 else Chain(tuple(parts))
 
 
 def task_of(name: str) -> Task:

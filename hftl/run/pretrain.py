@@ -51,7 +51,7 @@ class PretrainRecipe(Recipe):
         Raises:
             UserError: as there, and for what cannot be written as one model in the end.
         """
-        from hftl.run.prepare import strategy_of
+        from hftl.run.steps import strategy_of
 
         self._refuse()
         if strategy_of(self.strategy).streams:

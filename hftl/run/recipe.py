@@ -45,15 +45,20 @@ class Recipe(RecipeSettings):
             import transformers
 
             from hftl.results.folder import OutputFolder
-            from hftl.run import arguments, push
+            from hftl.run import arguments, push, steps
             from hftl.run import prepare as run
         clock.mark("imports")
         push.check_wanted(self)
+        strategy = run.strategy_of(self.strategy)
+        if not strategy.steps:
+            steps.refuse(self, strategy)
         folder = OutputFolder(self.output_dir)
         folder.claim(resume=self.resume, overwrite=self.overwrite, dry=self.show_rates)
         task = run.task_of(self.task)
+        if not strategy.steps and task.problem_type:
+            raise UserError(f"Features are one vector a row, and {task.name} has more. Pass another --strategy.")
         scratch = Path(tempfile.gettempdir()) if self.show_rates else folder.checkpoints  # Trainer makes the folder
-        args = arguments.training_arguments(self, run.strategy_of(self.strategy), scratch)
+        args = arguments.training_arguments(self, strategy, scratch)
         with args.main_process_first(desc="reading the data"):
             splits = run.read_data(self, task)
             run.settle(self, task, splits)

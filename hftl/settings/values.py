@@ -56,8 +56,6 @@ CHOICES = {
     "problem_type": ("single_label_classification", "multi_label_classification", "regression"),
     "class_weights": ("balanced",),
     "select": ("source", "entropy", "snd", "iwv", "dev", "oracle"),
-    "classifier": ("logistic", "svm", "rbf_svm", "knn", "auto"),
-    "pool": ("head", "mean", "first"),
     "cache_dtype": ("auto", "float32", "bfloat16"),
     "mixing": ("proportional", "uniform", "temperature", "annealed"),
     "weighting": ("none", "uncertainty"),

@@ -12,13 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from hftl.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
     from hftl.models.anatomy import Anatomy, Place
+    from hftl.models.feature_model import Head
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ class Strategy:
 
     across_rows: ClassVar[bool] = False
     """Whether in training the features of a row depend on other rows of its batch: then none are kept or packed."""
+
+    steps: ClassVar[bool] = True
+    """Whether it trains by steps. Where not, `fit` gives the head, and the Trainer is not entered."""
 
     def prepare(self, model: nn.Module, anatomy: Anatomy) -> nn.Module:
         """Change the model before training, e.g. wrap it with adapters. Raise `UserError` where it cannot work."""
@@ -52,6 +59,10 @@ class Strategy:
         Only for a strategy with `streams`. Args: width of the features that the output layer reads; its outputs.
         """
         return None
+
+    def fit(self, look: Look) -> Head:
+        """Make a head from features of the model as it is. Only where `steps` is False."""
+        raise NotImplementedError
 
     def finish(self, model: nn.Module) -> nn.Module:
         """Change the model after training, before it is tested and saved."""
@@ -81,6 +92,11 @@ class Chain(Strategy):
     """Strategies applied together; made by `|`."""
 
     members: tuple[Strategy, ...] = ()
+
+    def __post_init__(self) -> None:
+        for part in self.members:
+            if not part.steps:
+                raise UserError(f"{type(part).__name__} trains nothing, so no strategy goes with it. Use it alone.")
 
     @property
     def parts(self) -> tuple[Strategy, ...]:
@@ -119,6 +135,29 @@ class Chain(Strategy):
     def lr(self) -> float | None:
         rates = [part.lr for part in self.members if part.lr is not None]
         return rates[0] if rates else None
+
+
+class Look(Protocol):
+    """What `Strategy.fit` sees of a run: the features of its rows, their labels, and what valid says of a head."""
+
+    names: list[str]
+    """The features that there are, named by pooling and module as `hftl.models.feature_model.Taps` reads them."""
+    stack: list[str]
+    """The model's blocks, in order."""
+    classes: int
+    labels: np.ndarray
+    """Of train: (rows,) integers, a class each; (rows,) floats, a number each; or (rows, classes) of 0 and 1."""
+    headline: str
+    """The metric that `score` is of."""
+
+    def features(self, split: str, names: list[str]) -> np.ndarray:
+        """(rows, width of these features together), float32, of train or valid."""
+
+    def score(self, head: Head) -> float:
+        """The headline metric of a head on valid, negative where less is better."""
+
+    def note(self, sentence: str, aloud: bool = False) -> None:
+        """Have the report say something, and the terminal too."""
 
 
 def _descendants(cls: type[Strategy]) -> Iterator[type[Strategy]]:

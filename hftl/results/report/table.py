@@ -8,16 +8,7 @@ from collections.abc import Sequence
 from hftl.results.report import verdict, wording
 from hftl.results.report.report import Report
 
-CHANGED = {
-    "--strategy",
-    "--output_dir",
-    "--overwrite",
-    "--resume",
-    "--source_only",
-    "--classifier",
-    "--layers",
-    "--pool",
-}
+CHANGED = {"--strategy", "--output_dir", "--overwrite", "--resume", "--source_only"}
 
 
 def own_commands(report: Report) -> list[str]:
@@ -73,7 +64,6 @@ def _relaunch(command: str, script: str) -> str:
         words = shlex.split(command)
     except ValueError:
         words = []
-    words = [script if word.endswith("features.py") else word for word in words]  # by steps, to compare
     if words[:1] == [script.split("/")[-1]]:
         words[:1] = ["accelerate", "launch", script]
     if words[:1] not in (["accelerate"], ["torchrun"], ["python"], ["hftl"]):
