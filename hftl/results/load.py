@@ -40,11 +40,10 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
     """
     folder = fetched(str(name), revision)
     adapter = folder / "adapter_config.json"
-    refuse_several(str(name), folder)
+    refuse_unreadable(str(name), folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{name} holds no config.json, so hftl has not written it. Pass the folder of a finished run.")
     config = mapping_in(folder / "config.json", name)
-    refuse_unlabelled(str(name), folder)
     try:
         task = task_of(str(name), config)
         labels = task.labels_of(config)
@@ -120,20 +119,15 @@ def fetched(name: str, revision: str | None) -> Path:
     return copy / inside
 
 
-def refuse_several(name: str, folder: Path) -> None:
-    """Raise `UserError` for the folder of a run on several tasks, each of which loads on its own."""
-    report = folder / FINISHED
-    tasks = json.loads(report.read_text("utf-8")).get("tasks") if report.is_file() else None
-    if tasks and not (folder / "config.json").is_file():
-        several = " or ".join(f"{name.rstrip('/')}/{row['folder']}" for row in tasks[:4])
-        raise UserError(f"{name} holds {len(tasks)} tasks, which load one at a time. Pass {several}.")
-
-
-def refuse_unlabelled(name: str, folder: Path) -> None:
-    """Raise `UserError` for the folder of a pre-training, whose model knows no labels."""
+def refuse_unreadable(name: str, folder: Path) -> None:
+    """Raise `UserError` for a run on several tasks, each of which loads on its own, and for a pre-training."""
     report = folder / FINISHED
     made = mapping_in(report, name) if report.is_file() else {}
-    if str(made.get("task")) in Task.known() and "label" not in Task.known()[made["task"]].roles:
+    if (tasks := made.get("tasks")) and not (folder / "config.json").is_file():
+        several = " or ".join(f"{name.rstrip('/')}/{row['folder']}" for row in tasks[:4])
+        raise UserError(f"{name} holds {len(tasks)} tasks, which load one at a time. Pass {several}.")
+    task = Task.known().get(str(made.get("task")))
+    if task is not None and "label" not in task.roles:
         script = made.get("usage", {}).get("next", "a recipe")
         raise UserError(f"{name} holds a pre-trained encoder, which predicts no label. Pass it to {script} as --model.")
 
