@@ -55,7 +55,7 @@ class Recipe(RecipeSettings):
         folder = OutputFolder(self.output_dir)
         folder.claim(resume=self.resume, overwrite=self.overwrite, dry=self.show_rates)
         task = run.task_of(self.task)
-        if not strategy.steps and task.problem_type:
+        if not (strategy.steps or task.pooled):
             raise UserError(f"Features are one vector a row, and {task.name} has more. Pass another --strategy.")
         scratch = Path(tempfile.gettempdir()) if self.show_rates else folder.checkpoints  # Trainer makes the folder
         args = arguments.training_arguments(self, strategy, scratch)

@@ -70,6 +70,8 @@ class Task:
     """Settings of a Recipe that `settle` takes."""
     problem_type: ClassVar[str | None] = None
     """How labels are read, where the labels themselves do not tell; None where they do."""
+    pooled: ClassVar[bool] = False
+    """Whether logits are one vector a row, (n, classes), which a classifier of features of the row can give as well."""
     decoded: ClassVar[bool] = False
     """Whether reading an encoded row does work that is worth keeping, such as decoding an image."""
 

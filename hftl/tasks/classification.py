@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from hftl.tasks.metrics.classification import MultiLabel, Regression, SingleLabe
 
 class Classification(Task):
     """One class for each row, or several, or a number: the three that a model `...ForSequenceClassification` knows."""
+
+    pooled: ClassVar[bool] = True
 
     def item_losses(
         self, labels: Labels, train: Any, class_weights: str | None
