@@ -254,6 +254,7 @@ def test_every_augmentation_names_its_kind_and_its_words_hold_what_they_depend_o
     ("text", "kind", "fragment"),
     [
         ("FDA", "image", "FDA reads target images. Pass --unlabelled with a folder of them."),
+        ("EDA", "image", "EDA changes texts, and this task reads images. Use one of "),
         ("Sketch", "text", "Sketch changes images, and this task reads texts. Use one of BackTranslation, EDA,"),
         ("EDA(alpha=2)", "text", "EDA(alpha) takes a number from 0 to 1; 2.0 came"),
         ("EDA(operations=['swop'])", "text", "Did you mean 'swap'?"),

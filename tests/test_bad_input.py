@@ -15,7 +15,6 @@ import torch
 import transformers
 from bad_inputs import (
     GOOD,
-    ROWS,
     Case,
     World,
     albert,
@@ -27,7 +26,6 @@ from bad_inputs import (
     interrupted,
     listing,
     no_space,
-    one_class,
     other_weights,
     photos,
     planted,
@@ -49,101 +47,13 @@ TABLE = "file_name,label\ncat/0.jpg,cat\ncat/2.jpg,cat\ndog/1.jpg,dog\n"
 MANY = "".join(f"a{i},{'xy'[i % 2]}\n" for i in range(20))
 
 DATA = {
-    "no name": Case("--data ''", ("it is empty. Pass --data FILE",)),
     "missing file": Case("--data nowhere.csv", ("Expected a file or folder at nowhere.csv; there is none",)),
-    "misspelt file": Case("--data rows.cvs.csv", ("Did you mean 'rows.csv'?",), {"rows.csv": GOOD}),
-    "empty file": Case("--data a.csv", ("Expected rows in a.csv; the file is empty",), {"a.csv": ""}),
-    "header only": Case("--data a.csv", ("a header (text, label) and nothing below",), {"a.csv": "text,label\n"}),
-    "one class": Case("--data a.csv", ("two classes", "'x'"), {"a.csv": "text,label\n" + "a,x\nb,x\n"}),
-    "semicolons": Case("--data a.csv", ("Save it with commas",), {"a.csv": GOOD.replace(",", ";")}),
-    "tabs": Case("--data a.csv", ("Rename it to .tsv",), {"a.csv": GOOD.replace(",", "\t")}),
-    "not UTF-8": Case("--data a.csv", ("0xE9", "iconv -f"), {"a.csv": GOOD.encode() + b"caf\xe9,positive\n"}),
-    "UTF-16": Case("--data a.csv", ("iconv -f UTF-16",), {"a.csv": GOOD.encode("utf-16")}),
-    "NUL bytes": Case("--data a.csv", ("a.csv",), {"a.csv": b"text,label\n" + b"\0" * 500}),
-    "no label column": Case(
-        "--data a.csv", ("it has text, stars. Pass --label stars",), {"a.csv": GOOD.replace("label", "stars", 1)}
-    ),
-    "no text column": Case(
-        "--data a.csv", ("Pass --text review_body",), {"a.csv": GOOD.replace("text", "review_body", 1)}
-    ),
-    "misspelt --label": Case("--label lable", ("Did you mean 'label'?", "Pass --label label")),
-    "label typo in valid": Case(
-        "--data a.csv --valid v.csv",
-        ("Expected the labels of column 'label' of v.csv", "Did you mean 'positive'?", "Correct them"),
-        {"a.csv": GOOD, "v.csv": "text,label\nfine,postive\nsad,negative\n"},
-    ),
-    "label only in test": Case(
-        "--data a.csv --test t.csv",
-        ("test also has 'neutral'", "add such rows to train"),
-        {"a.csv": GOOD, "t.csv": "text,label\nso so,neutral\nsad,negative\n"},
-    ),
-    "words for numbers": Case("--problem_type regression", ("Expected numbers", "--problem_type single_label")),
-    "words among numbers": Case(
-        "--data a.csv --problem_type regression",
-        ("it has 'high'",),
-        {"a.csv": "text,label\n" + "".join(f"a{i},{i}.5\n" for i in range(20)) + "b,high\n"},
-    ),
-    "labels that are NaN": Case(
-        "--data a.csv",
-        ("no label (1 bad of 21 rows)", "--on_bad_row skip"),
-        {"a.csv": "text,label\n" + "".join(f"a{i},{i}.5\n" for i in range(20)) + "b,nan\n"},
-    ),
-    "infinite labels": Case(
-        "--data a.csv --problem_type regression",
-        ("a.csv", "inf"),
-        {"a.csv": "text,label\n" + "".join(f"a{i},{i}.5\n" for i in range(20)) + "b,inf\n"},
-    ),
-    "numbers beyond float32": Case(
-        "--data a.csv --problem_type regression",
-        ("it has '1e60'",),
-        {"a.csv": "text,label\n" + "".join(f"a{i},{i}.5\n" for i in range(20)) + "b,1e60\n"},
-    ),
     "empty texts": Case(
         "--data a.csv",
         ("data row 41", "an empty text (2 bad of 42 rows)", "skip"),
         {"a.csv": GOOD + ",positive\n \t,negative\n"},
     ),
-    "every text empty": Case(
-        "--data a.csv --on_bad_row skip",
-        ("at least one good row",),
-        {"a.csv": "text,label\n" + " ,x\n ,y\n" * 3},
-    ),
-    "empty labels": Case("--data a.csv", ("no label", "--on_bad_row skip"), {"a.csv": GOOD + "a,\n"}),
-    "ragged rows": Case("--data a.csv", ("Expected 2 cells in row 42", "quotes"), {"a.csv": GOOD + "a,b,c\n"}),
-    "an open quote": Case("--data a.csv", ("never closes",), {"a.csv": GOOD + '"a,positive\n' + ROWS}),
-    "a column twice": Case("--data a.csv", ("'text' more than once",), {"a.csv": "text,text,label\na,b,x\n"}),
-    "one column for two roles": Case(
-        "--text label --label label", ("a column of its own for --label; 'label' has another role",)
-    ),
-    "texts that are null": Case(
-        "--data a.jsonl",
-        ("data row 1 of a.jsonl; it has an empty text",),
-        {"a.jsonl": '{"text": null, "label": "a"}\n{"text": "x", "label": "b"}\n'},
-    ),
-    "valid with other columns": Case(
-        "--data a.csv --valid v.csv",
-        ("Expected a column 'text' in v.csv; it has body, mark",),
-        {"a.csv": GOOD, "v.csv": "body,mark\na,positive\n"},
-    ),
-    "test without labels": Case(
-        "--data a.csv --test t.csv", ("Leave --test out",), {"a.csv": GOOD, "t.csv": "text\na\n"}
-    ),
-    "a label a row": Case(
-        "--data a.csv",
-        ("each of the 40 rows",),
-        {"a.csv": "text,label\n" + "".join(f"t{i},id{i}\n" for i in range(40))},
-    ),
-    "two rows": Case("--data a.csv", ("Add rows, or pass --test",), {"a.csv": "text,label\na,x\nb,y\n"}),
-    "json that is none": Case(
-        "--data a.jsonl", ("Line 2 of a.jsonl is not JSON",), {"a.jsonl": '{"text": "a"}\n{"te\n'}
-    ),
-    "parquet that is none": Case("--data a.parquet", ("a.parquet cannot be read as parquet",), {"a.parquet": b"junk"}),
-    "a spreadsheet": Case("--data a.xlsx", ("Convert it to csv",), {"a.xlsx": b"PK"}),
     "a Hub id without a network": Case("--data someone/something", ("the Hub cannot be reached",)),
-    "a Hub id of wrong syntax": Case("--data 'some one/..'", ("some one/..",)),
-    "unknown sample": Case("--data hftl:reviws", ("Did you mean 'reviews'?",)),
-    "no rows wanted": Case("--max_train_samples 0", ("--max_train_samples expected a whole number of 1 or more",)),
-    "fewer rows than classes": Case("--max_train_samples 1", ("Pass --max_train_samples 2",)),
     "class weights for numbers": Case(
         "--data a.csv --class_weights balanced",
         ("--class_weights balanced needs one label a row",),
@@ -152,25 +62,11 @@ DATA = {
 }
 
 IMAGES = {
-    "a folder without images": Case(
-        "--data photos", ("Expected in photos", "it holds notes.txt"), {"photos/notes.txt": "x"}, command="image"
-    ),
     "an empty folder": Case("--data .", ("it holds",), command="image"),
-    "images without classes": Case(
-        "--data photos/cat", ("one folder of images per class",), given=photos, command="image"
-    ),
     "a corrupted jpeg": Case(
         "--data photos",
         ("the unreadable image cat/cut.jpg", "(1 bad of 21 rows)", "--on_bad_row skip"),
         given=broken_jpeg,
-        command="image",
-    ),
-    "images of one class": Case("--data photos", ("two classes", "'cat'"), given=one_class, command="image"),
-    "a table that names a missing image": Case(
-        "--data photos",
-        ("the unreadable image gone.jpg (No such file or directory)", "--on_bad_row skip"),
-        {"photos/metadata.csv": TABLE + "gone.jpg,dog\n"},
-        photos,
         command="image",
     ),
     "a table that names a file outside": Case(
@@ -180,24 +76,8 @@ IMAGES = {
         photos,
         command="image",
     ),
-    "a csv of texts for images": Case(
-        "--data a.csv", ("Expected a column 'image' in a.csv",), {"a.csv": GOOD}, command="image"
-    ),
-    "images for texts": Case("--data photos", ("Expected a column 'text' in photos",), given=photos),
-    "unknown augmentation": Case("--augment Sketsh", ("Did you mean 'Sketch'?",), command="image"),
-    "an augmentation of texts for images": Case(
-        "--augment EDA", ("EDA changes texts, and this task reads images", "FDA", "Sketch"), command="image"
-    ),
-    "an augmentation of images for texts": Case("--augment flip", ("Flip changes images", "EDA", "WordDropout")),
-    "an augmentation without its target": Case(
-        "--augment FDA", ("FDA reads target images. Pass --unlabelled with a folder of them.",), command="image"
-    ),
-    "an augmentation without its model": Case("--augment MaskedLM", ("MaskedLM(model='bert-base-uncased')",)),
     "an augmentation whose model does not load": Case(
         "--augment \"MaskedLM(model='nowhere')\"", ("nowhere does not load as a masked language model",)
-    ),
-    "an expensive augmentation that is not first": Case(
-        "--augment \"EDA | MaskedLM(model='m')\"", ("MaskedLM is computed once for each row, so it comes first",)
     ),
 }
 
@@ -260,16 +140,8 @@ MODELS = {
 
 SETTINGS = {
     "unknown flag": Case("--learnign_rate 1", ("no flag --learnign_rate", "Did you mean '--learning_rate'?")),
-    "abbreviated flag": Case("--learning 1", ("'--learning_rate'", "not abbreviated")),
-    "a word for a number": Case("--seed x", ("--seed expected a whole number",)),
-    "a flag without its value": Case("--seed", ("--seed needs a value",)),
-    "negative epochs": Case("--num_train_epochs -1", ("a number above 0; -1",)),
-    "empty batches": Case("--per_device_train_batch_size 0", ("of 1 or more; 0",)),
-    "negative learning rate": Case("--learning_rate -1", ("--learning_rate expected a number above 0",)),
     "no steps": Case("--max_steps 0", ("--max_steps expected a whole number of 1 or more, or -1",)),
     "a checkpoint by name": Case("--resume_from_checkpoint earlier", ("pass --resume",)),
-    "unknown schedule": Case("--lr_scheduler_type cosin", ("Did you mean 'cosine'?",)),
-    "unknown optimizer": Case("--optim adamv", ("--optim expected adamw_torch",)),
     "an optimizer's argument of wrong syntax": Case("--optim_args beta", ("check --optim, --optim_args",)),
     "a schedule that lacks an argument": Case(
         "--lr_scheduler_type cosine_with_min_lr", ("min_lr", "--lr_scheduler_kwargs")
@@ -296,19 +168,8 @@ SETTINGS = {
     "unknown setting in a file": Case(
         "--config c.yaml", ("c.yaml", "'sede'", "Did you mean 'seed'?"), {"c.yaml": "sede: 1\n"}
     ),
-    "a file without settings": Case("--config c.yaml", ("holds a list",), {"c.yaml": "- a\n"}),
-    "a missing file of settings": Case("--config c.yaml", ("no file 'c.yaml'",)),
     "data made in Python": Case("--data '(a data set made in Python)'", ("called (a data set made in Python)",)),
-    "unknown strategy": Case("--strategy LayerDecya", ("Did you mean 'LayerDecay'?",)),
-    "unknown argument of a strategy": Case("--strategy 'LoRA(rank=4)'", ("LoRA", "rank")),
-    "text for a number in a strategy": Case("--strategy \"LoRA(r='four')\"", ("LoRA(r)", "a whole number")),
-    "a strategy that does not end": Case("--strategy 'LayerDecay(0.9'", ("never closed",)),
-    "code for a strategy": Case("--strategy \"__import__('os').mkdir('owned')\"", ("literal arguments",)),
     "a decay above one": Case("--strategy 'LayerDecay(2)'", ("in (0, 1]", "Try LayerDecay(0.75)")),
-    "an empty LoRA": Case("--strategy 'LoRA(r=0)'", ("Try LoRA(r=8)",)),
-    "unknown targets": Case("--strategy \"LoRA(targets=['qery'])\"", ("'qery'", "Did you mean 'query'?")),
-    "a method that PEFT lacks": Case("--strategy \"PEFT('LOAR')\"", ("Did you mean",)),
-    "a method for generation": Case("--strategy \"PEFT('CPT')\"", ("made for generation",)),
     "random weights that stay frozen": Case("--strategy 'Scratch | LinearProbe'", ("would freeze random weights",)),
     "random weights below an adapter": Case("--strategy 'LoRA | Scratch'", ("Scratch", "Drop one of the two")),
     "an adapter that stays frozen": Case(

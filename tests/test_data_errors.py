@@ -18,6 +18,8 @@ from hftl.data import Role, load
 from hftl.errors import UserError
 
 GOOD = "text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(20))
+AMOUNTS = "text,label\n" + "".join(f"text {i},{i}.5\n" for i in range(20))
+NUMBERS = {"problem_type": "regression"}
 
 
 def not_text() -> bytes:
@@ -27,7 +29,7 @@ def not_text() -> bytes:
     return file.getvalue()
 
 
-FILES = {
+FILES: dict[str, tuple[Any, ...]] = {  # name, content, sentence, and what is asked for besides
     "empty": ("a.csv", b"", "Expected rows in a.csv; the file is empty."),
     "only a mark": ("a.csv", b"\xef\xbb\xbf\n", "Expected rows in a.csv; the file is empty."),
     "header only": ("a.csv", b"text,label\n", "it has a header (text, label) and nothing below."),
@@ -59,6 +61,24 @@ FILES = {
     "not text in parquet": ("a.parquet", not_text(), "read as parquet: Column 0: In chunk 0: Invalid: Invalid UTF8"),
     "not arrow": ("a.arrow", b"junk", "a.arrow cannot be read as arrow: "),
     "another ending": ("a.xlsx", b"junk", "Expected a file that ends in .csv, .tsv"),
+    "a spreadsheet": ("a.xlsx", b"PK", "Convert it to csv"),
+    "only zeros": ("a.csv", b"text,label\n" + b"\0" * 500, "a.csv"),
+    "a number that is none": ("a.csv", AMOUNTS.encode() + b"b,nan\n", "it has no label (1 bad of 21 rows)."),
+    "a word among numbers": ("a.csv", AMOUNTS.encode() + b"b,high\n", "it has 'high'", NUMBERS),
+    "an infinite number": ("a.csv", AMOUNTS.encode() + b"b,inf\n", "it has 'inf'", NUMBERS),
+    "a number beyond float32": ("a.csv", AMOUNTS.encode() + b"b,1e60\n", "it has '1e60'", NUMBERS),
+    "null for a text": (
+        "a.jsonl",
+        b'{"text": null, "label": "a"}\n{"text": "x", "label": "b"}\n',
+        "data row 1 of a.jsonl; it has an empty text",
+    ),
+    "no good row": ("a.csv", b"text,label\n" + b" ,x\n ,y\n" * 3, "at least one good row", {"on_bad_row": "skip"}),
+    "one column for two roles": (
+        "a.csv",
+        GOOD.encode(),
+        "a column of its own for --label; 'label' has another role",
+        {"columns": {"text": "label", "label": "label"}},
+    ),
     "no label column": (
         "reviews.csv",
         b"text,stars\na,1\nb,0\n",
@@ -103,10 +123,10 @@ FILES = {
 
 @pytest.mark.parametrize("case", FILES)
 def test_a_bad_file_is_named_with_its_cure(case: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    name, content, sentence = FILES[case]
+    name, content, sentence, *options = FILES[case]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=re.escape(sentence)) as caught:
-        load(tmp_path / name, ROLES)
+        load(tmp_path / name, ROLES, **(options[0] if options else {}))
     assert "\n" not in str(caught.value)
     assert "Failed to" not in capfd.readouterr().err, "datasets has said it, too"
 
@@ -143,7 +163,11 @@ CALLS: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         "Expected text in column 'text' of the Dataset; it holds int64. Pass --text COLUMN.",
     ),
-    "words for numbers": (ROWS, {"problem_type": "regression"}, "for --problem_type regression; it has 'neg'"),
+    "words for numbers": (
+        ROWS,
+        NUMBERS,
+        "for --problem_type regression; it has 'neg'. Correct it, or pass --problem_type single_label",
+    ),
     "lists for one class": (
         rows(text=TEXTS, label=[["a"], ["b"]] * 10),
         {"problem_type": "single_label_classification"},
@@ -161,6 +185,11 @@ CALLS: dict[str, tuple[Any, dict[str, Any], str]] = {
         "Expected texts, numbers or lists of them in column 'label'",
     ),
     "no train": ({"test": datasets.Dataset.from_list(ROWS)}, {}, "Expected a train split in"),
+    "a typo in a label of valid": (
+        ROWS,
+        {"valid": rows(text=["a", "b"], label=["postive", "neg"])},
+        "Expected the labels of column 'label' of",
+    ),
     "a new label in test": (
         ROWS,
         {"test": rows(text=["a", "b"], label=["pos", "postive"])},
@@ -177,7 +206,11 @@ CALLS: dict[str, tuple[Any, dict[str, Any], str]] = {
         "as in train; it has 'high'.",
     ),
     "a test without labels": (ROWS, {"test": rows(text=["a"])}, "Leave --test out; hftl predict reads it."),
-    "a test without text": (ROWS, {"test": rows(review=["a"], label=["pos"])}, "Expected a column 'text' in"),
+    "a test without text": (
+        ROWS,
+        {"test": rows(body=["a"], mark=["pos"])},
+        "Expected a column 'text' in the Dataset; it has body, mark. Pass --text body.",
+    ),
     "a pair without its second": (
         rows(text=TEXTS, text_pair=TEXTS, label=BINARY),
         {"test": rows(text=["a"], label=[1])},
@@ -185,6 +218,8 @@ CALLS: dict[str, tuple[Any, dict[str, Any], str]] = {
     ),
     "an unknown sample": ("hftl:digit", {}, "it is 'hftl:digit'. Did you mean 'digits'?"),
     "no such file": ("nowhere/reviews.csv", {}, "Expected a file or folder at nowhere/reviews.csv; there is none."),
+    "no name": ("", {}, "it is empty. Pass --data FILE"),
+    "a name that the Hub forbids": ("some one/..", {}, "some one/.."),
     "no such pattern": ("nowhere/*.csv", {}, "Expected files at nowhere/*.csv; there are none."),
     "no Hub": ("someone/something", {}, "called someone/something; no such path, and the Hub cannot be reached."),
     "a number": (3, {}, "it is of type int."),
@@ -222,6 +257,22 @@ def test_a_path_that_hides_among_bytes_cannot_leave_the_folder(tmp_path: Path) -
     path = write(tmp_path / "d" / "a.parquet", [{"image": cell, "label": f"{i}"} for i, cell in enumerate(cells)])
     with pytest.raises(UserError, match="Expected images inside the folder of the data"):
         load(path, IMAGES)
+
+
+def test_images_and_texts_are_told_apart_and_images_lie_in_a_folder_by_class(tmp_path: Path) -> None:
+    pictures(tmp_path / "photos", 8)
+    (tmp_path / "a.csv").write_text(GOOD)
+    for source, roles, sentence in (
+        ("a.csv", IMAGES, "Expected a column 'image' in a.csv"),
+        ("photos", ROLES, "Expected a column 'text' in photos"),
+        ("photos/cat", IMAGES, r"one folder of images per class"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            load(tmp_path / source, roles)
+    for path in (tmp_path / "photos" / "dog").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"two classes.* 'cat'"):
+        load(tmp_path / "photos", IMAGES)
 
 
 def test_a_folder_without_images_or_tables_says_what_it_holds(tmp_path: Path) -> None:

@@ -292,7 +292,7 @@ def test_options_are_hashable_whatever_they_hold() -> None:
     [
         (lambda: PEFT("VERRA"), "Did you mean 'VERA'"),
         (lambda: PEFT("VERA", rank=4), "has no option 'rank'"),
-        (lambda: LoRA(r=0), "whole number from 1 up"),
+        (lambda: LoRA(r=0), r"whole number from 1 up.*Try LoRA\(r=8\)"),
         (lambda: DoRA(dropout=1.0), r"DoRA\(dropout\) takes"),
     ],
 )
@@ -307,6 +307,7 @@ def test_a_bad_argument_is_refused_at_once(make, sentence: str) -> None:
         (LoRA(targets=("querry",)), "Did you mean 'query'"),
         (PEFT("ROAD"), "divisible by group_size"),
         (PEFT("PROMPT_TUNING"), "PROMPT_TUNING"),
+        (PEFT("CPT"), "made for generation"),
     ],
 )
 def test_what_peft_refuses_is_said_in_one_sentence(strategy: Strategy, sentence: str) -> None:
