@@ -191,6 +191,7 @@ def test_a_bad_flag_is_answered_with_one_sentence(
         (b"sede: 1\n", ["unknown setting 'sede'", "Did you mean 'seed'?"]),
         (b"learning-rate: 1\n", ["unknown setting 'learning-rate'", "Did you mean 'learning_rate'?"]),
         (b"hub_token: hf_x\n", ["unknown setting 'hub_token'"]),
+        (b"cache_views: 2\n", ["unknown setting 'cache_views'", "Leave it out: rows that --augment changes"]),
         (b"seed: 1.5\n", ["'seed' in ", "a whole number", "1.5 came"]),
         (b"seed: true\n", ["True came"]),
         (b"text: yes\n", ["True came", "quotes"]),
@@ -206,6 +207,12 @@ def test_a_bad_config_file_is_answered_with_one_sentence(
     sentence = refusal(capsys, "--config", str(file))
     assert "bad.yaml" in sentence
     assert all(fragment in sentence for fragment in fragments), sentence
+
+
+def test_a_recipe_file_of_an_earlier_version_is_read_where_it_asks_for_nothing_that_is_gone(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("seed: 7\ncache_views: 0\n", "utf-8")
+    assert cli.merge(Recipe(), ["--config", str(file)]).seed == 7
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hftl.errors import UserError, suggest
-from hftl.settings.fields import Setting
+from hftl.settings.fields import GONE, Setting
 from hftl.settings.spec import heads
 from hftl.settings.values import asked, from_words
 
@@ -40,11 +40,6 @@ ELSEWHERE = {
     "validation_dir": "valid",
 }
 """Names of older versions and other tools, and what they are called here; only for the suggestion."""
-
-GONE = dict.fromkeys(
-    ("classifier", "layers", "pool"), "Write --strategy \"Features(classifier='svm', layers='all', pool='mean')\"."
-)
-"""Names of earlier versions that have no heir of another name -> what to write instead."""
 
 
 def read_flags(words: Sequence[str], known: Mapping[str, Setting]) -> dict[str, Any]:

@@ -270,10 +270,10 @@ def encode(task: Task, splits: Splits, processor: Any, recipe: RecipeSettings) -
     def made(name: str) -> Rows:
         split = getattr(splits, name)
         encoded = task.encode(split, processor, train=name == "train", **options)
-        changed = task.changed(options) if name == "train" else ""
+        changed = name == "train" and task.changed(options)
         identify = functools.partial(task.identify, encoded, processor)
         labels = task.labels(encoded, split, processor)
-        return Rows(encoded, labels, identify, changed, recipe.cache_views, task.decoded, recipe.seed)
+        return Rows(encoded, labels, identify, changed, task.decoded, recipe.seed)
 
     there = [name for name in ("train", "valid", "test", "target") if getattr(splits, name) is not None]
     return {name: made(name) for name in there}

@@ -29,7 +29,7 @@ class PretrainRecipe(Recipe):
 
     hidden: ClassVar[tuple[str, ...]] = (
         *("text_pair", "label", "problem_type", "class_weights", "metrics", "packing"),
-        *("cache_gb", "cache_dtype", "cache_views", *OF_MASKS, *TWO_DOMAINS),
+        *("cache_gb", "cache_dtype", *OF_MASKS, *TWO_DOMAINS),
     )
 
     mask: float | None = flag(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from hftl.errors import UserError, suggest
-from hftl.settings.fields import Setting, flag, own_settings, training_settings
+from hftl.settings.fields import GONE, Setting, flag, own_settings, training_settings
 from hftl.settings.values import checked_all
 
 TWO_DOMAINS = ("unlabelled", "target_test", "domain", "target", "source", "select", "source_only")
@@ -89,7 +89,6 @@ class RecipeSettings:
     packing: bool = flag(False, "pack texts end to end in place of padding them", RUN)
     cache_gb: float = flag(20.0, "room on disk to keep what frozen layers and image decoding gave; 0: none", RUN)
     cache_dtype: str = flag("auto", "how frozen activations are kept: float32, bfloat16, or auto as computed", RUN)
-    cache_views: int = flag(0, "with --augment: keep this many augmented views of each row; 0: none", RUN)
     max_steps: int = flag(-1, "stop after this many updates, whatever the epochs", RUN)
     resume: bool = flag(False, "go on with the interrupted run in --output_dir", RUN)
 
@@ -112,7 +111,8 @@ class RecipeSettings:
         others = training_settings()
         for name in settings:
             if name not in own and name not in others and name != "training":
-                raise UserError(f"Recipe has no setting {name!r}.{suggest(name, [*own, *others])}")
+                hint = f" {GONE[name]}" if name in GONE else suggest(name, [*own, *others])
+                raise UserError(f"Recipe has no setting {name!r}.{hint}")
         settings = checked_all(settings, {"training": Setting("training", "dict", None, "", "")} | others | own)
         for f in fields(self):
             if f.name in settings:

@@ -14,6 +14,11 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+GONE = dict.fromkeys(
+    ("classifier", "layers", "pool"), "Write --strategy \"Features(classifier='svm', layers='all', pool='mean')\"."
+) | {"cache_views": "Leave it out: rows that --augment changes are computed anew in each epoch."}
+"""Settings of earlier versions that have no heir of another name -> what to write instead."""
+
 
 def flag(default: Any, help: str, group: str, factory: Any = MISSING) -> Any:
     """A dataclass field that is also a command-line flag: its help text, and the group it is shown in."""

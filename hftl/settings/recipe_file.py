@@ -16,6 +16,8 @@ from hftl.errors import UserError
 
 LARGEST = 1_000_000
 """Characters of a file of settings, and values in it with every alias unfolded."""
+IDLE = (("cache_views", 0),)
+"""Settings that earlier versions wrote into each `recipe.yaml`, at values that asked for nothing: passed over."""
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     for name in found:
         if not isinstance(name, str):
             raise UserError(f"{path} names a setting {name!r}; expected a name such as `learning_rate`.")
-    return found
+    return {name: value for name, value in found.items() if (name, value) not in IDLE}
 
 
 def written(settings: Mapping[str, Any], revision: str, fingerprints: Mapping[str, str]) -> str:

@@ -46,7 +46,6 @@ RANGES = {
     "batch_size": "[1, inf)",
     "max_tokens_per_batch": "[1, inf)",
     "cache_gb": "[0, inf)",
-    "cache_views": "[0, inf)",
     "temperature": "(0, inf)",
 }
 """Intervals in the notation of mathematics: a round bracket leaves its end out."""

@@ -172,9 +172,9 @@ class Task:
         """`usage` of a model that `build` has made; `only` where no other library than hftl reads it."""
         return self.usage
 
-    def changed(self, options: dict[str, Any]) -> str:
-        """How training rows are changed at random when they are read, in words; "" where they are not."""
-        return ""
+    def changed(self, options: dict[str, Any]) -> bool:
+        """Whether training rows are changed at random when they are read."""
+        return False
 
     def before_after(self, encoded: Any, options: dict[str, Any]) -> list[dict[str, str]]:
         """Some encoded training rows `before` and `after` augmentation: texts, or images as data: URIs."""

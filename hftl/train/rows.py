@@ -24,15 +24,13 @@ class Rows(Dataset):
         encoded: what a task's `encode` made; a list of numbers gives a list of rows.
         labels: the label of each row, or None.
         identify: gives the 16-byte content key of each row: equal keys, equal inputs.
-        changed: how rows are changed at random each time they are read, in words; "" where they are not.
-        views: of such rows, keep this many versions, one for each epoch in turn; 0 keeps none.
+        changed: whether rows are changed at random each time they are read; then nothing of them is kept.
         decoded: whether reading a row costs work that is worth keeping, such as decoding an image.
-        seed: with the epoch and the row's number, all that a random change depends on; of a kept view it is the row's
-            content. So a resumed run reads what one that was never killed reads, and no two processes share noise.
+        seed: with the epoch and the row's number, all that a random change depends on. So a resumed run reads what one
+            that was never killed reads, and no two processes share noise.
 
     Attributes:
         light: give number and label alone.
-        view: which version is read now.
     """
 
     def __init__(
@@ -40,8 +38,7 @@ class Rows(Dataset):
         encoded: Any,
         labels: Sequence[Any] | None,
         identify: Callable[[], list[bytes]],
-        changed: str = "",
-        views: int = 0,
+        changed: bool = False,
         decoded: bool = False,
         seed: int = 0,
     ) -> None:
@@ -49,21 +46,15 @@ class Rows(Dataset):
         self.seed, self._epoch = seed, torch.zeros((), dtype=torch.int64)
         if changed:
             self._epoch.share_memory_()  # workers that outlive an epoch see the next one
-        self.views = max(views, 1) if changed else 1
-        self.steady = not changed or views > 0
-        self.light, self.view = False, 0
+        self.light = False
         self.kept: Callable[[list[int]], dict[str, torch.Tensor]] | None = None
         self._identify = identify
         self.lengths = lengths_of(encoded, "length")
 
     @functools.cached_property
     def keys(self) -> list[bytes]:
-        """A key for each row of each view."""
-        found = self._identify()
-        if not self.changed:
-            return found
-        told = [f"{self.changed} {view}".encode() for view in range(self.views)]
-        return [hashlib.blake2b(key + word, digest_size=16).digest() for word in told for key in found]
+        """A key for each row."""
+        return self._identify()
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -72,30 +63,30 @@ class Rows(Dataset):
         return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: list[int]) -> list[Batch]:
-        numbered = [{"row": n + self.view * len(self)} for n in numbers]
+        numbered = [{"row": n} for n in numbers]
         if self.light or self.kept is not None:
             labelled = [{"labels": self.labels[n]} if self.labels is not None else {} for n in numbers]
             if not self.light and self.kept is not None:
-                stored = self.kept([row["row"] for row in numbered])
+                stored = self.kept(numbers)
                 labelled = [{k: v[i] for k, v in stored.items()} | row for i, row in enumerate(labelled)]
             return [a | b for a, b in zip(labelled, numbered, strict=True)]
         if self.changed:
             numbered = [row | {"noise": self._noise(row["row"])} for row in numbered]
-        return [a | b for a, b in zip(self.plain([row["row"] for row in numbered]), numbered, strict=True)]
+        return [a | b for a, b in zip(self.plain(numbers), numbered, strict=True)]
 
     def plain(self, numbers: list[int]) -> list[Batch]:
-        """Rows as the task encodes them, read anew; numbers past the last row are of further views."""
+        """Rows as the task encodes them, read anew."""
         if not self.changed:
-            return self.encoded.__getitems__([n % len(self) for n in numbers])
+            return self.encoded.__getitems__(numbers)
         made = []
         for n in numbers:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self._noise(n))
-                made += self.encoded.__getitems__([n % len(self)])
+                made += self.encoded.__getitems__([n])
         return made
 
     def _noise(self, number: int) -> int:
-        told = self.keys[number] if self.steady else repr((self.seed, int(self._epoch), number)).encode()
+        told = repr((self.seed, int(self._epoch), number)).encode()
         return int.from_bytes(hashlib.blake2b(told, digest_size=7).digest(), "big")
 
     def part(self, numbers: np.ndarray) -> Rows:
@@ -104,8 +95,7 @@ class Rows(Dataset):
         return Rows(self.encoded.select(numbers), labels, lambda: [])
 
     def set_epoch(self, epoch: int) -> None:
-        """Turn to the view of this epoch."""
-        self.view = epoch % self.views
+        """Change rows from now on as in this epoch."""
         self._epoch.fill_(epoch)
 
 

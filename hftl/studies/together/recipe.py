@@ -39,7 +39,7 @@ class MultiTaskRecipe(Recipe):
         *("task", "weights", "data", "data_revision", "data_sha256", "valid", "test", "text", "text_pair", "tokens"),
         *("image", "label"),
         *("problem_type", "class_weights", "augment", "max_tokens_per_batch", "fit_batch", "packing", "metrics"),
-        *("cache_gb", "cache_dtype", "cache_views", *OF_MASKS, *TWO_DOMAINS),
+        *("cache_gb", "cache_dtype", *OF_MASKS, *TWO_DOMAINS),
     )
 
     settable: ClassVar[tuple[str, ...]] = (

@@ -137,13 +137,6 @@ def augmentation_of(text: str, kind: str, target: Any = None) -> Augmentation | 
     return found
 
 
-def told(found: Augmentation | None, target: Any = None) -> str:
-    """How rows are changed, in words that decide the outcome: the notation, and which target is read; "" for None."""
-    if found is None:
-        return ""
-    return f"{spec.spell(found)} {getattr(target, '_fingerprint', '')}".strip()
-
-
 def check_share(value: float, what: str) -> None:
     """Raise UserError unless the value lies in [0, 1]."""
     if not 0 <= value <= 1:

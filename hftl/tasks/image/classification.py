@@ -22,7 +22,7 @@ from torch import nn
 from hftl.data import Labels, Role
 from hftl.data.formats.decode import UNREADABLE, opened
 from hftl.errors import UserError, suggest
-from hftl.tasks.augment import augmentation_of, told
+from hftl.tasks.augment import augmentation_of
 from hftl.tasks.augment.image import RandAugment
 from hftl.tasks.base import (
     Pretrained,
@@ -120,8 +120,8 @@ class ImageClassification(Classification):
         held = model.state_dict() if weights is None else weights
         return model, {name.removeprefix("timm_model."): value for name, value in held.items()}
 
-    def changed(self, options: dict[str, Any]) -> str:
-        return told(augmentation_of(options["augment"], "image", options["target"]), options["target"])
+    def changed(self, options: dict[str, Any]) -> bool:
+        return augmentation_of(options["augment"], "image", options["target"]) is not None
 
     def before_after(self, encoded: Any, options: dict[str, Any]) -> list[dict[str, str]]:
         found = augmentation_of(options["augment"], "image", options["target"])

@@ -164,8 +164,8 @@ class MaskedImage(Task):
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         return stack
 
-    def changed(self, options: dict[str, Any]) -> str:
-        return "hidden"
+    def changed(self, options: dict[str, Any]) -> bool:
+        return True
 
     def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
         """The encoder, as any recipe for images takes it: MAE's as a plain ViT, SimCLR's without projection."""

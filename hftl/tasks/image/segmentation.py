@@ -170,7 +170,7 @@ class ImageSegmentation(Task):
         shares = {f"share_{name}": f"{share:.6f}" for name, share in answer["shares"].items()}
         return {"prediction": f"{file.parent.name}/{file.name}"} | shares
 
-    def changed(self, options: dict[str, Any]) -> str:
+    def changed(self, options: dict[str, Any]) -> bool:
         return self.reading.changed(options)
 
     def before_after(self, encoded: Any, options: dict[str, Any]) -> list[dict[str, str]]:

@@ -15,7 +15,8 @@ from torch import nn
 
 from hftl.data import Labels, Role
 from hftl.errors import UserError
-from hftl.tasks.augment import Augmentation, augmentation_of, told
+from hftl.settings import spec
+from hftl.tasks.augment import Augmentation, augmentation_of
 from hftl.tasks.augment.text import changed
 from hftl.tasks.base import Pretrained, Source, generator, load_pretrained, load_processor, some
 from hftl.tasks.classification import Classification
@@ -128,8 +129,8 @@ class TextClassification(Classification):
 
         return batch
 
-    def changed(self, options: dict[str, Any]) -> str:
-        return told(augmentation_of(options["augment"], "text", options["target"]), options["target"])
+    def changed(self, options: dict[str, Any]) -> bool:
+        return augmentation_of(options["augment"], "text", options["target"]) is not None
 
     def before_after(self, encoded: Any, options: dict[str, Any]) -> list[dict[str, str]]:
         found = augmentation_of(options["augment"], "text", options["target"])
@@ -233,7 +234,7 @@ def rewritten(rows: datasets.Dataset, found: Augmentation) -> datasets.Dataset:
     if not first.rewrites:
         return rows
     roles = [role for role in ("text", "text_pair") if role in rows.column_names]
-    depends = repr((rows._fingerprint, told(first), first.identity())).encode()
+    depends = repr((rows._fingerprint, spec.spell(first), first.identity())).encode()
     made = rows.map(
         lambda batch: {f"versions of {role}": first.rewrite(batch[role]) for role in roles},
         batched=True,

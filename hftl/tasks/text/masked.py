@@ -149,8 +149,8 @@ class MaskedText(Task):
         """How this task hides tokens."""
         return Masking(tokenizer, self.share)
 
-    def changed(self, options: dict[str, Any]) -> str:
-        return "masked"
+    def changed(self, options: dict[str, Any]) -> bool:
+        return True
 
     def identify(self, rows: datasets.Dataset, processor: Any) -> list[bytes]:
         return self.reading.identify(rows, processor)

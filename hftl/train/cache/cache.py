@@ -81,7 +81,7 @@ class Cache:
             accelerator: says which process this is, and in which precision the model runs.
         """
         self.leave()
-        parts = [rows for rows in self.parts if rows.steady]
+        parts = [rows for rows in self.parts if not rows.changed]
         if not self.limit or passes <= 1 or not parts or parts[0] is not self.parts[0]:
             return
         small, large = (self._on(model, self.collate(rows)) for rows in self._examples())
@@ -109,7 +109,7 @@ class Cache:
 
     def refuse(self, why: str) -> None:
         """Keep nothing of what could be kept, and say so in the report."""
-        if self.limit and any(rows.steady for rows in self.parts):
+        if self.limit and any(not rows.changed for rows in self.parts):
             self._note(f"Frozen layers and images are computed anew in each epoch: {why}.")
 
     def leave(self) -> None:
@@ -237,7 +237,7 @@ class Cache:
     def _hold_against_limit(self, work: Work, parts: list[Rows], missing: list[np.ndarray]) -> None:
         needed = 0
         for rows, numbers in zip(parts, missing, strict=True):
-            lengths = np.zeros(1) if rows.lengths is None else rows.lengths[numbers % len(rows)]
+            lengths = np.zeros(1) if rows.lengths is None else rows.lengths[numbers]
             needed += work.size(int(lengths.mean() if len(lengths) else 0)) * len(numbers)
         if needed > self.limit:
             raise NoRoom(f"it would take about {needed / GB:.1f} GB, and {self.limit / GB:.1f} GB are allowed.")
@@ -247,7 +247,7 @@ class Cache:
         if not len(numbers):
             return
         if rows.lengths is not None:
-            numbers = numbers[np.argsort(-rows.lengths[numbers % len(rows)], kind="stable")]
+            numbers = numbers[np.argsort(-rows.lengths[numbers], kind="stable")]
         batches = [numbers[start : start + self.batch].tolist() for start in range(0, len(numbers), self.batch)]
 
         def read(batch: list[int]) -> Inputs:
