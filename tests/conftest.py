@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import atexit
 import csv
+import gc
 import io
 import os
 import random
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,30 @@ from bad_inputs import World, run
 from hftl import testing
 
 torch.set_num_threads(1)
+UNFREEZE = gc.unfreeze
 datasets.disable_progress_bars()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_lasts_is_not_searched_for_garbage() -> Iterator[None]:
+    """Each training asks for a garbage collection, which goes through all that was ever imported: a quarter of a run.
+
+    A run takes its freeze back at its end, so that is off, but where a test asks for `unfrozen`.
+    """
+    gc.collect()
+    gc.freeze()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "unfreeze", lambda: None)
+        yield
+
+
+@pytest.fixture
+def unfrozen(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is frozen, and `gc.unfreeze` is Python's own."""
+    monkeypatch.setattr(gc, "unfreeze", UNFREEZE)
+    gc.unfreeze()
+    yield
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -257,6 +257,7 @@ def test_exporting_without_its_packages_says_what_to_install(
         export(runs / "full", tmp_path / "m.onnx")
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(importlib.util.find_spec("onnxscript") is None, reason='needs pip install "hftl[export]"')
 @pytest.mark.parametrize("name", ["full", "lora", "image"])
 def test_an_exported_model_gives_the_same_logits_for_other_rows_and_lengths(

@@ -92,6 +92,7 @@ def test_a_clock_counts_from_the_start_of_the_process_where_torch_is_not_there_y
     assert clock.seconds["imports"] == pytest.approx(time.process_time(), rel=0.5)
 
 
+@pytest.mark.usefixtures("unfrozen")
 def test_imports_are_not_searched_for_garbage_then_or_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch")
     try:
@@ -107,6 +108,7 @@ def test_imports_are_not_searched_for_garbage_then_or_later(monkeypatch: pytest.
         gc.unfreeze()
 
 
+@pytest.mark.usefixtures("unfrozen")
 def test_where_torch_is_loaded_or_collection_is_off_imports_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with startup.imports():
         assert gc.isenabled()
