@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from hftl import Recipe
-from hftl.data import load
+from hftl.data.load import load
 from hftl.tasks.image.classification import ImageClassification
 
 COMPARED = [

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from hftl.results.adapters import load_adapters as load_adapters
     from hftl.results.predict import load as load
     from hftl.results.report.report import Report as Report
-    from hftl.run.pretrain import PretrainRecipe as PretrainRecipe
     from hftl.run.recipe import Recipe as Recipe
     from hftl.strategies.base import Strategy as Strategy
     from hftl.studies.together.recipe import MultiTaskRecipe as MultiTaskRecipe
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "MultiTaskRecipe": "hftl.studies.together.recipe",
-    "PretrainRecipe": "hftl.run.pretrain",
     "Recipe": "hftl.run.recipe",
     "Report": "hftl.results.report.report",
     "Strategy": "hftl.strategies.base",
@@ -34,6 +32,7 @@ _HOMES = {
 }
 _GONE = {
     "FeatureRecipe": "Write hftl.Recipe(strategy=\"Features(classifier='svm')\").",
+    "PretrainRecipe": "Write hftl.Recipe(task='fill-mask'), or task='image-feature-extraction' for images.",
 }
 """Names of earlier versions -> what to write instead."""
 

@@ -8,9 +8,9 @@
 The first command needs no network: SimCLR on scikit-learn's digits with the bundled glyphs backbone.
 """
 
-from hftl import PretrainRecipe, main
+from hftl import Recipe, main
 
-RECIPE = PretrainRecipe(
+RECIPE = Recipe(
     task="image-feature-extraction",
     model="hftl:glyphs",
     data="hftl:digits",

@@ -8,9 +8,9 @@
 The first command needs no network: MiniLM-L6 on the 1,000 bundled product reviews, of which only the texts are read.
 """
 
-from hftl import PretrainRecipe, main
+from hftl import Recipe, main
 
-RECIPE = PretrainRecipe(
+RECIPE = Recipe(
     task="fill-mask",
     model="sentence-transformers/all-MiniLM-L6-v2",
     data="hftl:reviews",

@@ -25,7 +25,7 @@ from reports import HOSTILE, classification
 from test_report_page import Page
 
 from hftl.cli import main as cli
-from hftl.data import load, read
+from hftl.data.load import load, read
 from hftl.data.scan import _look
 from hftl.errors import UserError
 from hftl.results.report.card import markdown

@@ -15,7 +15,7 @@ from PIL import Image
 from reports import HOSTILE, PIXEL
 
 from hftl import Recipe, testing
-from hftl.data import load
+from hftl.data.load import load
 from hftl.errors import UserError
 from hftl.results.report.page import html
 from hftl.results.report.report import Report
@@ -310,8 +310,8 @@ def test_equal_images_at_two_places_get_noise_of_their_own(tiny_cnn, tmp_path):
     folder = Path(testing.colour_images(tmp_path / "same", 40))
     rows = load(str(folder), ImageClassification.roles).train.select([0] * 4)
     processor = transformers.AutoImageProcessor.from_pretrained(tiny_cnn)
-    task = ImageClassification()
-    made = [np.asarray(row["pixel_values"]) for row in task.encode(rows, processor, train=True, augment="shift")]
+    task = ImageClassification(augment="shift")
+    made = [np.asarray(row["pixel_values"]) for row in task.encode(rows, processor, train=True)]
     assert len({image.tobytes() for image in made}) == 4
 
 
@@ -389,9 +389,10 @@ def test_the_report_shows_rows_before_and_after(tiny_cnn, colour_folder, tiny_be
 
 
 def test_text_is_tokenised_as_without_augmentation_where_nothing_changes(tiny_bert, reviews_csv):
-    rows, task = load(reviews_csv, TextClassification.roles).train, TextClassification()
+    rows = load(reviews_csv, TextClassification.roles).train
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_bert)
-    plain, same = (task.encode(rows, tokenizer, train=True, augment=a) for a in ("none", "EDA(p=0.0)"))
+    tasks = [TextClassification(augment=augment) for augment in ("none", "EDA(p=0.0)")]
+    plain, same = (task.encode(rows, tokenizer, train=True) for task in tasks)
     for one, other in zip(plain.select(range(20)), same.select(range(20)), strict=True):
         assert one == other
 

@@ -157,7 +157,7 @@ SETTINGS = {
     "pushing to nowhere": Case("--push_to_hub", ("pass --hub_model_id you/name",)),
     "pushing without the Hub": Case("--push_to_hub --hub_model_id you/name", ("HF_HUB_OFFLINE is set",)),
     "pushing on the way": Case("--hub_always_push", ("pushed once, in one commit",)),
-    "an option of another task": Case("--max_length 9", ("--max_length means nothing",), command="image"),
+    "an option of another task": Case("--max_length 9", ("--max_length belongs to fill-mask, ",), command="image"),
     "packing rows that are mixed": Case("--strategy MixStyle --packing", ("--packing has no rows",)),
     "a new model after hooks in the old one": Case("--strategy 'MixStyle | Scratch'", ("Put Scratch first",)),
     "more blocks to mix than there are": Case("--strategy 'MixStyle(layers=99)'", ("asks for more blocks",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any, ClassVar
 
 import pytest
 
-from hftl.cli import commands
 from hftl.cli import main as cli
+from hftl.data.types import Data, Target
 from hftl.errors import UserError
 from hftl.run.recipe import Recipe
-from hftl.settings.fields import flag, named_choices, training_settings
-from hftl.settings.values import CHOICES, RANGES
-from hftl.studies.together.recipe import MultiTaskRecipe
+from hftl.run.settings import Adaptation
+from hftl.settings import fields as settings_fields
+from hftl.settings.fields import RANGES, flag, named_choices, own_settings, training_settings
+from hftl.tasks.base import Task
+from hftl.tasks.image.segmentation import ImageSegmentation
 
 ROOT = Path(__file__).parents[1]
 
@@ -245,9 +248,74 @@ def test_settings_are_those_of_the_installed_training_arguments() -> None:
         assert list(named_choices(kind.__name__)) == [member.value for member in kind]
 
 
-def test_every_range_and_choice_belongs_to_a_setting() -> None:
-    known = {f.name for f in fields(MultiTaskRecipe)} | set(training_settings()) | set(commands.PREDICT)
-    assert set(RANGES) | set(CHOICES) | set(cli.ALIASES.values()) <= known
+def test_every_range_is_of_a_training_argument_that_no_recipe_declares_and_every_alias_of_a_setting() -> None:
+    own = Recipe.own("text-classification")
+    assert set(RANGES) <= set(training_settings()) - set(own)
+    assert set(cli.ALIASES.values()) <= set(own)
+
+
+def test_where_transformers_has_no_training_arguments_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings_fields.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"Expected TrainingArguments in .*training_args\.py.* pip install"):
+        settings_fields._classes_of_transformers.__wrapped__()
+
+
+# whose a setting is
+
+
+@pytest.mark.parametrize("task", sorted(Task.known()))
+def test_a_setting_has_one_owner(task: str) -> None:
+    owners = (Recipe, Data, Task.known()[task], Target, Adaptation)
+    names = [name for owner in owners for name in own_settings(owner)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["--classes", "names.txt"],
+            "--classes belongs to image-segmentation; this recipe's task is text-classification. Leave it out.",
+        ),
+        (["--task", "image-classification", "--packing"], "--packing belongs to text-classification and "),
+        (["--task", "fill-mask", "--unlabelled", "a.csv"], "--unlabelled belongs to tasks with labels; this "),
+        (["--task", "fil-mask"], "There is no task 'fil-mask'; hftl has "),
+        (["--then", "x"], "There is no flag --then. Run the second recipe after it, with && and --model."),
+    ],
+)
+def test_a_flag_of_another_task_is_refused_with_its_owners_name(
+    capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    assert refusal(capsys, *words).startswith(f"error: {sentence}")
+
+
+def test_a_foreign_setting_in_a_file_is_refused_unless_it_is_empty_or_as_by_default(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("task: text-classification\nclasses: null\nignored: [255]\nimage: null\nmask: 0.15\nseed: 3\n")
+    found = settings_of("--config", str(file))
+    assert found["seed"] == 3
+    assert not {"classes", "ignored", "image", "mask"} & set(found)
+    file.write_text("ignored: [0, 255]\n")
+    assert "--ignored belongs to image-segmentation" in refusal(capsys, "--config", str(file))
+
+
+def test_the_task_of_the_flags_or_of_the_file_decides_which_others_there_are(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("task: image-segmentation\nclasses: names.txt\n")
+    assert settings_of("--config", str(file))["classes"] == "names.txt"
+    assert settings_of("--mask", "0.3", "--task=fill-mask")["mask"] == 0.3
+
+
+def test_settings_of_every_owner_are_attributes_of_a_recipe() -> None:
+    recipe = Recipe(task="image-segmentation", classes="names.txt", valid="v.csv", select="entropy", adam_beta1=0.8)
+    assert (recipe.classes, recipe.valid, recipe.select, recipe.ignored) == ("names.txt", "v.csv", "entropy", [255])
+    assert recipe.part(ImageSegmentation).classes == "names.txt"
+    assert recipe.training == {"adam_beta1": 0.8}
+    assert recipe == Recipe(**recipe.settings())
+    with pytest.raises(UserError, match="--max_length belongs to"):
+        Recipe(task="image-segmentation", max_length=3)
 
 
 # help
@@ -265,8 +333,9 @@ def page(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_the_short_help_shows_every_own_setting_with_the_recipes_default(capsys: pytest.CaptureFixture[str]) -> None:
     shown = page(capsys, "--seed", "1", "--help")
     assert max(map(len, shown.splitlines())) <= 100
-    for f in fields(Stub):
-        assert (f"--{f.name}" in shown) == (f.name != "training")
+    for name in Stub.own("text-classification"):
+        assert len(re.findall(rf"^  --{name}\b", shown, re.MULTILINE)) == 1
+    assert not re.search(r"--(image|ignored|classes|image_size|mask|weights|tokens)\b", shown)
     assert "(default: 7)" in shown
     assert shown.index("What goes in") < shown.index("How it learns") < shown.index("\nMine\n  --alpha X")
     assert "--adam_beta2" not in shown

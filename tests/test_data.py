@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 import hftl.data.formats.bundled
-from hftl.data import Role, load, read
+from hftl.data.load import load, read
 from hftl.data.source import split_of
+from hftl.data.types import Role
 
 ROLES = {
     "text": Role("text", ("text", "sentence", "sentence1")),
@@ -269,7 +270,8 @@ def test_another_process_with_another_hash_seed_makes_the_same_splits_from_the_c
     pictures(tmp_path / "pictures", 40)
     code = (
         "import sys, json, glob, os\n"
-        "from hftl.data import Role, load\n"
+        "from hftl.data.load import load\n"
+        "from hftl.data.types import Role\n"
         "roles = {'text': Role('text', ('text',)), 'label': Role('label', ('label',))}\n"
         "images = {'image': Role('image', ('image',)), 'label': Role('label', ('label',))}\n"
         "found = [load(sys.argv[1], roles, max_train_samples=10), load(sys.argv[2], images)]\n"

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from test_data import IMAGES, ROLES, ROWS, _own_cache, picture, pictures, write  # noqa: F401
 
-from hftl.data import Role, load
+from hftl.data.load import load
+from hftl.data.types import Role
 from hftl.errors import UserError
 
 GOOD = "text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(20))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from test_data import ROLES, _own_cache, write  # noqa: F401
 
-from hftl.data import Splits, load
+from hftl.data.load import load
+from hftl.data.types import Splits
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 

@@ -30,7 +30,7 @@ ROOMS = {
 }
 """Rooms of hftl -> rooms that they may import."""
 
-HOMES = {"peft": ("strategies.", "results.load"), "timm": ("models.", "tasks.image.")}
+HOMES = {"peft": ("strategies.", "results.load"), "timm": ("models.", "tasks.networks.")}
 """Packages of others -> where alone they may be imported."""
 
 NEVER = {
@@ -144,7 +144,10 @@ def test_a_recipe_imports_from_hftl_itself_only(recipe: Path) -> None:
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import)]
 
 
-def test_importing_hftl_and_its_command_line_costs_no_torch() -> None:
-    code = "import hftl, hftl.cli.main, hftl.run.recipe, hftl.strategies, sys; print(*sorted(sys.modules))"
+def test_importing_hftl_its_command_line_and_all_tasks_costs_no_torch() -> None:
+    code = (
+        "import hftl, hftl.cli.main, hftl.run.recipe, hftl.strategies, sys; from hftl.tasks.base import Task; "
+        "assert len(Task.known()) >= 6; print(*sorted(sys.modules))"
+    )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "datasets", "peft", "timm", "numpy"} & set(loaded)

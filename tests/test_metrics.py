@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
-from hftl.data import Labels
+from hftl.data.types import Labels
 from hftl.errors import UserError
 from hftl.tasks.metrics import classification as metrics
 from hftl.tasks.metrics.classification import MultiLabel, Regression, SingleLabel

@@ -25,6 +25,7 @@ from hftl.cli.main import main
 from hftl.errors import UserError
 from hftl.models.shared import RATE, MultiTaskModel, Uncertainty
 from hftl.run import prepare as run
+from hftl.run.settings import task_class
 from hftl.studies.together import outcome as multitask_outcome
 from hftl.studies.together import prepare as multitask_run
 from hftl.studies.together.alone import verdict
@@ -431,7 +432,7 @@ def test_recipe_yaml_tells_which_task_has_other_data_than_it_had(both, reviews_c
     settings["tasks"] = [word.replace(name, lies[name]) for word, name in zip(settings["tasks"], lies, strict=True)]
     said = {}
     for name, recipe in multitask_run.recipes(MultiTaskRecipe(**settings)).items():
-        said[name] = [check.name for check in run.read_data(recipe, run.task_of(recipe.task)).checks]
+        said[name] = [check.name for check in run.read_data(recipe, recipe.part(task_class(recipe.task))).checks]
     assert "changed" in said["mood"]
     assert "changed" not in said["pairs"]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hftl import testing
-from hftl.data import Labels
+from hftl.data.types import Labels
 from hftl.errors import UserError
 from hftl.results import predict
 from hftl.results.load import Loaded

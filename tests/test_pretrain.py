@@ -22,17 +22,18 @@ from test_recipes import launch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 
-from hftl import PretrainRecipe, Recipe, load, testing
-from hftl.data import Labels
+from hftl import Recipe, load, testing
+from hftl.data.types import Labels
 from hftl.errors import UserError
 from hftl.tasks.base import Source
 from hftl.tasks.image.masked import MaskedImage, plain_vit
-from hftl.tasks.image.views import MAE, SimMIM, contrast, patch_mask
 from hftl.tasks.metrics.pretext import MaskedTokens
+from hftl.tasks.networks.hidden_tokens import HiddenTokens
+from hftl.tasks.networks.masking import Masking
+from hftl.tasks.networks.views import MAE, SimMIM, contrast, patch_mask
+from hftl.tasks.networks.vocabulary import extend, new_words, pieces
 from hftl.tasks.origin import resolve
-from hftl.tasks.text.hidden_tokens import HiddenTokens
-from hftl.tasks.text.masked import MaskedText, Masking
-from hftl.tasks.text.vocabulary import extend, new_words, pieces
+from hftl.tasks.text.masked import MaskedText
 
 SPLIT = ("the", "film")  # words that the tokenizer below does not hold whole
 QUICK = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "learning_rate": 5e-3, "disable_tqdm": True}
@@ -170,8 +171,7 @@ def test_a_batch_in_which_chance_hides_nothing_still_has_a_loss(tokenizer):
 
 
 def test_training_masks_are_drawn_anew_and_those_of_valid_are_not(tokenizer):
-    task = MaskedText()
-    task.settle({"mask": 0.3, "whole_words": False, "add_tokens": 0}, {"text": []})
+    task = MaskedText(mask=0.3)
     rows = datasets.Dataset.from_dict({"text": [text for text, _ in testing.sentences(20)]})
     collate = task.collate(tokenizer)
     train = task.encode(rows, tokenizer, train=True)
@@ -196,8 +196,7 @@ def test_whole_words_hides_all_pieces_of_a_word_or_none(tokenizer):
 
 
 def test_whole_words_knows_which_pieces_belong_together(tokenizer):
-    task = MaskedText()
-    task.settle({"mask": 0.4, "whole_words": True, "add_tokens": 0}, {"text": []})
+    task = MaskedText(mask=0.4, whole_words=True)
     word = SPLIT[0]
     rows = datasets.Dataset.from_dict({"text": [f"{word} good {word} bad {word}"] * 2})
     row = task.encode(rows, tokenizer, train=True)[0]
@@ -366,7 +365,7 @@ def test_a_folder_of_a_pre_training_is_not_asked_for_labels(mlm_run):
 
 def test_an_adapter_is_merged_into_the_model_that_is_written(bert, texts, tmp_path):
     settings = QUICK | {"strategy": "LoRA(r=4)", "output_dir": str(tmp_path / "o")}
-    report = PretrainRecipe(task="fill-mask", model=bert, data=texts, **settings).run()
+    report = Recipe(task="fill-mask", model=bert, data=texts, **settings).run()
     assert not report.adapter
     assert not (tmp_path / "o" / "adapter_config.json").exists()
     assert encoder_hash(tmp_path / "o") != encoder_hash(bert)
@@ -380,13 +379,13 @@ def test_a_checkpoint_without_a_head_is_told_of_in_a_note(bert, texts, tmp_path)
     model = transformers.AutoModel.from_pretrained(bert, add_pooling_layer=False)
     model.save_pretrained(tmp_path / "body")
     shutil.copytree(bert, tmp_path / "body", dirs_exist_ok=True, ignore=shutil.ignore_patterns("model*", "config.json"))
-    recipe = PretrainRecipe(task="fill-mask", model=str(tmp_path / "body"), data=texts, output_dir=str(tmp_path / "o"))
+    recipe = Recipe(task="fill-mask", model=str(tmp_path / "body"), data=texts, output_dir=str(tmp_path / "o"))
     (note,) = (check for check in recipe.prepare().splits.checks if check.name == "head")
     assert "start at random" in note.sentence
 
 
 def test_a_label_column_is_not_read(bert, reviews_csv, tmp_path):
-    run = PretrainRecipe(task="fill-mask", model=bert, data=reviews_csv, output_dir=str(tmp_path / "o")).prepare()
+    run = Recipe(task="fill-mask", model=bert, data=reviews_csv, output_dir=str(tmp_path / "o")).prepare()
     assert run.splits.train.column_names == ["text"]
     assert run.splits.columns == {"text": "text"}
     assert run.splits.labels.names == []
@@ -443,7 +442,7 @@ def test_added_words_are_found_by_tokenizers_to_which_a_space_belongs(kind):
 
 def test_added_words_are_in_the_folder(bert, texts, tmp_path):
     settings = QUICK | {"max_steps": 2, "add_tokens": 2, "output_dir": str(tmp_path / "o")}
-    PretrainRecipe(task="fill-mask", model=bert, data=texts, **settings).run()
+    Recipe(task="fill-mask", model=bert, data=texts, **settings).run()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "o")
     assert [len(pieces(tokenizer, word)) for word in SPLIT] == [1, 1]
     auto = transformers.AutoModelForSequenceClassification
@@ -494,10 +493,9 @@ def test_the_loss_is_that_of_hidden_patches_alone(pretext):
 
 @pytest.mark.parametrize(("kind", "method"), [("vit", "simmim"), ("mae", "mae")])
 def test_the_loss_is_transformers_own(kind, method, vits):
-    task = MaskedImage()
-    task.settle({"mask": 0.75, "method": "auto"}, None)
+    task = MaskedImage(mask=0.75)
     model = task.build(Source(vits[kind]), Labels("pretext", [])).model.eval()
-    assert task.method == method
+    assert task.chosen == method
     pixels = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     labels = torch.stack([torch.tensor(task._hide(image, train=False)) for image in pixels])
     asked = {"bool_masked_pos": labels == 0} if method == "simmim" else {"noise": (labels == 0).float()}
@@ -511,7 +509,6 @@ def test_the_loss_is_transformers_own(kind, method, vits):
 
 def test_masks_of_valid_are_those_of_the_image_and_masks_of_train_are_not(vits):
     task = MaskedImage()
-    task.settle({"mask": None, "method": "auto"}, None)
     task.build(Source(vits["vit"]), Labels("pretext", []))
     one, other = torch.zeros(3, 32, 32), torch.ones(3, 32, 32)
     assert task._hide(one, train=False) == task._hide(one, train=False) != task._hide(other, train=False)
@@ -585,7 +582,7 @@ def test_images_without_any_class_are_data_enough(vits, colour_folder, tmp_path)
         (tmp_path / "loose").mkdir(exist_ok=True)
         shutil.copy(file, tmp_path / "loose" / f"{i}.png")
     settings = {"model": vits["vit"], "data": str(tmp_path / "loose"), "output_dir": str(tmp_path / "o")}
-    splits = PretrainRecipe(task="image-feature-extraction", **settings).prepare().splits
+    splits = Recipe(task="image-feature-extraction", **settings).prepare().splits
     assert [len(split) for split in (splits.train, splits.valid, splits.test)] == [24, 3, 3]
 
 
@@ -595,7 +592,7 @@ def test_images_without_any_class_are_data_enough(vits, colour_folder, tmp_path)
 def test_another_recipe_takes_the_folder_as_its_model(bert, texts, reviews_csv, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     settings = QUICK | {"max_steps": 3}
-    PretrainRecipe(task="fill-mask", model=bert, data=texts, output_dir=str(first), **settings).run()
+    Recipe(task="fill-mask", model=bert, data=texts, output_dir=str(first), **settings).run()
     report = Recipe(model=str(first), data=reviews_csv, max_steps=3, output_dir=str(second), disable_tqdm=True).run()
     digest = hashlib.sha256((first / "model.safetensors").read_bytes()).hexdigest()[:16]
     assert (report.revision, report.test["accuracy"].n) == (f"sha256:{digest}", 16)
@@ -604,12 +601,15 @@ def test_another_recipe_takes_the_folder_as_its_model(bert, texts, reviews_csv, 
 
 REFUSED = {
     "a strategy for two domains": (["--strategy", "DANN"], "adapts what labels taught"),
-    "mask of 0": (["--mask", "0"], "between 0 and 1; 0 came"),
-    "mask of 1": (["--mask", "1"], "between 0 and 1; 1 came"),
+    "mask of 0": (["--mask", "0"], "--mask expected a number above 0 and below 1; 0.0 came"),
+    "mask of 1": (["--mask", "1"], "--mask expected a number above 0 and below 1; 1.0 came"),
     "negative words": (["--add_tokens", "-1"], "--add_tokens expected a whole number of 0 or more"),
-    "a method for images": (["--method", "mae"], "--method means nothing to fill-mask"),
-    "a label": (["--label", "text"], "--label means nothing to pre-training"),
-    "packing": (["--packing"], "--packing means nothing to pre-training"),
+    "a method for images": (
+        ["--method", "mae"],
+        "--method belongs to image-feature-extraction; ",
+    ),
+    "a label": (["--label", "text"], "--label belongs to image-classification, "),
+    "packing": (["--packing"], "--packing belongs to text-classification and token-classification; "),
     "smoothed labels": (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor is for labels"),
     "a prompt": (["--strategy", "PEFT('PREFIX_TUNING', num_virtual_tokens=2)"], "cannot be merged"),
 }
@@ -639,13 +639,17 @@ def test_a_tokenizer_without_a_mask_is_refused(bert, texts, tmp_path, capsys):
 
 
 IMAGES_REFUSED = {
-    "mask of 1.5": ("vit", ["--mask", "1.5"], "between 0 and 1; 1.5 came"),
+    "mask of 1.5": ("vit", ["--mask", "1.5"], "--mask expected a number above 0 and below 1; 1.5 came"),
     "a mask that hides all": ("vit", ["--mask", "0.999"], "hides none or all of them"),
     "an unknown method": ("vit", ["--method", "simmin"], "Did you mean 'simmim'"),
     "hidden patches of a CNN": ("hftl:glyphs", ["--method", "simmim"], "has no patches to hide"),
     "MAE of a CNN": ("hftl:glyphs", ["--method", "mae"], "MAE needs a ViT"),
     "a mask for views": ("hftl:glyphs", ["--mask", "0.5"], "SimCLR hides nothing"),
-    "whole words": ("vit", ["--whole_words"], "--whole_words means nothing to image-feature-extraction"),
+    "whole words": (
+        "vit",
+        ["--whole_words"],
+        "--whole_words belongs to fill-mask; ",
+    ),
 }
 
 

@@ -18,7 +18,7 @@ from reports import classification
 from test_report_page import page_of
 
 from hftl import Recipe
-from hftl.data import load
+from hftl.data.load import load
 from hftl.run import outcome
 from hftl.tasks.text.classification import TextClassification
 

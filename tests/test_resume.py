@@ -12,7 +12,7 @@ import torch
 import transformers
 from cut_runs import Killed, at_step, kill, same, send, stopped
 
-from hftl import MultiTaskRecipe, PretrainRecipe, Recipe, Report
+from hftl import MultiTaskRecipe, Recipe, Report
 
 TEXT = {"model": "{bert}", "data": "{reviews}"}
 IMAGE = {"task": "image-classification", "model": "{cnn}", "data": "{colours}"}
@@ -55,7 +55,7 @@ def recipe(row: str, places: dict[str, str], folder: Path, **more: Any) -> Any:
         filled[name] = (
             value.format(**places) if one else [v.format(**places) for v in value] if isinstance(value, list) else value
         )
-    kind = MultiTaskRecipe if "tasks" in filled else PretrainRecipe if filled.get("task") == "fill-mask" else Recipe
+    kind = MultiTaskRecipe if "tasks" in filled else Recipe
     return kind(**filled)
 
 

@@ -20,14 +20,14 @@ from torch import nn
 
 from hftl import MultiTaskRecipe, Recipe, Report, load
 from hftl.cli.main import hftl, main
-from hftl.data import Masks
-from hftl.data import load as load_data
+from hftl.data.load import load as load_data
 from hftl.data.masks import names_in
+from hftl.data.types import Masks
 from hftl.errors import UserError
 from hftl.models.shared import MultiTaskModel
-from hftl.tasks.image.dense import IGNORED, as_map, segmenter_of
-from hftl.tasks.image.segmentation import ImageSegmentation, confusion, painted
+from hftl.tasks.image.segmentation import ImageSegmentation, painted
 from hftl.tasks.metrics.segments import Segments
+from hftl.tasks.networks.dense import IGNORED, as_map, confusion, segmenter_of
 
 TASK, NAMES = "image-segmentation", ["grey", "red", "blue"]
 QUICK = {"learning_rate": 1e-2, "per_device_train_batch_size": 8, "disable_tqdm": True, "num_train_epochs": 5}
@@ -184,8 +184,7 @@ def test_folders_tables_and_parquet_of_the_same_masks_are_the_same_data(scenes, 
 
 
 def test_a_mask_is_resized_with_its_image_and_no_class_is_mixed_in_between(scenes, tiny_cnn):
-    task = ImageSegmentation()
-    task.settle({"image_size": "32x48"}, None)
+    task = ImageSegmentation(image_size="32x48")
     splits = load_data(scenes, ROLES, problem_type="image_segmentation", masks=Masks(f"{scenes}/names.json"))
     made = task.build(source_of(tiny_cnn), splits.labels)
     batch = task.collate(made.processor)(task.encode(splits.train, made.processor).__getitems__([0, 1]))
@@ -458,7 +457,7 @@ def test_the_images_of_one_task_do_not_move_the_statistics_of_another(tiny_cnn):
 
 def test_a_setting_of_masks_is_refused_for_another_task(tiny_cnn, colour_folder, tmp_path):
     tasks = [f"colour={colour_folder},task=image-classification,image_size=64"]
-    with pytest.raises(UserError, match="--image_size means nothing to image-classification"):
+    with pytest.raises(UserError, match="--image_size belongs to image-segmentation; "):
         MultiTaskRecipe(model=tiny_cnn, tasks=tasks, output_dir=str(tmp_path / "o")).run()
     with pytest.raises(UserError, match="one vector a row, and image-segmentation has more"):
         Recipe(
@@ -511,5 +510,5 @@ def test_bad_masks_are_named_in_one_sentence(tiny_cnn, tmp_path, capsys):
     refused("--classes nowhere.txt cannot be read", "--classes", "nowhere.txt")
     refused("Expected two classes or more", "--ignored", "2", "5", "255")
     refused("Expected height x width, 8 pixels or more; 'big' came", "--image_size", "big")
-    refused("needs one label a row", "--class_weights", "balanced")
-    refused("--metrics scores one answer a row", "--metrics", "accuracy")
+    refused("--class_weights belongs to image-classification and text-classification", "--class_weights", "balanced")
+    refused("--metrics belongs to image-classification and", "--metrics", "accuracy")

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from hftl import Recipe, Report, load, testing
 from hftl.cli.main import hftl, main
-from hftl.data import load as load_data
+from hftl.data.load import load as load_data
 from hftl.errors import UserError
 from hftl.tasks.metrics.entities import Entities, spans
 from hftl.tasks.text.tagging import IGNORED, TokenClassification, on_first
@@ -151,7 +151,7 @@ def test_a_batch_has_one_label_a_word_wherever_it_is_padded(side):
     assert [row[row != IGNORED].tolist() for row in batch["labels"]] == [[3, 1, 2], [1]]
     firsts = batch["input_ids"][batch["labels"] != IGNORED].tolist()
     assert tokenizer.convert_ids_to_tokens(firsts) == ["un", "dog", "bark", "dog"]
-    cut = task.encode(rows, tokenizer, max_length=4)
+    cut = TokenClassification(max_length=4).encode(rows, tokenizer)
     assert cut["length"][:] == [7, 4]
     assert [tag for tag in cut[0]["labels"] if tag != IGNORED] == [3]
 
@@ -245,7 +245,7 @@ def test_tags_that_do_not_fit_their_words_are_refused(tiny_bert, tmp_path, capsy
     refused("Expected a list of words", [{"tokens": " ".join(row["tokens"]), "tags": row["tags"]} for row in good])
     refused("Expected a list of tags", [{"tokens": row["tokens"], "tags": "O"} for row in good])
     refused("Expected a column 'tokens'", [{"text": row["tokens"], "tags": row["tags"]} for row in good])
-    refused("needs one label a row", good, "--class_weights", "balanced")
+    refused("--class_weights belongs to image-classification and", good, "--class_weights", "balanced")
 
 
 def test_a_split_of_tagged_rows_is_the_same_however_it_is_stored(tmp_path):

@@ -15,8 +15,8 @@ from hftl.settings.fields import Setting
 from hftl.train.startup import imports
 
 
-def _flags(*settings: tuple[str, str, object, str]) -> dict[str, Setting]:
-    return {name: Setting(name, kind, default, help, "Flags") for name, kind, default, help in settings}
+def _flags(*settings: tuple[str, str, object, str], **ranges: str) -> dict[str, Setting]:
+    return {each[0]: Setting(*each, "Flags", range=ranges.get(each[0], "")) for each in settings}
 
 
 PREDICT = _flags(
@@ -28,6 +28,7 @@ PREDICT = _flags(
     ("tokens", "str", None, "the column that holds the words"),
     ("image", "str", None, "the column that holds the image or its file name"),
     ("overwrite", "bool", False, "replace the output file"),
+    batch_size="[1, inf)",
 )
 PUSH = _flags(
     ("private", "bool", False, "make the repository private, where it is new"),

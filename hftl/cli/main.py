@@ -17,10 +17,11 @@ from hftl.cli import help as pages
 from hftl.cli.failures import say_errors
 from hftl.cli.flags import ALIASES, asks_help, read_flags, similar
 from hftl.errors import UserError, suggest
+from hftl.run.settings import fitting, of_tasks
 from hftl.run.steps import of_steps, strategy_of
-from hftl.settings.fields import Setting, own_settings, training_settings
+from hftl.settings.fields import Setting, training_settings
 from hftl.settings.spec import heads
-from hftl.settings.values import checked, checked_all
+from hftl.settings.values import checked
 from hftl.tasks import augment
 from hftl.train.resume.stopping import Left
 
@@ -72,42 +73,49 @@ def merge(recipe: Recipe, words: Sequence[str]) -> Recipe:
     Raises:
         UserError: a name is unknown, or a value has the wrong type or lies out of range.
     """
-    known = _known(recipe)
-    chosen = read_flags(words, {**known, "config": pages.CONFIG})
-    path = chosen.pop("config", None)
+    filed = _from_file(path) if (path := _given("config", words)) is not None else {}
+    own = recipe.own(_given("task", words) or filed.get("task") or recipe.task)
+    elsewhere = {name: setting for name, whose in of_tasks().items() for setting in whose.values()}
+    known = training_settings() | elsewhere | own
+    known.pop("hub_token")  # Trainer writes it in clear into training_args.bin, which it uploads
+    chosen = read_flags(words, known | {"config": pages.CONFIG})
+    chosen.pop("config", None)
     settings: dict[str, Any] = {}
-    for given in (recipe.settings(), _from_file(path, known) if path is not None else {}, chosen):
+    for given in (fitting(recipe.settings(), own), fitting(_checked(filed, known, str(path)), own), chosen):
         if "strategy" in given and not strategy_of(given["strategy"]).steps:  # what is below was meant for steps
             settings = {name: value for name, value in settings.items() if not of_steps(name)}
         settings |= given
-    for name in settings:
-        if name not in known:
-            raise UserError(f"The recipe names an unknown setting {name!r}.{similar(name, known, '')}")
-    merged = type(recipe)(**checked_all(settings, known))
-    augment.read(merged.augment)
+    merged = type(recipe)(**settings)
+    augment.read(merged.settings().get("augment", "none"))
     return merged
 
 
-def _known(recipe: Recipe) -> dict[str, Setting]:
-    """Every setting of this recipe: its own, then those of TrainingArguments."""
-    own = own_settings(type(recipe))
-    others = {name: setting for name, setting in training_settings().items() if name not in own}
-    others.pop("hub_token", None)  # Trainer writes it in clear into training_args.bin, which it uploads
-    return own | others
+def _given(name: str, words: Sequence[str]) -> str | None:
+    """The value of a flag that decides how the others read; None where it has none."""
+    found = None
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
+        written, equals, value = word.partition("=")
+        if written == f"--{name}" and (equals or not following.startswith("--")):
+            found = value if equals else following
+    return found
 
 
-def _from_file(path: str, known: Mapping[str, Setting]) -> dict[str, Any]:
+def _from_file(path: str) -> dict[str, Any]:
     from hftl.settings.recipe_file import read_yaml
 
-    settings = {}
-    for written, value in read_yaml(path).items():
-        name = written if written in known else ALIASES.get(written, written)
+    return {ALIASES.get(name, name): value for name, value in read_yaml(path).items()}
+
+
+def _checked(settings: Mapping[str, Any], known: Mapping[str, Setting], path: str) -> dict[str, Any]:
+    """The settings of a file as the types that they have."""
+    made = {}
+    for name, value in settings.items():
         if name not in known:
-            raise UserError(f"{path} names an unknown setting {written!r}.{similar(written, known, '')}")
+            raise UserError(f"{path} names an unknown setting {name!r}.{similar(name, known, '')}")
         if value is None and "None" not in heads(known[name].type):
             value = known[name].default
-        settings[name] = checked(value, known[name], f"{name!r} in {path}") if value is not None else None
-    return settings
+        made[name] = checked(value, known[name], f"{name!r} in {path}") if value is not None else None
+    return made
 
 
 def _recipe_help(recipe: Recipe, words: Sequence[str]) -> str:
@@ -115,9 +123,11 @@ def _recipe_help(recipe: Recipe, words: Sequence[str]) -> str:
     topic = words[at].partition("=")[2] or (words[at + 1] if at + 1 < len(words) else "")
     if page := pages.topic_page(topic):
         return page
-    known, values = _known(recipe) if topic == "all" else own_settings(type(recipe)), recipe.settings()
-    shown = {name: setting for name, setting in known.items() if name not in recipe.hidden}
-    settings = [replace(setting, default=values.get(name, setting.default)) for name, setting in shown.items()]
+    own, values = recipe.own(_given("task", words) or recipe.task), recipe.settings()
+    known = own | {name: setting for name, setting in training_settings().items() if name not in own}
+    left_out = {"hub_token", *getattr(recipe, "hidden", ())}
+    shown = [s for name, s in known.items() if (name in own or topic == "all") and name not in left_out]
+    settings = [replace(setting, default=values.get(setting.name, setting.default)) for setting in shown]
     script = sys.modules["__main__"]
     return pages.recipe_page(settings, script.__doc__ or "", sys.argv[0])
 

@@ -6,7 +6,7 @@ rows to train with, and labelled ones to test on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,18 +14,8 @@ import numpy as np
 from hftl.data.formats.images import loose_images
 from hftl.data.source import Rows, Source, one_set, open_source
 from hftl.data.split import generator
+from hftl.data.types import Target
 from hftl.errors import UserError, suggest
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where the target domain is: sources of its own, or a value of a column of the data. The fields are Recipe's."""
-
-    unlabelled: Any = None
-    target_test: Any = None
-    domain: str | None = None
-    target: str | None = None
-    source: tuple[str, ...] = ()
 
 
 def set_aside(opened: Source, target: Target, seed: int) -> tuple[Rows | None, Rows | None]:

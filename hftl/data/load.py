@@ -12,7 +12,7 @@ import numpy as np
 
 from hftl.data.check import bad_rows, split_checks
 from hftl.data.columns import find_columns
-from hftl.data.domains import Target, set_aside
+from hftl.data.domains import set_aside
 from hftl.data.formats.images import loose_images
 from hftl.data.labels import Reading, check_problem_type, check_same, decide, reading_checks
 from hftl.data.masks import paired_folders, read_classes, scan_masks
@@ -21,7 +21,7 @@ from hftl.data.scan import check_paths
 from hftl.data.source import WORDS, Rows, Source, one_set, open_source
 from hftl.data.split import carve, scarce, subset
 from hftl.data.survey import Survey, survey
-from hftl.data.types import PIXELS, SPLITS, Check, Labels, Masks, Role, Splits
+from hftl.data.types import PIXELS, SPLITS, Check, Labels, Masks, Role, Splits, Target
 from hftl.errors import UserError
 
 SHARE = 0.1  # of the rows of train, for a split that is missing

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hftl.settings.fields import IN, flag
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -17,6 +19,34 @@ TAGS = "token_classification"
 
 PIXELS = "image_segmentation"
 """A class for each pixel: the label is a mask. No problem type of transformers either."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which rows a run reads, whatever they hold."""
+
+    data: Any = flag("hftl:reviews", "csv, tsv, jsonl, parquet, arrow, a folder, or a Hub id (name or name:config)", IN)
+    data_revision: str | None = flag(None, "branch, tag or commit of a Hub data set", IN)
+    valid: str | None = flag(None, "validation data, where it is a source of its own", IN)
+    test: str | None = flag(None, "test data, where it is a source of its own", IN)
+    max_train_samples: int | None = flag(
+        None, "train on this many rows only, chosen with the seed", IN, range="[1, inf)"
+    )
+    on_bad_row: str = flag(
+        "error", "error, or skip and count rows that are empty or unreadable", IN, choices=("error", "skip")
+    )
+    data_sha256: str | None = flag(None, "as recipe.yaml has it: the run says so where the data has changed since", IN)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the target domain of an adaptation is: sources of its own, or a value of a column of the data."""
+
+    unlabelled: str | None = flag(None, "rows of a target domain to adapt to; no label of theirs is read", IN)
+    target_test: str | None = flag(None, "labelled rows of the target domain, to measure on at the end", IN)
+    domain: str | None = flag(None, "the column that names each row's domain; test is measured for each", IN)
+    target: str | None = flag(None, "with --domain: the domain to adapt to; its labels are used for measuring only", IN)
+    source: list[str] = flag(None, "with --domain: the domains to learn from; else all but --target", IN, factory=list)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import huggingface_hub
 import peft
 from torch import nn
 
-from hftl.data import Labels
+from hftl.data.types import Labels
 from hftl.errors import UserError, explain
 from hftl.models.feature_model import restored
 from hftl.paths import expanded

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from hftl.data import read
+from hftl.data.load import read
 from hftl.errors import UserError
 from hftl.results.load import Loaded, load_folder
 from hftl.train.progress import quiet

@@ -47,7 +47,7 @@ def training_arguments(recipe: RecipeSettings, strategy: Strategy, checkpoints: 
     """
     if recipe.max_steps == 0:
         raise UserError("--max_steps expected a whole number of 1 or more, or -1 for no limit; 0 came.")
-    if recipe.fit_batch and recipe.max_tokens_per_batch is not None:
+    if recipe.fit_batch and recipe.settings().get("max_tokens_per_batch") is not None:
         raise UserError("--fit_batch counts rows and --max_tokens_per_batch counts tokens. Leave out one of them.")
     for name, cure in OURS.items():
         if recipe.training.get(name) not in (None, False):

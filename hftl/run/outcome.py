@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from hftl.data.types import Target
 from hftl.results.report.report import Report
 from hftl.run.adaptation import told
 from hftl.settings import spec
@@ -35,7 +36,7 @@ def measure(run: Run) -> Report:
     about = described(run) | (effort(run.trainer, len(run.splits.train)) if run.look is None else run.look.effort())
     valid = measured(run, "valid")
     target = measured(run, "target") if "target" in run.rows else {}
-    apart = by_domain(run) if run.recipe.domain is not None else {}
+    apart = by_domain(run) if run.recipe.part(Target).domain is not None else {}
     test = measured(run, "test")
     metric = run.scorer.metric  # holds test now
     return Report(

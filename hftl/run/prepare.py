@@ -16,16 +16,20 @@ import transformers
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hftl.data import Check, Masks, Role, Splits, Target, length_check, load, render
-from hftl.errors import UserError, suggest
+from hftl.data.check import length_check, render
+from hftl.data.load import load
+from hftl.data.types import Check, Masks, Role, Splits, Target
+from hftl.errors import UserError
 from hftl.models.anatomy import anatomy, rate_table
 from hftl.results.folder import OutputFolder, unwrap, whole_weights
 from hftl.run.adaptation import Domains
 from hftl.run.arguments import early_stopping, selection
 from hftl.run.look import Look
 from hftl.run.scorer import Scorer
+from hftl.run.settings import Adaptation
 from hftl.run.steps import of_steps, strategy_of
-from hftl.settings.fields import own_settings
+from hftl.settings import spec
+from hftl.strategies import Strategy
 from hftl.tasks.base import Pretrained, Source, Task
 from hftl.train import memory
 from hftl.train.cache.cache import Cache
@@ -67,7 +71,7 @@ class Run:
     @property
     def augmented(self) -> list[dict[str, str]]:
         """Some training rows before and after augmentation, as the report shows them; [] where there is none."""
-        return self.task.before_after(self.rows["train"].encoded, options_of(self.task, self.splits, self.recipe))
+        return self.task.before_after(self.rows["train"].encoded)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -131,20 +135,22 @@ class Run:
 
 def read_data(recipe: RecipeSettings, task: Task) -> Splits:
     """The data of a recipe, checked and split."""
-    roles = task.roles if recipe.domain is None else task.roles | {"domain": Role("domain", ("domain",))}
+    target = recipe.part(Target)
+    roles = task.roles if target.domain is None else task.roles | {"domain": Role("domain", ("domain",))}
+    named = {role: getattr(task, role, None) for role in task.roles} | {"domain": target.domain}
     splits = load(
         recipe.data,
         roles,
-        columns={role: name for role in roles if (name := getattr(recipe, role, None))},
+        columns={role: name for role, name in named.items() if name},
         valid=recipe.valid,
         test=recipe.test,
         seed=recipe.seed,
-        problem_type=task.problem_type or recipe.problem_type,
+        problem_type=task.problem_type,
         on_bad_row=recipe.on_bad_row,
         max_train_samples=recipe.max_train_samples,
         revision=recipe.data_revision,
-        target=Target(recipe.unlabelled, recipe.target_test, recipe.domain, recipe.target, tuple(recipe.source)),
-        masks=Masks(recipe.classes, tuple(recipe.ignored)),
+        target=target,
+        masks=Masks(getattr(task, "classes", None), tuple(getattr(task, "ignored", ()))),
     )
     if recipe.data_sha256 not in (None, splits.origin):
         sentence = "the data has changed since the recipe was written (data_sha256): the numbers will not be the same"
@@ -152,18 +158,24 @@ def read_data(recipe: RecipeSettings, task: Task) -> Splits:
     return splits
 
 
-def settle(recipe: RecipeSettings, task: Task, splits: Splits) -> None:
-    """Give the task its settings and the training rows.
+def check_labels(recipe: RecipeSettings, task: Task, strategy: Strategy) -> None:
+    """Raise `UserError` where a task without labels is given what is for labels."""
+    if "label" in task.roles:
+        return
+    if strategy.streams:
+        raise UserError(
+            f"{spec.spell(strategy)} adapts what labels taught, and there are none. Use it in the next recipe."
+        )
+    if recipe.training.get("label_smoothing_factor"):
+        raise UserError(f"--label_smoothing_factor is for labels, and {task.name} reads none. Leave it out.")
 
-    Raises:
-        UserError: a setting was given that belongs to another task.
-    """
-    known = own_settings(type(recipe))
-    others = {name for other in Task.known().values() for name in (*other.options, *other.settings)}
-    for name in sorted(others & known.keys() - {*task.options, *task.settings}):
-        if getattr(recipe, name) != known[name].default:
-            raise UserError(f"--{name} means nothing to {task.name}. Leave it out.")
-    task.settle({name: getattr(recipe, name) for name in task.settings}, splits.train)
+
+def check_whole(trainer: Trainer) -> None:
+    """Raise `UserError` where what training leaves cannot be written as one whole model, as `Task.whole` asks."""
+    if hasattr(trainer.model, "peft_config") and not hasattr(trainer.model, "merge_and_unload"):
+        raise UserError("What this strategy adds cannot be merged into the model. Use LoRA or DoRA, or Full.")
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise UserError("Pre-training does not split weights over processes yet. Launch it with a DDP config.")
 
 
 def make_trainer(
@@ -186,15 +198,15 @@ def make_trainer(
         raise UserError("--fit_batch sizes labelled rows alone, and the --strategy reads others beside. Leave it out.")
     trainer = Trainer(
         pretrained.model,
-        selection(args, scorer, recipe.select),
+        selection(args, scorer, recipe.part(Adaptation).select),
         strategy=strategy,
         streams=streams,
         anatomy=anatomy(pretrained.model, pretrained.fresh),
-        item_losses=task.item_losses(splits.labels, splits.train, recipe.class_weights),
+        item_losses=task.item_losses(splits.labels, splits.train),
         cache=kept(recipe, rows, collate, args),
-        max_tokens=recipe.max_tokens_per_batch,
+        max_tokens=task.max_tokens_per_batch,
         longest=getattr(pretrained.processor, "model_max_length", None),  # encoding train has set it
-        packing=recipe.packing,
+        packing=task.packing,
         train_dataset=rows["train"],
         eval_dataset=rows["valid"],
         data_collator=collate,
@@ -202,6 +214,8 @@ def make_trainer(
         preprocess_logits_for_metrics=task.outputs,
         callbacks=early_stopping(recipe, strategy),
     )
+    if task.whole:
+        check_whole(trainer)
     if domains is not None:
         trainer.further = functools.partial(domains.criteria, trainer)
     if recipe.fit_batch and not recipe.show_rates:
@@ -217,25 +231,23 @@ def domains_of(
     Raises:
         UserError: a choice that needs rows of the target, which are not there.
     """
+    select = recipe.part(Adaptation).select
     if target is None:
-        if recipe.select != "source":
-            raise UserError(f"--select {recipe.select} looks at the target. Pass --unlabelled with rows of it.")
+        if select != "source":
+            raise UserError(f"--select {select} looks at the target. Pass --unlabelled with rows of it.")
         return None
     valid = Stream(rows["valid"], task.collate(processor))
     batch = recipe.training.get("per_device_eval_batch_size", 64)
     labels = np.asarray(rows["valid"].labels)
-    return Domains(
-        valid, labels, target, rows.get("target"), task.metric(splits.labels), recipe.select, batch, recipe.seed
-    )
+    return Domains(valid, labels, target, rows.get("target"), task.metric(splits.labels), select, batch, recipe.seed)
 
 
-def streams_of(recipe: RecipeSettings, task: Task, splits: Splits, processor: Any) -> dict[str, Stream]:
+def streams_of(strategy: Strategy, task: Task, splits: Splits, processor: Any) -> dict[str, Stream]:
     """The unlabelled rows of the target as they are, and in each form that the strategy reads."""
     if splits.unlabelled is None:
         return {}
-    views = dict.fromkeys(("unlabelled", *strategy_of(recipe.strategy).streams))
-    options = options_of(task, splits, recipe)
-    return {view: Stream(*task.stream(view, splits.unlabelled, processor, options)) for view in views}
+    views = dict.fromkeys(("unlabelled", *strategy.streams))
+    return {view: Stream(*task.stream(view, splits.unlabelled, processor)) for view in views}
 
 
 def kept(recipe: RecipeSettings, rows: dict[str, Any], collate: Any, args: transformers.TrainingArguments) -> Cache:
@@ -250,39 +262,25 @@ def print_checks(splits: Splits, rows: dict[str, Any], processor: Any) -> None:
     print(render(splits.checks))
 
 
-def task_of(name: str) -> Task:
-    """A task from its pipeline tag."""
-    known = Task.known()
-    if name not in known:
-        raise UserError(f"There is no task {name!r}; hftl has {', '.join(sorted(known))}.{suggest(name, known)}")
-    return known[name]()
-
-
 def source_of(recipe: RecipeSettings) -> Source:
     """Where the model comes from."""
-    return Source(recipe.model, recipe.weights, recipe.revision, recipe.allow_pickle, recipe.trust_remote_code)
+    weights = recipe.settings().get("weights")
+    return Source(recipe.model, weights, recipe.revision, recipe.allow_pickle, recipe.trust_remote_code)
 
 
 def encode(task: Task, splits: Splits, processor: Any, recipe: RecipeSettings) -> dict[str, Rows]:
     """The three splits as model inputs; only train is augmented."""
-    options = options_of(task, splits, recipe)
 
     def made(name: str) -> Rows:
         split = getattr(splits, name)
-        encoded = task.encode(split, processor, train=name == "train", **options)
-        changed = name == "train" and task.changed(options)
+        encoded = task.encode(split, processor, train=name == "train")
+        changed = name == "train" and task.changed()
         identify = functools.partial(task.identify, encoded, processor)
         labels = task.labels(encoded, split, processor)
         return Rows(encoded, labels, identify, changed, task.decoded, recipe.seed)
 
     there = [name for name in ("train", "valid", "test", "target") if getattr(splits, name) is not None]
     return {name: made(name) for name in there}
-
-
-def options_of(task: Task, splits: Splits, recipe: RecipeSettings) -> dict[str, Any]:
-    """What a task's `encode` takes beside rows and processor: its settings, and what an augmentation looks like."""
-    options = {name: getattr(recipe, name) for name in task.options}
-    return options | ({"target": splits.unlabelled} if "augment" in options else {})
 
 
 def length_checks(rows: Rows, processor: Any) -> list[Check]:

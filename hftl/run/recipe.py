@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hftl.errors import UserError
-from hftl.run.settings import RecipeSettings
+from hftl.run.settings import Adaptation, RecipeSettings, task_class
 from hftl.train.startup import Clock, imports
 
 if TYPE_CHECKING:
@@ -20,15 +19,14 @@ if TYPE_CHECKING:
     from hftl.run.prepare import Run
 
 
-@dataclass(init=False)
 class Recipe(RecipeSettings):
-    """Everything one run needs, as flat data: its own fields, and any `transformers.TrainingArguments` by name.
+    """Everything one run needs, as flat data: the run's and the task's settings, and any TrainingArguments by name.
 
     Example:
         Recipe(data="reviews.csv", model="bert-base-uncased", strategy="LoRA(r=16)", learning_rate=2e-4).run()
 
     Raises:
-        UserError: a name that neither Recipe nor TrainingArguments has.
+        UserError: a setting of another task, or a name that nobody has.
     """
 
     def prepare(self, clock: Clock | None = None) -> Run:
@@ -54,14 +52,15 @@ class Recipe(RecipeSettings):
             steps.refuse(self, strategy)
         folder = OutputFolder(self.output_dir)
         folder.claim(resume=self.resume, overwrite=self.overwrite, dry=self.show_rates)
-        task = run.task_of(self.task)
+        task = self.part(task_class(self.task))
         if not (strategy.steps or task.pooled):
             raise UserError(f"Features are one vector a row, and {task.name} has more. Pass another --strategy.")
+        run.check_labels(self, task, strategy)
         scratch = Path(tempfile.gettempdir()) if self.show_rates else folder.checkpoints  # Trainer makes the folder
         args = arguments.training_arguments(self, strategy, scratch)
         with args.main_process_first(desc="reading the data"):
             splits = run.read_data(self, task)
-            run.settle(self, task, splits)
+            task.settle(splits)
         clock.mark("data")
         transformers.set_seed(self.seed)
         pretrained = task.build(run.source_of(self), splits.labels)
@@ -73,8 +72,8 @@ class Recipe(RecipeSettings):
         if args.process_index == 0:
             run.print_checks(splits, rows, pretrained.processor)
         arguments.suit_machine(self, args, pretrained.model, task.decoded)
-        scorer = run.Scorer(task.metric(splits.labels), self.metrics)
-        streams = run.streams_of(self, task, splits, pretrained.processor)
+        scorer = run.Scorer(task.metric(splits.labels), task.metrics)
+        streams = run.streams_of(strategy, task, splits, pretrained.processor)
         domains = run.domains_of(self, task, splits, pretrained.processor, rows, streams.get("unlabelled"))
         trainer = run.make_trainer(self, args, task, splits, pretrained, rows, scorer, streams, domains)
         clock.mark("trainer")
@@ -96,7 +95,7 @@ class Recipe(RecipeSettings):
             from hftl.results.report.table import render
             from hftl.run import outcome, push
             from hftl.train import progress
-        beside = self._without_target() if self.source_only and not self.show_rates else None
+        beside = self._without_target() if self.part(Adaptation).source_only and not self.show_rates else None
         try:
             with progress.quiet():
                 run = self.prepare(clock)

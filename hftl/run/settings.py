@@ -1,133 +1,146 @@
-"""Everything that one run needs, as flat data: what `recipe.yaml` holds and the command line sets."""
+"""Everything that one run needs, as flat data: what `recipe.yaml` holds and the command line sets.
+
+Knows who owns a setting, and asks the owners alone what it is: this recipe, the data, the task, the target domain, or
+`transformers.TrainingArguments`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from hftl.data.types import Data, Target
 from hftl.errors import UserError, suggest
-from hftl.settings.fields import GONE, Setting, flag, own_settings, training_settings
+from hftl.settings.fields import GONE, HOW, IN, OUT, RUN, SAFE, Setting, flag, own_settings, training_settings
 from hftl.settings.values import checked_all
+from hftl.tasks.base import Task
 
-TWO_DOMAINS = ("unlabelled", "target_test", "domain", "target", "source", "select", "source_only")
-"""Settings of a recipe that adapts to a target domain; subclasses that do not hide them."""
-OF_MASKS = ("classes", "ignored", "image_size")
-"""Settings of a recipe for segmentation; subclasses that have other tasks hide them."""
 HUB = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
 """TrainingArguments that say where the finished folder goes; the base Trainer is not given them."""
-IN, HOW, RUN, OUT, SAFE = "What goes in", "How it learns", "The run", "What comes out", "Safety"
+LABELLED = "tasks with labels"
+Owner = TypeVar("Owner")
 
 
-@dataclass(init=False)
+@dataclass(frozen=True)
+class Adaptation:
+    """How a run that has a target domain is judged."""
+
+    select: str = flag(
+        "source",
+        "what chooses the checkpoint: source (valid), without target labels entropy, snd, iwv or dev, with them oracle",
+        HOW,
+        choices=("source", "entropy", "snd", "iwv", "dev", "oracle"),
+    )
+    source_only: bool = flag(
+        False, "also train without what reads the target, first, and say whether adapting helped", HOW
+    )
+
+
+@dataclass(init=False, repr=False, eq=False)
 class RecipeSettings:
-    """The fields of a recipe, and any `transformers.TrainingArguments` by name."""
+    """The settings of a recipe as attributes: its own, those of the other owners, and any TrainingArguments by name."""
 
     task: str = flag("text-classification", "what is learned, by the Hub's pipeline tag", IN)
     model: str = flag(
         "sentence-transformers/all-MiniLM-L6-v2", "a local folder, a Hub id, timm/... on the Hub, or timm:NAME", IN
     )
-    weights: str | None = flag(None, "a .safetensors file for a bare --model timm:NAME", IN)
     revision: str | None = flag(None, "branch, tag or commit of a Hub model", IN)
-    data: Any = flag("hftl:reviews", "csv, tsv, jsonl, parquet, arrow, a folder, or a Hub id (name or name:config)", IN)
-    data_revision: str | None = flag(None, "branch, tag or commit of a Hub data set", IN)
-    valid: str | None = flag(None, "validation data, where it is a source of its own", IN)
-    test: str | None = flag(None, "test data, where it is a source of its own", IN)
-    text: str | None = flag(None, "the column that holds the text", IN)
-    text_pair: str | None = flag(None, "the column that holds the second text of a pair", IN)
-    tokens: str | None = flag(None, "the column that holds the words of a text, as a list", IN)
-    image: str | None = flag(None, "the column that holds the image or its file name", IN)
-    label: str | None = flag(None, "the column that holds the label", IN)
-    unlabelled: str | None = flag(None, "rows of a target domain to adapt to; no label of theirs is read", IN)
-    target_test: str | None = flag(None, "labelled rows of the target domain, to measure on at the end", IN)
-    domain: str | None = flag(None, "the column that names each row's domain; test is measured for each", IN)
-    target: str | None = flag(None, "with --domain: the domain to adapt to; its labels are used for measuring only", IN)
-    source: list[str] = flag(None, "with --domain: the domains to learn from; else all but --target", IN, factory=list)
-    problem_type: str | None = flag(
-        None, "single_label_classification, multi_label_classification or regression; guessed from the labels", IN
-    )
-    classes: str | None = flag(None, "of masks: a file that names the classes, a line each or JSON, by pixel value", IN)
-    ignored: list[int] = flag(None, "of masks: pixel values that are no class; 255", IN, factory=lambda: [255])
-    image_size: str | None = flag(
-        None, "of masks: height x width to resize to, such as 192x256; else the size that the model reads", IN
-    )
-    max_length: int | None = flag(None, "longest text in tokens, longer ones are cut; else the model's own", IN)
-    max_train_samples: int | None = flag(None, "train on this many rows only, chosen with the seed", IN)
-    on_bad_row: str = flag("error", "error, or skip and count rows that are empty or unreadable", IN)
-    data_sha256: str | None = flag(None, "as recipe.yaml has it: the run says so where the data has changed since", IN)
 
     strategy: Any = flag("Full", "how weights meet the task: LoRA(r=16) | LayerDecay(0.9); see hftl strategies", HOW)
-    learning_rate: float | None = flag(None, "peak learning rate; else the strategy's own, else 5e-5", HOW)
-    num_train_epochs: float = flag(3.0, "passes over the training rows", HOW)
-    per_device_train_batch_size: int = flag(16, "rows a step on each device", HOW)
-    gradient_accumulation_steps: int = flag(1, "micro-batches summed into one update", HOW)
-    weight_decay: float = flag(0.01, "decoupled weight decay; biases and norms are spared", HOW)
-    warmup_steps: float = flag(0.1, "steps of linear warm-up; below 1 a share of the run", HOW)
+    learning_rate: float | None = flag(
+        None, "peak learning rate; else the strategy's own, else 5e-5", HOW, range="(0, inf)"
+    )
+    num_train_epochs: float = flag(3.0, "passes over the training rows", HOW, range="(0, inf)")
+    per_device_train_batch_size: int = flag(16, "rows a step on each device", HOW, range="[1, inf)")
+    gradient_accumulation_steps: int = flag(1, "micro-batches summed into one update", HOW, range="[1, inf)")
+    weight_decay: float = flag(0.01, "decoupled weight decay; biases and norms are spared", HOW, range="[0, inf)")
+    warmup_steps: float = flag(0.1, "steps of linear warm-up; below 1 a share of the run", HOW, range="[0, inf)")
     lr_scheduler_type: str = flag("linear", "shape of the schedule after warm-up", HOW)
-    class_weights: str | None = flag(None, "balanced: weigh each class by the inverse of its share of train", HOW)
-    augment: str = flag("none", "random changes of train: Sketch(0.5) | FDA(beta=0.01); see hftl augmentations", HOW)
-    max_tokens_per_batch: int | None = flag(
-        None, "fill each batch with texts up to this many tokens, padding counted, in place of a number of rows", HOW
-    )
-    select: str = flag(
-        "source",
-        "what chooses the checkpoint: source (valid), without target labels entropy, snd, iwv or dev, with them oracle",
-        HOW,
-    )
-    source_only: bool = flag(
-        False, "also train without what reads the target, first, and say whether adapting helped", HOW
-    )
     early_stopping_patience: int = flag(
-        3, "evaluations without a better metric before stopping; 0 never; not where a strategy reads the target", HOW
+        3,
+        "evaluations without a better metric before stopping; 0 never; not where a strategy reads the target",
+        HOW,
+        range="[0, inf)",
     )
 
-    seed: int = flag(42, "fixes splits, initial weights, order and dropout", RUN)
+    seed: int = flag(
+        42,
+        "fixes splits, initial weights, order and dropout",
+        RUN,
+        range="[0, 4294967295]",  # numpy's generator takes 32 bits
+    )
     bf16: bool | None = flag(None, "bfloat16 autocast; by default where the hardware is faster with it", RUN)
     fp16: bool = flag(False, "train in float16 autocast", RUN)
     fit_batch: bool = flag(
         False, "find the largest micro-batch that fits into memory, and accumulate up to the batch asked for", RUN
     )
-    packing: bool = flag(False, "pack texts end to end in place of padding them", RUN)
-    cache_gb: float = flag(20.0, "room on disk to keep what frozen layers and image decoding gave; 0: none", RUN)
-    cache_dtype: str = flag("auto", "how frozen activations are kept: float32, bfloat16, or auto as computed", RUN)
-    max_steps: int = flag(-1, "stop after this many updates, whatever the epochs", RUN)
+    cache_gb: float = flag(
+        20.0, "room on disk to keep what frozen layers and image decoding gave; 0: none", RUN, range="[0, inf)"
+    )
+    cache_dtype: str = flag(
+        "auto",
+        "how frozen activations are kept: float32, bfloat16, or auto as computed",
+        RUN,
+        choices=("auto", "float32", "bfloat16"),
+    )
+    max_steps: int = flag(-1, "stop after this many updates, whatever the epochs", RUN, range="[-1, inf)")
     resume: bool = flag(False, "go on with the interrupted run in --output_dir", RUN)
 
     output_dir: str = flag("runs/last", "the folder for model, report and card", OUT)
     overwrite: bool = flag(False, "replace a finished run in --output_dir", OUT)
-    metrics: list[str] = flag(None, "further metrics of `evaluate`, by name or path", OUT, factory=list)
     show_rates: bool = flag(False, "print each module's rate at 0, 25, 50, 75 and 100 % of the run, and stop", OUT)
 
     allow_pickle: bool = flag(False, "read weights from a pickle file, which may run code when opened", SAFE)
     trust_remote_code: bool = flag(False, "run code that comes with a Hub model", SAFE)
 
-    hidden: ClassVar[tuple[str, ...]] = ()
-    """Settings that mean nothing to a subclass: `--help` leaves them out."""
-
     training: dict[str, Any] = field(default_factory=dict)
     """Other TrainingArguments, by name."""
 
     def __init__(self, **settings: Any) -> None:
-        own = own_settings(type(self))
-        others = training_settings()
+        task = settings.get("task", own_settings(type(self))["task"].default)
+        own, theirs = self.own(task), training_settings()
+        settings = dict(settings.pop("training", None) or {}) | settings
         for name in settings:
-            if name not in own and name not in others and name != "training":
-                hint = f" {GONE[name]}" if name in GONE else suggest(name, [*own, *others])
-                raise UserError(f"Recipe has no setting {name!r}.{hint}")
-        settings = checked_all(settings, {"training": Setting("training", "dict", None, "", "")} | others | own)
-        for f in fields(self):
-            if f.name in settings:
-                setattr(self, f.name, settings[f.name])
-            elif f.name in own:
-                setattr(self, f.name, own[f.name].default)
-        self.training = dict(settings.get("training") or {})
-        self.training |= {name: value for name, value in settings.items() if name not in own and name != "training"}
+            if name not in own and name not in theirs:
+                hint = f" {GONE[name]}" if name in GONE else suggest(name, own | theirs)
+                raise UserError(foreign(name, task) or f"Recipe has no setting {name!r}.{hint}")
+        chosen = checked_all(settings, theirs | own)
+        self.__dict__ |= {name: setting.default for name, setting in own.items()}
+        self.__dict__ |= {name: value for name, value in chosen.items() if name in own}
+        self.training = {name: value for name, value in chosen.items() if name not in own}
 
-    def __init_subclass__(cls) -> None:
-        cls.__init__ = RecipeSettings.__init__  # type: ignore[method-assign]  # a plain @dataclass would write one of its own
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Settings of the data, the task and the target domain are attributes, too."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, type(self)) and self.settings() == other.settings()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
+
+    @classmethod
+    def own(cls, task: str) -> dict[str, Setting]:
+        """What can be set beside TrainingArguments' names, where this is the task; every name has one owner.
+
+        Raises:
+            UserError: there is no such task.
+        """
+        kind = task_class(task)
+        owners = (cls, Data, kind, *((Target, Adaptation) if "label" in kind.roles else ()))
+        return {name: setting for owner in owners for name, setting in own_settings(owner).items()}
+
+    def part(self, owner: type[Owner]) -> Owner:
+        """An owner with its settings; with defaults, where this recipe's task has no use for it."""
+        held = self.__dict__
+        return owner(**{name: held[name] for name in own_settings(owner) if name in held})
 
     def settings(self) -> dict[str, Any]:
         """All settings as one flat dict, as they stand in `recipe.yaml`."""
-        return {name: getattr(self, name) for name in own_settings(type(self))} | self.training
+        return {name: getattr(self, name) for name in self.own(self.task)} | self.training
 
     def reproducible(self) -> dict[str, Any]:
         """The settings that decide the numbers, for `recipe.yaml`; where the results go is left to the next run."""
@@ -140,3 +153,47 @@ class RecipeSettings:
         if not isinstance(self.data, str):
             kept["data"] = "(a data set made in Python)"  # fails by name when it is read back, and does not mislead
         return privacy.shared(kept)
+
+
+def task_class(name: str) -> type[Task]:
+    """A task from its pipeline tag.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    known = Task.known()
+    if not isinstance(name, str) or name not in known:
+        raise UserError(f"There is no task {name!r}; hftl has {', '.join(sorted(known))}.{suggest(str(name), known)}")
+    return known[name]
+
+
+@functools.cache
+def of_tasks() -> dict[str, dict[str, Setting]]:
+    """Settings that only some tasks have: name -> whose it is -> how it is declared."""
+    found: dict[str, dict[str, Setting]] = {}
+    whose = {name: own_settings(kind) for name, kind in Task.known().items()}
+    for owner, settings in (whose | {LABELLED: own_settings(Target) | own_settings(Adaptation)}).items():
+        for name, setting in settings.items():
+            found.setdefault(name, {})[owner] = setting
+    return found
+
+
+def foreign(name: str, task: str) -> str:
+    """The sentence that refuses a setting of other tasks; "" for one that nobody has."""
+    if name not in of_tasks():
+        return ""
+    *others, last = sorted(of_tasks()[name])
+    owners = f"{', '.join(others)} and {last}" if others else last
+    return f"--{name} belongs to {owners}; this recipe's task is {task}. Leave it out."
+
+
+def fitting(settings: Mapping[str, Any], own: Mapping[str, Setting]) -> dict[str, Any]:
+    """Settings without those of other tasks that are empty or as by default.
+
+    An older recipe.yaml holds the settings of every task, and a recipe may be told another `--task`.
+
+    Args:
+        own: what the task at hand has.
+    """
+    unset = {name: [None, *(s.default for s in whose.values())] for name, whose in of_tasks().items()}
+    return {name: value for name, value in settings.items() if name in own or value not in unset.get(name, ())}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from hftl.data.types import Target
 from hftl.errors import UserError
-from hftl.run.settings import HUB, TWO_DOMAINS, RecipeSettings
+from hftl.run.settings import HUB, Adaptation, RecipeSettings
 from hftl.settings import spec
 from hftl.settings.fields import own_settings, training_settings
 from hftl.strategies import Chain, Strategy
@@ -14,7 +15,8 @@ ONLY = (
     *("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps"),
     *("weight_decay", "warmup_steps", "lr_scheduler_type", "early_stopping_patience", "class_weights", "augment"),
     *("max_tokens_per_batch", "packing", "fit_batch", "cache_dtype", "resume", "show_rates"),
-    *TWO_DOMAINS,
+    *own_settings(Target),
+    *own_settings(Adaptation),
 )
 """Settings of a recipe that only training by steps reads."""
 ALSO = (
@@ -39,7 +41,7 @@ def of_steps(name: str) -> bool:
 
 def refuse(recipe: RecipeSettings, strategy: Strategy) -> None:
     """Raise `UserError` where a setting was given that a strategy without steps never reads."""
-    known = own_settings(type(recipe))
+    known = recipe.own(recipe.task)
     for name, value in recipe.settings().items():
         if of_steps(name) and (name not in known or value != known[name].default):
             raise UserError(f"--{name} is for training by steps; {type(strategy).__name__} needs none. Leave it out.")

@@ -15,51 +15,6 @@ from hftl.errors import UserError, suggest
 from hftl.settings.fields import Setting, named_choices, training_settings
 from hftl.settings.spec import clip, conform, expected, heads
 
-RANGES = {
-    "learning_rate": "(0, inf)",
-    "num_train_epochs": "(0, inf)",
-    "per_device_train_batch_size": "[1, inf)",
-    "per_device_eval_batch_size": "[1, inf)",
-    "gradient_accumulation_steps": "[1, inf)",
-    "eval_accumulation_steps": "[1, inf)",
-    "weight_decay": "[0, inf)",
-    "warmup_steps": "[0, inf)",
-    "max_length": "[1, inf)",
-    "max_train_samples": "[1, inf)",
-    "max_steps": "[-1, inf)",
-    "early_stopping_patience": "[0, inf)",
-    "seed": "[0, 4294967295]",  # numpy's generator takes 32 bits
-    "data_seed": "[0, 4294967295]",
-    "max_grad_norm": "[0, inf]",
-    "label_smoothing_factor": "[0, 1)",
-    "adam_beta1": "[0, 1)",
-    "adam_beta2": "[0, 1)",
-    "adam_epsilon": "(0, inf)",
-    "neftune_noise_alpha": "[0, inf)",
-    "logging_steps": "(0, inf)",
-    "eval_steps": "(0, inf)",
-    "save_steps": "(0, inf)",
-    "eval_delay": "[0, inf)",
-    "save_total_limit": "[1, inf)",
-    "dataloader_num_workers": "[0, inf)",
-    "dataloader_prefetch_factor": "[1, inf)",
-    "batch_size": "[1, inf)",
-    "max_tokens_per_batch": "[1, inf)",
-    "cache_gb": "[0, inf)",
-    "temperature": "(0, inf)",
-}
-"""Intervals in the notation of mathematics: a round bracket leaves its end out."""
-
-CHOICES = {
-    "on_bad_row": ("error", "skip"),
-    "problem_type": ("single_label_classification", "multi_label_classification", "regression"),
-    "class_weights": ("balanced",),
-    "select": ("source", "entropy", "snd", "iwv", "dev", "oracle"),
-    "cache_dtype": ("auto", "float32", "bfloat16"),
-    "mixing": ("proportional", "uniform", "temperature", "annealed"),
-    "weighting": ("none", "uncertainty"),
-}
-
 
 def from_words(words: list[str], setting: Setting, what: str) -> Any:
     """Read what stands after a flag: one word, or several where the setting is a list.
@@ -111,8 +66,8 @@ def checked_all(settings: Mapping[str, Any], known: Mapping[str, Setting]) -> di
 
 def choices_of(setting: Setting) -> tuple[str, ...]:
     """The words that a setting admits; empty where any will do."""
-    if setting.name in CHOICES:
-        return CHOICES[setting.name]
+    if setting.choices:
+        return setting.choices
     theirs = training_settings().get(setting.name, setting)  # a recipe's own `str` may be an enum of transformers
     kinds = sorted(heads(theirs.type)) if "list" not in heads(theirs.type) else []
     return next((choices for kind in kinds if (choices := named_choices(kind))), ())
@@ -123,8 +78,8 @@ def _within(value: Any, setting: Setting, what: str) -> Any:
     choices = choices_of(setting)
     if choices and isinstance(value, str) and value not in choices:
         raise UserError(f"{what} expected {asked(setting)}; {clip(value)} came.{suggest(value, choices)}")
-    interval = RANGES.get(setting.name)
-    if interval and isinstance(value, int | float) and not isinstance(value, bool) and not _inside(value, interval):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if setting.range and number and not _inside(value, setting.range):
         raise UserError(f"{what} expected {asked(setting)}; {value} came.")
     return value
 
@@ -134,14 +89,14 @@ def asked(setting: Setting) -> str:
     choices = choices_of(setting)
     if choices:
         return choices[0] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
-    low, high = _ends(interval) if (interval := RANGES.get(setting.name)) else (-math.inf, math.inf)
     words = expected(setting.type).removesuffix(" or None")
-    if interval is None:
+    if not setting.range:
         return words
-    words += f" above {low:g}" if interval[0] == "(" else f" of {low:g} or more" if math.isinf(high) else ""
-    if not math.isinf(high):
-        words += f" from {low:g} to {'below ' if interval[-1] == ')' else ''}{int(high)}"
-    return words
+    low, high = _ends(setting.range)
+    above, below = setting.range[0] == "(", "below " if setting.range[-1] == ")" else ""
+    if math.isinf(high):
+        return words + (f" above {low:g}" if above else f" of {low:g} or more")
+    return f"{words} {f'above {low:g} and' if above else f'from {low:g} to'} {below}{high:.0f}"
 
 
 def _ends(interval: str) -> tuple[float, float]:

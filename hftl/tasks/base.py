@@ -1,6 +1,7 @@
-"""What a task is, and how any pre-trained model is found and loaded. A task is the only place that knows a modality.
+"""What a task is: the only place that knows a modality. Knows no strategy, trainer or report.
 
-Knows the Hub, local folders and the checkpoints that ship with packages; knows no strategy, trainer or report.
+Importing a task costs no torch, transformers, datasets or numpy: its fields are flags, and help answers at once. Its
+methods import what they need.
 """
 
 from __future__ import annotations
@@ -9,22 +10,22 @@ import functools
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import torch
-import transformers
-from torch import nn
+from hftl.data.types import Check, Labels, Role, Splits
+from hftl.errors import UserError
 
-from hftl.data import Check, Labels, Role
-from hftl.data.types import PROBLEM_TYPES
-from hftl.errors import UserError, explained
-from hftl.tasks.origin import check_shards, pinned, resolve, revision_of
+IGNORED = -100
+"""The label of what enters neither loss nor metric, as torch's cross-entropy has it."""
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
     from hftl.tasks.metrics.accumulator import Accumulator
 
 
@@ -52,7 +53,11 @@ class Source:
 
 
 class Task:
-    """One kind of learning. Subclass it in a module of `hftl.tasks`; it is found by `name`.
+    """One kind of learning. Subclass it in a module of `hftl.tasks`, as a dataclass; it is found by `name`.
+
+    Its fields made by `flag` are its settings: in Python, in recipe.yaml and on the command line. A run has an instance
+    of its own. What it learns of rows and model on the way (`settle`, `build`) are fields with `init=False`, which is
+    why a task is not frozen.
 
     `name` is the Hub's pipeline tag, `auto` the name of a transformers auto class, resolved when a model is built.
     """
@@ -60,23 +65,28 @@ class Task:
     name: ClassVar[str]
     auto: ClassVar[str]
     roles: ClassVar[dict[str, Role]]
+    """What is read of a row. A field of the same name is the column's."""
     usage: ClassVar[dict[str, str]]
     """Words for a person who uses the model: `script` is the recipe, `new` what to predict, `example` an input in
     Python (`example_pair` one with two texts), `processor` and `arguments` what a transformers pipeline needs; `next`
     is the recipe that goes on from a model which predicts nothing itself."""
-    options: ClassVar[tuple[str, ...]] = ()
-    """Settings of a Recipe that `encode` takes."""
-    settings: ClassVar[tuple[str, ...]] = ()
-    """Settings of a Recipe that `settle` takes."""
-    problem_type: ClassVar[str | None] = None
-    """How labels are read, where the labels themselves do not tell; None where they do."""
     pooled: ClassVar[bool] = False
     """Whether logits are one vector a row, (n, classes), which a classifier of features of the row can give as well."""
     decoded: ClassVar[bool] = False
     """Whether reading an encoded row does work that is worth keeping, such as decoding an image."""
+    whole: ClassVar[bool] = False
+    """Whether `written` merges an adapter into the model."""
+
+    # What a run asks of every task; a task that offers one as a flag declares it as a field.
+    problem_type: str | None = None
+    """How labels are read, where the labels themselves do not tell; None where they do."""
+    max_tokens_per_batch: int | None = None
+    packing: bool = False
+    metrics: Sequence[str] = ()
 
     @classmethod
     def known(cls) -> dict[str, type[Task]]:
+        """Every task by name. Costs no torch."""
         _import_all()
         return {task.name: task for task in _descendants(cls) if "name" in vars(task)}
 
@@ -91,8 +101,12 @@ class Task:
         names = config.get("label_names") or [id2label[key] for key in sorted(id2label, key=int)]
         return Labels(self.problem_type or "", list(names))
 
-    def settle(self, settings: dict[str, Any], train: Any) -> None:
-        """Take in `settings` and the training rows, before anything is built."""
+    def settle(self, splits: Splits) -> None:
+        """Look at the settings and at the rows, before anything is built.
+
+        Raises:
+            UserError: a setting that does not read.
+        """
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
         """Load the model with a head for these labels, and its processor."""
@@ -118,24 +132,15 @@ class Task:
         """What metrics need of a model's outputs, a row each; encoder-decoders also return hidden states."""
         return logits[0] if isinstance(logits, tuple) else logits
 
-    def item_losses(
-        self, labels: Labels, train: Any, class_weights: str | None
-    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
-        """`(logits, labels) -> losses` of shape (items,) to train on; None for the model's own loss.
-
-        Raises:
-            UserError: `class_weights` where a row has no class or several.
-        """
-        if class_weights is not None:
-            kind = labels.problem_type
-            raise UserError(f"--class_weights {class_weights} needs one label a row; here the labels are a {kind}.")
+    def item_losses(self, labels: Labels, train: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+        """`(logits, labels) -> losses` of shape (items,) to train on; None for the model's own loss."""
         return None
 
     def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
         """The trained model as the folder holds it, and those of its weights that go there; None for all."""
         return model, weights
 
-    def stream(self, view: str, rows: Any, processor: Any, options: dict[str, Any]) -> tuple[Any, Callable]:
+    def stream(self, view: str, rows: Any, processor: Any) -> tuple[Any, Callable]:
         """Encoded rows without labels and their collator, as a strategy reads them under the name of a `view`.
 
         "unlabelled" are the rows as they are; a task may have "strong", changed as far as a label survives, and
@@ -146,7 +151,7 @@ class Task:
         """
         if view != "unlabelled":
             raise UserError(f"The strategy reads {view} rows, which {self.name} has none of. Pass another --strategy.")
-        return self.encode(rows, processor, **options), self.collate(processor)
+        return self.encode(rows, processor), self.collate(processor)
 
     def unbatch(self, logits: np.ndarray, batch: dict[str, torch.Tensor]) -> Iterable[np.ndarray]:
         """What the model says of each row of a batch: here (n, classes); arrays of their own where rows differ."""
@@ -172,11 +177,11 @@ class Task:
         """`usage` of a model that `build` has made; `only` where no other library than hftl reads it."""
         return self.usage
 
-    def changed(self, options: dict[str, Any]) -> bool:
+    def changed(self) -> bool:
         """Whether training rows are changed at random when they are read."""
         return False
 
-    def before_after(self, encoded: Any, options: dict[str, Any]) -> list[dict[str, str]]:
+    def before_after(self, encoded: Any) -> list[dict[str, str]]:
         """Some encoded training rows `before` and `after` augmentation: texts, or images as data: URIs."""
         return []
 
@@ -225,82 +230,15 @@ def _descendants(cls: type[Task]) -> Iterator[type[Task]]:
 
 def generator() -> np.random.Generator:
     """Random numbers that follow torch's global generator, on which the order of draws and workers depends."""
+    import numpy as np
+    import torch
+
     return np.random.default_rng(int(torch.randint(2**63 - 1, ())))
 
 
 def some(encoded: Any, most: int = 8) -> list[dict[str, Any]]:
     """Rows from all over a data set, with its columns as they are stored."""
+    import numpy as np
+
     plain = encoded.with_format(None)
     return [plain[int(i)] for i in np.linspace(0, len(plain) - 1, min(most, len(plain)))]
-
-
-def load_pretrained(auto: Any, source: Source, labels: Labels, config: Any = None) -> tuple[Any, set[str], str]:
-    """Load a checkpoint for a task: the model in float32, the names of its fresh parameters, and its revision.
-
-    Args:
-        auto: the name of an auto class or of a model's class, or a model's class.
-        config: the model's settings, where they are not the checkpoint's own with these labels.
-
-    Raises:
-        UserError: no such model, no network, only pickle weights, or an architecture without such a head.
-    """
-    if source.weights or source.model.startswith("timm:"):
-        raise UserError(
-            f"--weights and --model timm:NAME go together, for images alone; --model is {source.model} and --weights "
-            f"{source.weights}. Pass --model with a folder or a Hub id, and leave --weights out."
-        )
-    path = resolve(source.model)
-    check_shards(path)
-    auto_class = getattr(transformers, auto) if isinstance(auto, str) else auto
-    revision = pinned(path, source.revision)
-    common = {"revision": revision, "trust_remote_code": source.trust_remote_code}
-    with explained("load", source.model, auto=auto_class.__name__, what="a model"):
-        config = config or transformers.AutoConfig.from_pretrained(path, **common, **label_settings(labels))
-        if hasattr(config, "label_names"):  # a timm config keeps the old names beside id2label, and saves these
-            config.label_names = labels.names
-        model, info = auto_class.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=None if source.allow_pickle else True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-            **common,
-        )
-    fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
-    names = {name for name, _ in model.named_parameters()}
-    return model, fresh & names, revision_of(path, revision)
-
-
-def load_processor(auto: str, source: Source) -> Any:
-    """Load a tokenizer or an image processor by the name of its auto class."""
-    what = "a tokenizer" if auto == "AutoTokenizer" else "an image processor"
-    with explained("load", source.model, auto=auto, what=what):
-        return getattr(transformers, auto).from_pretrained(
-            resolve(source.model), revision=source.revision, trust_remote_code=source.trust_remote_code
-        )
-
-
-def load_config(source: Source, labels: Labels | None = None) -> Any:
-    """The settings of a model on disk or on the Hub, with these labels where there are any."""
-    with explained("load", source.model, auto="AutoConfig", what="a model"):
-        return transformers.AutoConfig.from_pretrained(
-            resolve(source.model),
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-            **(label_settings(labels) if labels is not None else {}),
-        )
-
-
-def label_settings(labels: Labels) -> dict[str, Any]:
-    """The part of a transformers config that says what is predicted; nothing where there are no labels."""
-    if labels.problem_type == "regression":
-        return {"num_labels": 1, "problem_type": "regression"}
-    if not labels.names:
-        return {}
-    return {
-        "num_labels": len(labels.names),
-        "id2label": dict(enumerate(labels.names)),
-        "label2id": {name: index for index, name in enumerate(labels.names)},
-        "problem_type": labels.problem_type if labels.problem_type in PROBLEM_TYPES else None,
-    }

@@ -3,34 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import torch
-
-from hftl.data import Labels
-from hftl.data.types import MULTI, REGRESSION, SINGLE
+from hftl.data.types import MULTI, PROBLEM_TYPES, REGRESSION, SINGLE, Labels
+from hftl.errors import UserError
+from hftl.settings.fields import HOW, IN, OUT, flag
 from hftl.tasks.base import Task
-from hftl.tasks.metrics.accumulator import Accumulator, softmax
-from hftl.tasks.metrics.classification import MultiLabel, Regression, SingleLabel
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from hftl.tasks.metrics.accumulator import Accumulator
 
 
+@dataclass
 class Classification(Task):
     """One class for each row, or several, or a number: the three that a model `...ForSequenceClassification` knows."""
 
     pooled: ClassVar[bool] = True
 
-    def item_losses(
-        self, labels: Labels, train: Any, class_weights: str | None
-    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    label: str | None = flag(None, "the column that holds the label", IN)
+    problem_type: str | None = flag(
+        None,
+        "single_label_classification, multi_label_classification or regression; guessed from the labels",
+        IN,
+        choices=PROBLEM_TYPES,
+    )
+    class_weights: str | None = flag(
+        None, "balanced: weigh each class by the inverse of its share of train", HOW, choices=("balanced",)
+    )
+    metrics: list[str] = flag(None, "further metrics of `evaluate`, by name or path", OUT, factory=list)
+
+    def item_losses(self, labels: Labels, train: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
         """Cross-entropy in which each class counts the same (King & Zeng 2001), or None for the model's own loss.
 
         The weights have mean 1 over train, so that the learning rate keeps its meaning.
+
+        Raises:
+            UserError: a row has no class or several.
         """
-        if class_weights is None or labels.problem_type != SINGLE:
-            return super().item_losses(labels, train, class_weights)
+        if self.class_weights is None:
+            return None
+        if labels.problem_type != SINGLE:
+            kind = labels.problem_type
+            raise UserError(f"--class_weights {self.class_weights} needs one label a row; the labels are a {kind}.")
+        import numpy as np
+        import torch
+
         counts = np.bincount(np.asarray(train["label"][:]), minlength=len(labels.names))
         weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
 
@@ -41,6 +63,8 @@ class Classification(Task):
         return losses
 
     def metric(self, labels: Labels) -> Accumulator:
+        from hftl.tasks.metrics.classification import MultiLabel, Regression, SingleLabel
+
         kinds: dict[str, type[Accumulator]] = {SINGLE: SingleLabel, MULTI: MultiLabel, REGRESSION: Regression}
         return kinds[labels.problem_type](labels.names)
 
@@ -52,6 +76,10 @@ class Classification(Task):
 
     def answers(self, outputs: list[np.ndarray], rows: list[dict[str, Any]], labels: Labels) -> list[dict[str, Any]]:
         """`label`, `score` and `scores` by name of each row; of several labels those at 0.5 or above; or a `value`."""
+        import numpy as np
+
+        from hftl.tasks.metrics.accumulator import softmax
+
         logits = np.asarray(outputs)
         if labels.problem_type == REGRESSION:
             return [{"value": float(value)} for value in logits.reshape(len(rows), -1)[:, 0]]

@@ -20,7 +20,7 @@ from hftl.results import privacy
 from hftl.results.report.plain import plain
 
 if TYPE_CHECKING:
-    from hftl.data import Check
+    from hftl.data.types import Check
     from hftl.tasks.metrics.bootstrap import Score
 
 PLACES = ("model", "folder", "data", "checks", "settings", "tasks", "adaptation")

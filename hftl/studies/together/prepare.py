@@ -26,6 +26,7 @@ from hftl.run.arguments import early_stopping, selection, suit_machine, training
 from hftl.run.prepare import Run
 from hftl.run.recipe import Recipe
 from hftl.run.scorer import Scorer
+from hftl.run.settings import fitting, foreign, task_class
 from hftl.settings.fields import own_settings
 from hftl.settings.spec import spell
 from hftl.settings.values import from_words
@@ -132,10 +133,10 @@ def prepare(recipe: Any, clock: Clock) -> MultiRun:
 
 def _piece(name: str, recipe: Recipe, args: transformers.TrainingArguments, clock: Clock) -> dict[str, Any]:
     """Data, model and metrics of one task, as a run on it alone would have them."""
-    task = single.task_of(recipe.task)
+    task = recipe.part(task_class(recipe.task))
     with args.main_process_first(desc="reading the data"):
         splits = single.read_data(recipe, task)
-        single.settle(recipe, task, splits)
+        task.settle(splits)
     clock.mark("data")
     transformers.set_seed(recipe.seed)  # the head starts as it would alone
     pretrained = task.build(single.source_of(recipe), splits.labels)
@@ -200,7 +201,11 @@ def recipes(recipe: Any) -> dict[str, Recipe]:
         common["strategy"] = task_adapters.with_lora(single.strategy_of(recipe.strategy))
     folder = expanded(recipe.output_dir) / CHECKPOINTS / "alone"
     told = {"resume": False, "overwrite": True, "show_rates": False, "push_to_hub": False}
-    return {name: Recipe(**common | {"output_dir": str(folder / name)} | told | own) for name, own in read.items()}
+    made = {}
+    for name, own in read.items():
+        shared = fitting(common, Recipe.own(own.get("task", recipe.task)))
+        made[name] = Recipe(**shared | {"output_dir": str(folder / name)} | told | own)
+    return made
 
 
 def task_of(word: str, settable: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
@@ -215,13 +220,17 @@ def task_of(word: str, settable: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
         raise UserError(f"--tasks expected name=source, such as sst2=data/sst2; {word!r} came.")
     if name == CHECKPOINTS or hasattr(nn.ModuleDict, name):
         raise UserError(f"--tasks has a task called {name!r}, a name that is taken here. Give it another.")
-    known, settings = own_settings(Recipe), {"data": source}
-    for setting, _, value in (part.partition("=") for part in parts[1:]):
+    given = [part.partition("=") for part in parts[1:]]
+    task = next((value for setting, _, value in reversed(given) if setting == "task"), "text-classification")
+    known, settings = Recipe.own(task), {"data": source}
+    for setting, _, value in given:
         if setting not in settable:
             raise UserError(
                 f"Task {name}: after its source come {', '.join(settable)}; {setting!r} came."
                 f"{suggest(setting, settable)}"
             )
+        if setting not in known:
+            raise UserError(f"Task {name}: {foreign(setting, task)}")
         settings[setting] = from_words([value], known[setting], f"Task {name}: {setting}")
     return name, settings
 

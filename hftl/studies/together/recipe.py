@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hftl.errors import UserError
 from hftl.paths import expanded
 from hftl.run.recipe import Recipe
-from hftl.run.settings import HOW, IN, OF_MASKS, OUT, TWO_DOMAINS
-from hftl.settings.fields import flag, own_settings
+from hftl.settings.fields import HOW, IN, OUT, flag
 from hftl.train.startup import Clock, imports
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ REFUSED = {"label_smoothing_factor": "labels of one task are classes and those o
 """TrainingArguments that fit no mixture of tasks, and why."""
 
 
-@dataclass(init=False)
+@dataclass(init=False, repr=False, eq=False)
 class MultiTaskRecipe(Recipe):
     """A `Recipe` for several tasks: one shared encoder, a head for each task, micro-batches of one task each.
 
@@ -39,12 +38,13 @@ class MultiTaskRecipe(Recipe):
         *("task", "weights", "data", "data_revision", "data_sha256", "valid", "test", "text", "text_pair", "tokens"),
         *("image", "label"),
         *("problem_type", "class_weights", "augment", "max_tokens_per_batch", "fit_batch", "packing", "metrics"),
-        *("cache_gb", "cache_dtype", *OF_MASKS, *TWO_DOMAINS),
+        *("cache_gb", "cache_dtype"),
+        *("unlabelled", "target_test", "domain", "target", "source", "select", "source_only"),
     )
 
     settable: ClassVar[tuple[str, ...]] = (
         *("task", "text", "text_pair", "tokens", "image", "label", "problem_type", "valid", "test"),
-        *("max_train_samples", *OF_MASKS, "data_sha256"),
+        *("max_train_samples", "classes", "ignored", "image_size", "data_sha256"),
     )
     """What can be set for one task, after its source."""
 
@@ -56,9 +56,19 @@ class MultiTaskRecipe(Recipe):
         IN,
         factory=list,
     )
-    mixing: str = flag("proportional", "how often a task comes: by its rows; uniform, temperature, or annealed", HOW)
-    temperature: float = flag(2.0, "with --mixing temperature: by the T-th root of its rows", HOW)
-    weighting: str = flag("none", "of the losses: none, or uncertainty (learnt; Kendall et al. 2018)", HOW)
+    mixing: str = flag(
+        "proportional",
+        "how often a task comes: by its rows; uniform, temperature, or annealed",
+        HOW,
+        choices=("proportional", "uniform", "temperature", "annealed"),
+    )
+    temperature: float = flag(2.0, "with --mixing temperature: by the T-th root of its rows", HOW, range="(0, inf)")
+    weighting: str = flag(
+        "none",
+        "of the losses: none, or uncertainty (learnt; Kendall et al. 2018)",
+        HOW,
+        choices=("none", "uncertainty"),
+    )
     pcgrad: bool = flag(False, "project conflicts between tasks of one update away (Yu et al. 2020)", HOW)
     adapters: bool = flag(False, "a LoRA adapter for each task over a frozen shared encoder", HOW)
     compare: bool = flag(True, "then train each task alone, as long as here, and say what it gained or lost", OUT)
@@ -105,9 +115,9 @@ class MultiTaskRecipe(Recipe):
         return {name: value for name, value in super().reproducible().items() if name not in self.hidden}
 
     def _refuse(self) -> None:
-        own = own_settings(type(self))
+        own = self.own(self.task)
         for name in self.hidden:
-            if getattr(self, name) != own[name].default:
+            if name in own and getattr(self, name) != own[name].default:
                 cure = (
                     f"Write it after a task's source: --tasks NAME=SOURCE,{name}=VALUE" if name in self.settable else ""
                 )

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-import torch
-import transformers
-from PIL import Image
-from torch import nn
-
-from hftl.data import Labels, Role
-from hftl.errors import UserError, suggest
-from hftl.tasks.base import Pretrained, Source, Task, load_config, load_pretrained
-from hftl.tasks.image.classification import ImageClassification, content, open_image, stack
-from hftl.tasks.image.views import MAE, SimCLR, SimMIM, hidden_cells, patch_mask, two_views
-from hftl.tasks.over import Pretext
+from hftl.data.types import Labels, Role
+from hftl.errors import UserError
+from hftl.settings.fields import HOW, IN, flag
+from hftl.tasks.base import Pretrained, Source, Task
+from hftl.tasks.image.classification import ImageClassification, content, open_image, size_of, stack
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from hftl.tasks.metrics.accumulator import Accumulator
 
-METHODS: dict[str, type[Pretext]] = {"simmim": SimMIM, "mae": MAE, "simclr": SimCLR}
 SHARES = {"simmim": 0.6, "mae": 0.75, "simclr": 0.0}
 SQUARE = 32
 """Pixels of a square that SimMIM hides, where at least four go beside each other (Xie et al. 2022, section 4.1.2)."""
@@ -30,6 +26,7 @@ WIDTH = 128
 """Of SimCLR's projection (Chen et al. 2020, section 2.1)."""
 
 
+@dataclass
 class MaskedImage(Task):
     """What was hidden of an image, or which view belongs to it.
 
@@ -39,7 +36,8 @@ class MaskedImage(Task):
 
     name: ClassVar[str] = "image-feature-extraction"
     auto: ClassVar[str] = "AutoModelForMaskedImageModeling"
-    problem_type: ClassVar[str | None] = "pretext"
+    problem_type = "pretext"
+    whole: ClassVar[bool] = True
     usage: ClassVar[dict[str, str]] = {
         "auto": auto,
         "script": "recipes/mim.py",
@@ -48,40 +46,59 @@ class MaskedImage(Task):
         "processor": "image_processor",
         "next": "recipes/image_cls.py",
     }
-    options: ClassVar[tuple[str, ...]] = ImageClassification.options
-    settings: ClassVar[tuple[str, ...]] = ("mask", "method")
     decoded: ClassVar[bool] = True
     roles: ClassVar[dict[str, Role]] = {"image": ImageClassification.roles["image"]}
 
-    def __init__(self) -> None:
-        self.reading = ImageClassification()
-        self.method, self.share, self.side, self.unit = "auto", 0.0, 0, 1
-        self.size = (0, 0)
-        self.head: set[str] = set()
+    weights: str | None = flag(None, "a .safetensors file for a bare --model timm:NAME", IN)
+    image: str | None = flag(None, "the column that holds the image or its file name", IN)
+    mask: float | None = flag(None, "the share of patches to hide; else 0.6, or 0.75 for MAE", HOW, range="(0, 1)")
+    method: str = flag(
+        "auto",
+        "simmim or mae (hidden patches; of a ViT, DeiT, Swin), simclr (two views); auto by model",
+        HOW,
+        choices=("auto", *SHARES),
+    )
+    augment: str = flag("none", "random changes of train: Sketch(0.5) | FDA(beta=0.01); see hftl augmentations", HOW)
 
-    def settle(self, settings: dict[str, Any], train: Any) -> None:
-        self.method, share = settings["method"], settings["mask"]
-        if self.method not in ("auto", *METHODS):
-            known = ", ".join(["auto", *METHODS])
-            raise UserError(f"--method takes one of {known}; {self.method!r} came.{suggest(self.method, METHODS)}")
-        if share is not None and not 0 < share < 1:
-            raise UserError(f"--mask is the share of patches to hide, between 0 and 1; {share:g} came. Try 0.6.")
-        self.share = share or 0.0
+    # Known when the model is built.
+    chosen: str = field(default="", init=False)
+    """The method, where it was `auto`, too."""
+    share: float = field(default=0.0, init=False)
+    side: int = field(default=0, init=False)
+    """How many patches are beside each other."""
+    unit: int = field(default=1, init=False)
+    """Patches on a side of a square that is hidden whole."""
+    size: tuple[int, int] = field(default=(0, 0), init=False)
+    """Height and width of the images that the processor makes."""
+    head: set[str] = field(default_factory=set, init=False, repr=False)
+    """Parameters that are thrown away in the end."""
+
+    @property
+    def reading(self) -> ImageClassification:
+        """How images are read: as for classification."""
+        return ImageClassification(augment=self.augment)
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
+        from hftl.tasks.loading import load_config
+        from hftl.tasks.networks.views import METHODS
+
         config = None if source.model.startswith("timm:") else load_config(source)
-        method = fitting(config) if self.method == "auto" else self.method
-        if method == "simclr" and self.share:
+        self.chosen = fitting(config) if self.method == "auto" else self.method
+        if self.chosen == "simclr" and self.mask is not None:
             raise UserError("--mask is for SimMIM and MAE; SimCLR hides nothing. Leave it out.")
-        self.method, self.share = method, self.share or SHARES[method]
-        made = {"simmim": self._simmim, "mae": self._mae, "simclr": self._simclr}[method](source, config)
-        METHODS[method].over(made.model)
+        self.share = self.mask or SHARES[self.chosen]
+        made = {"simmim": self._simmim, "mae": self._mae, "simclr": self._simclr}[self.chosen](source, config)
+        METHODS[self.chosen].over(made.model)
         return made
 
     def processor(self, source: Source, model: nn.Module) -> Any:
         return self.reading.processor(source, model)
 
     def _simmim(self, source: Source, config: Any) -> Pretrained:
+        import transformers
+
+        from hftl.tasks.loading import load_pretrained
+
         if config is None or type(config) not in transformers.MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING:
             raise UserError(f"{source.model} has no patches to hide. Pass --method simclr, or a ViT, DeiT or Swin.")
         config.encoder_stride = config.patch_size * 2 ** (len(getattr(config, "depths", [0])) - 1)
@@ -94,6 +111,10 @@ class MaskedImage(Task):
         return made
 
     def _mae(self, source: Source, config: Any) -> Pretrained:
+        import transformers
+
+        from hftl.tasks.loading import load_pretrained
+
         kind = getattr(config, "model_type", "timm")
         if kind not in ("vit", "vit_mae"):
             raise UserError(f"MAE needs a ViT; {source.model} is a {kind}. Pass --method auto, or another --model.")
@@ -105,19 +126,23 @@ class MaskedImage(Task):
         return made
 
     def _simclr(self, source: Source, config: Any) -> Pretrained:
+        from torch import nn
+
         names = [str(i) for i in range(WIDTH)]
         made = self.reading.build(source, Labels("single_label_classification", names))
         head = getattr(made.model, "timm_model", None)
         fresh = made.fresh if head is None else {f"timm_model.{name}" for name in _classifier(head)}
         made.model.projector = nn.Sequential(nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
         projector = {name for name, _ in made.model.named_parameters() if name.startswith("projector.")}
-        self.head, self.size = fresh, _size(made.processor)
+        self.head, self.size = fresh, size_of(made.processor)
         return Pretrained(made.model, made.processor, made.fresh | fresh | projector, made.revision)
 
     def _lay_out(self, made: Pretrained, source: Source) -> None:
         """Note how many patches there are beside each other, and hold the processor against the model."""
+        from hftl.tasks.networks.views import hidden_cells
+
         config: Any = made.model.config
-        self.size = _size(made.processor)
+        self.size = size_of(made.processor)
         asked = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
         if set(self.size) != {asked}:
             raise UserError(
@@ -128,14 +153,18 @@ class MaskedImage(Task):
         if hidden_cells(self.side**2, self.share) in (0, self.side**2):
             raise UserError(f"--mask {self.share:g} of {self.side**2} patches hides none or all of them. Try 0.6.")
 
-    def encode(self, rows: Any, processor: Any, train: bool = False, **options: Any) -> Any:
+    def encode(self, rows: Any, processor: Any, train: bool = False) -> Any:
         """Decode and hide when a row is read. Columns: `pixel_values` as for classification, or two views of it;
         `labels`: for each patch 0 where it is hidden, -100 elsewhere, or 0 where views are compared.
         """
-        if self.method != "simclr":
-            return Hidden(self.reading.encode(rows, processor, train, **options), self._hide, train)
-        if options.get("augment", "none") != "none":
+        if self.chosen != "simclr":
+            return Hidden(self.reading.encode(rows, processor, train), self._hide, train)
+        if self.augment != "none":
             raise UserError("SimCLR changes images in its own way. Leave --augment out.")
+        import torch
+
+        from hftl.tasks.networks.views import two_views
+
         change = two_views(self.size)
 
         def read(batch: dict[str, list]) -> dict[str, Any]:
@@ -152,6 +181,11 @@ class MaskedImage(Task):
         return rows.with_transform(read)
 
     def _hide(self, pixels: Any, train: bool) -> list[int]:
+        import numpy as np
+        import torch
+
+        from hftl.tasks.networks.views import patch_mask
+
         seed = None if train else _seed(np.ascontiguousarray(torch.as_tensor(pixels).numpy()).tobytes())
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         return torch.where(patch_mask(self.side, self.unit, self.share, generator), 0, -100).tolist()
@@ -164,16 +198,18 @@ class MaskedImage(Task):
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         return stack
 
-    def changed(self, options: dict[str, Any]) -> bool:
+    def changed(self) -> bool:
         return True
 
     def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
         """The encoder, as any recipe for images takes it: MAE's as a plain ViT, SimCLR's without projection."""
+        from hftl.tasks.networks.over import Pretext
+
         model = model.merge_and_unload() if hasattr(model, "peft_config") else model
         Pretext.off(model)
-        if self.method == "mae":
+        if self.chosen == "mae":
             return plain_vit(model), None
-        if self.method == "simclr":
+        if self.chosen == "simclr":
             del model.projector
             state = {name: value for name, value in model.state_dict().items() if name not in self.head}
             model.config.num_labels = 2  # the usual number, which nobody asked for
@@ -204,6 +240,8 @@ class Hidden:
 
 def fitting(config: Any) -> str:
     """The method that fits a model: MAE for its own, SimMIM for what transformers hides patches of, else SimCLR."""
+    import transformers
+
     if getattr(config, "model_type", "") == "vit_mae":
         return "mae"
     return "simmim" if type(config) in transformers.MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING else "simclr"
@@ -231,6 +269,8 @@ def small_decoder(config: Any) -> dict[str, int]:
 
 def plain_vit(model: Any) -> Any:
     """MAE's encoder as the ViT that it is."""
+    import transformers
+
     vit = transformers.ViTModel(
         transformers.ViTConfig(**shared(model.config, transformers.ViTConfig)), add_pooling_layer=False
     )
@@ -243,12 +283,6 @@ def _classifier(model: Any) -> list[str]:
     own = model.get_classifier()
     heads = {id(p) for one in (own if isinstance(own, tuple) else (own,)) for p in one.parameters()}
     return [name for name, p in model.named_parameters() if id(p) in heads]
-
-
-def _size(processor: Any) -> tuple[int, int]:
-    """Height and width of the images that a processor makes."""
-    made = processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
-    return int(made.shape[-2]), int(made.shape[-1])
 
 
 def _seed(raw: bytes) -> int:

@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import datasets
-import numpy as np
-import torch
-import transformers
 from PIL import Image
-from torch import nn
 
-from hftl.data import Labels, Role
-from hftl.data.masks import read_mask
-from hftl.data.types import PIXELS
+from hftl.data.types import PIXELS, Labels, Role, Splits
 from hftl.errors import UserError
+from hftl.settings.fields import HOW, IN, flag
 from hftl.tasks.augment import Augmentation, augmentation_of
-from hftl.tasks.base import Pretrained, Source, Task, generator, load_config, load_pretrained
-from hftl.tasks.image.classification import ImageClassification, bare_timm, changed, data_uri, open_image
-from hftl.tasks.image.dense import IGNORED, LinearSegmenter, enlarged, segmenter_of
-from hftl.tasks.metrics.segments import WHITE, colour
+from hftl.tasks.base import IGNORED, Pretrained, Source, Task, generator
+from hftl.tasks.image.classification import ImageClassification, changed, data_uri, open_image, size_of
 
 if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    import torch
+    from torch import nn
+
     from hftl.tasks.metrics.accumulator import Accumulator
 
 SHOWN = 160
 """Pixels of the longer side of a picture in the report."""
 
 
+@dataclass
 class ImageSegmentation(Task):
     """A class for each pixel, by any `AutoModelForSemanticSegmentation`, or by any encoder with a linear layer on top.
 
@@ -39,7 +38,7 @@ class ImageSegmentation(Task):
 
     name: ClassVar[str] = "image-segmentation"
     auto: ClassVar[str] = "AutoModelForSemanticSegmentation"
-    problem_type: ClassVar[str | None] = PIXELS
+    problem_type = PIXELS
     usage: ClassVar[dict[str, str]] = {
         "auto": auto,
         "script": "recipes/segment.py",
@@ -47,29 +46,56 @@ class ImageSegmentation(Task):
         "example": '"image.png"',
         "processor": "image_processor",
     }
-    options: ClassVar[tuple[str, ...]] = ("augment",)
-    settings: ClassVar[tuple[str, ...]] = ("classes", "ignored", "image_size")
     decoded: ClassVar[bool] = True
     roles: ClassVar[dict[str, Role]] = {
         "image": Role("image", ("image", "img", "images", "file_name", "path")),
         "label": Role("label", ("mask", "masks", "label", "labels", "annotation", "segmentation_mask", "segmentation")),
     }
 
-    def __init__(self) -> None:
-        self.reading = ImageClassification()
-        self.size: tuple[int, int] | None = None
-        self.ids = np.full(256, IGNORED, np.int64)
+    weights: str | None = flag(None, "a .safetensors file for a bare --model timm:NAME", IN)
+    image: str | None = flag(None, "the column that holds the image or its file name", IN)
+    label: str | None = flag(None, "the column that holds the mask or its file name", IN)
+    classes: str | None = flag(None, "a file that names the classes, a line each or JSON, by pixel value", IN)
+    ignored: list[int] = flag(None, "pixel values that are no class", IN, factory=lambda: [255])
+    image_size: str | None = flag(
+        None, "height x width to resize to, such as 192x256; else the size that the model reads", IN
+    )
+    augment: str = flag("none", "random changes of train: Sketch(0.5) | FDA(beta=0.01); see hftl augmentations", HOW)
+
+    ids: np.ndarray = field(init=False, repr=False, compare=False)
+    """(256,): the id of the class that a pixel's value stands for; known when the model is built."""
+    _target: Any = field(default=None, init=False, repr=False)
+    """Unlabelled images of the target, which an augmentation may read."""
+
+    @property
+    def reading(self) -> ImageClassification:
+        """How images are read: as for classification."""
+        task = ImageClassification(augment=self.augment)
+        task._target = self._target
+        return task
 
     def usage_of(self, model: nn.Module) -> dict[str, str]:
+        from hftl.tasks.networks.dense import LinearSegmenter
+
         return self.usage | ({"only": "hftl"} if isinstance(model, LinearSegmenter) else {})
 
-    def settle(self, settings: dict[str, Any], train: Any) -> None:
-        if settings["image_size"] is not None:
-            self.size = size_in_words(settings["image_size"])
+    def settle(self, splits: Splits) -> None:
+        self._target = splits.unlabelled
+        if self.image_size is not None:
+            size_in_words(self.image_size)
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
+        import numpy as np
+        import transformers
+
+        from hftl.tasks.loading import load_config, load_pretrained
+        from hftl.tasks.networks.dense import segmenter_of
+
+        self.ids = np.full(256, IGNORED, np.int64)
         self.ids[labels.values] = np.arange(len(labels.values))
         if source.model.startswith("timm:"):
+            from hftl.tasks.networks.bare_timm import bare_timm
+
             made = bare_timm(source, labels, lambda config: segmenter_of(config)(config))
             made.processor = self.processor(source, made.model)
             return made
@@ -85,41 +111,37 @@ class ImageSegmentation(Task):
 
     def processor(self, source: Source, model: nn.Module) -> Any:
         """The model's own, made to resize to exactly one size: no part of an image is cut off."""
+        import transformers
+
         config: Any = model.config
+        asked = None if self.image_size is None else size_in_words(self.image_size)
         if isinstance(config, transformers.TimmWrapperConfig):  # it is saved as a part of the model's settings
             cfg = config.pretrained_cfg
             bare = source.model.startswith("timm:")  # else the folder may be an adapter's, with a size of its own
             saved = cfg if bare else self.reading.processor(source, model).data_config
-            size = self.size or tuple(saved.get("input_size", (3, 224, 224))[1:])
+            size = asked or tuple(saved.get("input_size", (3, 224, 224))[1:])
             cfg |= {"input_size": [3, *size], "crop_pct": 1.0, "crop_mode": "squash"}
             return transformers.TimmWrapperImageProcessor(cfg, architecture=config.architecture)
         processor = self.reading.processor(source, model)
-        height, width = self.size or size_of(processor)
+        height, width = asked or size_of(processor)
         processor.size = {"height": height, "width": width}
         for name in ("do_center_crop", "do_reduce_labels"):
             if getattr(processor, name, None):
                 setattr(processor, name, False)
         return processor
 
-    def encode(
-        self,
-        rows: datasets.Dataset,
-        processor: Any,
-        train: bool = False,
-        augment: str = "none",
-        target: datasets.Dataset | None = None,
-    ) -> datasets.Dataset:
+    def encode(self, rows: datasets.Dataset, processor: Any, train: bool = False) -> datasets.Dataset:
         """Decode, augment (in training) and normalise when a row is read.
 
         Columns: `pixel_values` (channels, height, width), `labels` (height, width) with class ids, IGNORED for none.
         """
-        found = in_place(augmentation_of(augment, "image", target)) if train else None
+        found = in_place(augmentation_of(self.augment, "image", self._target)) if train else None
         size = size_of(processor)
 
         def read(batch: dict[str, list]) -> dict[str, Any]:
             images = [open_image(value) for value in batch["image"]]
             if found is not None:
-                images = [changed(image, found, generator(), target) for image in images]
+                images = [changed(image, found, generator(), self._target) for image in images]
             made = {"pixel_values": list(processor(images, return_tensors="pt")["pixel_values"])}
             return made | ({"labels": [self._ids(mask, size) for mask in batch["label"]]} if "label" in batch else {})
 
@@ -127,6 +149,11 @@ class ImageSegmentation(Task):
 
     def _ids(self, mask: Any, size: tuple[int, int]) -> torch.Tensor:
         """(height, width) class ids of a mask, brought to a size without mixing classes."""
+        import numpy as np
+        import torch
+
+        from hftl.data.masks import read_mask
+
         pixels = Image.fromarray(read_mask(mask).astype(np.uint8))
         return torch.from_numpy(self.ids[np.asarray(pixels.resize(size[::-1], Image.Resampling.NEAREST))])
 
@@ -144,11 +171,20 @@ class ImageSegmentation(Task):
 
     def outputs(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
         """(n, classes, classes): of each image, the pixels of true class i said to be j; NaN for broken logits."""
+        import torch
+
+        from hftl.tasks.networks.dense import confusion
+
         logits = logits[0] if isinstance(logits, tuple) else logits
         return torch.stack([confusion(one, true) for one, true in zip(logits, labels, strict=True)])
 
     def unbatch(self, logits: np.ndarray, batch: dict[str, torch.Tensor]) -> np.ndarray:
         """The class id of each pixel at the size that the model reads: (n, height, width) uint8."""
+        import numpy as np
+        import torch
+
+        from hftl.tasks.networks.dense import enlarged
+
         size = batch["pixel_values"].shape[-2:]
         each = [enlarged(torch.from_numpy(one[None]), size)[0].argmax(0) for one in logits]
         return torch.stack(each).numpy().astype(np.uint8)
@@ -157,6 +193,8 @@ class ImageSegmentation(Task):
         self, outputs: list[np.ndarray], rows: list[dict[str, Any]], labels: Labels
     ) -> Iterator[dict[str, Any]]:
         """`mask`, an image of the size of the row's whose pixels are ids of classes, and the `shares` of each class."""
+        import numpy as np
+
         for ids, row in zip(outputs, rows, strict=True):
             mask = painted(ids).resize(open_image(row["image"]).size, Image.Resampling.NEAREST)
             counts = np.bincount(ids.ravel(), minlength=len(labels.names))
@@ -170,11 +208,11 @@ class ImageSegmentation(Task):
         shares = {f"share_{name}": f"{share:.6f}" for name, share in answer["shares"].items()}
         return {"prediction": f"{file.parent.name}/{file.name}"} | shares
 
-    def changed(self, options: dict[str, Any]) -> bool:
-        return self.reading.changed(options)
+    def changed(self) -> bool:
+        return self.reading.changed()
 
-    def before_after(self, encoded: Any, options: dict[str, Any]) -> list[dict[str, str]]:
-        return self.reading.before_after(encoded, options)
+    def before_after(self, encoded: Any) -> list[dict[str, str]]:
+        return self.reading.before_after(encoded)
 
     def identify(self, rows: Any, processor: Any) -> list[bytes]:
         return self.reading.identify(rows.select_columns(["image"]), processor)
@@ -216,24 +254,10 @@ class Read(Sequence):
 
 def stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """One batch of images of one size, with masks where they are known."""
+    import torch
+
     names = [name for name in ("pixel_values", "labels") if name in rows[0]]
     return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in names}
-
-
-def confusion(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    """(classes, classes) float64: pixels of true class i whose largest logit is j.
-
-    Args:
-        logits: (classes, h, w), enlarged to the labels' size.
-        true: (height, width), IGNORED where there is none.
-    """
-    classes = len(logits)
-    if not torch.isfinite(logits).all():
-        return torch.full((classes, classes), torch.nan, dtype=torch.float64, device=logits.device)
-    said = enlarged(logits[None].float(), true.shape)[0].argmax(0)
-    kept = true != IGNORED
-    cells = torch.bincount(true[kept] * classes + said[kept], minlength=classes**2)
-    return cells.reshape(classes, classes).double()
 
 
 def in_place(found: Augmentation | None) -> Augmentation | None:
@@ -261,14 +285,12 @@ def size_in_words(words: str) -> tuple[int, int]:
     return size
 
 
-def size_of(processor: Any) -> tuple[int, int]:
-    """Height and width of the images that a processor makes."""
-    made = processor([Image.new("RGB", (64, 64))], return_tensors="pt")["pixel_values"]
-    return int(made.shape[-2]), int(made.shape[-1])
-
-
 def painted(ids: np.ndarray) -> Image.Image:
     """Class ids (height, width) as an image with a palette; what is IGNORED is 255, and white."""
+    import numpy as np
+
+    from hftl.tasks.metrics.segments import WHITE, colour
+
     image = Image.fromarray(np.where(ids < 0, 255, ids).astype(np.uint8), mode="P")
     image.putpalette([*(part for index in range(255) for part in colour(index)), *WHITE])
     return image

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import datasets
-import numpy as np
-import torch
-import transformers
-from torch import nn
-
-from hftl.data import Labels, Role
+from hftl.data.types import Labels, Role, Splits
 from hftl.errors import UserError
 from hftl.settings import spec
+from hftl.settings.fields import HOW, IN, RUN, flag
 from hftl.tasks.augment import Augmentation, augmentation_of
 from hftl.tasks.augment.text import changed
-from hftl.tasks.base import Pretrained, Source, generator, load_pretrained, load_processor, some
+from hftl.tasks.base import Pretrained, Source, generator, some
 from hftl.tasks.classification import Classification
+
+if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    import torch
+    from torch import nn
 
 LABELS = ("label", "labels", "target", "class", "category", "sentiment", "intent", "score", "coarse_label")
 LONGEST = 512
@@ -30,6 +32,7 @@ SHOWN = 10_000
 """Characters of a text that a report may hold."""
 
 
+@dataclass
 class TextClassification(Classification):
     """A label for a text or for a pair of texts, by any `AutoModelForSequenceClassification`."""
 
@@ -44,14 +47,35 @@ class TextClassification(Classification):
         "processor": "tokenizer",
         "arguments": ", truncation=True",  # a pipeline does not cut long texts unless told, and fails on them
     }
-    options: ClassVar[tuple[str, ...]] = ("max_length", "augment")
     roles: ClassVar[dict[str, Role]] = {
         "text": Role("text", ("text", "sentence", "sentence1", "premise", "question1", "question", "review")),
         "text_pair": Role("text", ("text_pair", "sentence2", "hypothesis", "question2"), required=False),
         "label": Role("label", LABELS),
     }
 
+    text: str | None = flag(None, "the column that holds the text", IN)
+    text_pair: str | None = flag(None, "the column that holds the second text of a pair", IN)
+    max_length: int | None = flag(
+        None, "longest text in tokens, longer ones are cut; else the model's own", IN, range="[1, inf)"
+    )
+    augment: str = flag("none", "random changes of train: EDA() | MaskedLM(); see hftl augmentations", HOW)
+    max_tokens_per_batch: int | None = flag(
+        None,
+        "fill each batch with texts up to this many tokens, padding counted, in place of a number of rows",
+        HOW,
+        range="[1, inf)",
+    )
+    packing: bool = flag(False, "pack texts end to end in place of padding them", RUN)
+
+    _target: Any = field(default=None, init=False, repr=False)
+    """Unlabelled texts of the target, from which an augmentation draws words."""
+
+    def settle(self, splits: Splits) -> None:
+        self._target = splits.unlabelled
+
     def build(self, source: Source, labels: Labels) -> Pretrained:
+        from hftl.tasks.loading import load_pretrained
+
         model, fresh, revision = load_pretrained(self.auto, source, labels)
         tokenizer = self.processor(source, model)
         if getattr(model.config, "pad_token_id", None) is None:
@@ -59,6 +83,8 @@ class TextClassification(Classification):
         return Pretrained(model, tokenizer, fresh, revision)
 
     def processor(self, source: Source, model: nn.Module) -> Any:
+        from hftl.tasks.loading import load_processor
+
         tokenizer = load_processor("AutoTokenizer", source)
         if tokenizer.pad_token is None:
             if tokenizer.eos_token is None:
@@ -67,26 +93,17 @@ class TextClassification(Classification):
         tokenizer.model_max_length = longest(tokenizer, model)
         return tokenizer
 
-    def encode(
-        self,
-        rows: datasets.Dataset,
-        processor: Any,
-        train: bool = False,
-        max_length: int | None = None,
-        augment: str = "none",
-        target: datasets.Dataset | None = None,
-    ) -> datasets.Dataset:
+    def encode(self, rows: datasets.Dataset, processor: Any, train: bool = False) -> datasets.Dataset:
         """Tokenise in batches, on disk. Columns: `input_ids`, `attention_mask` ..., `length`, `labels` where known.
 
         `length` is the number of tokens before cutting at `max_length`. Texts that are augmented (in training) are
-        tokenised when they are read; their `length` is that of the text as it came.
-
-        Args:
-            augment: in the notation of `hftl.tasks.augment`; its randomness is torch's.
-            target: unlabelled texts to draw words from, in a column `text`; else the training texts.
+        tokenised when they are read; their `length` is that of the text as it came. The randomness is torch's; words
+        are drawn from the texts of the target where there is one, else from the training texts.
         """
-        found = augmentation_of(augment, "text", target) if train else None
-        limit = limit_of(processor, max_length, "text_pair" in rows.column_names)
+        import datasets
+
+        found = augmentation_of(self.augment, "text", self._target) if train else None
+        limit = limit_of(processor, self.max_length, "text_pair" in rows.column_names)
         if train:
             processor.model_max_length = limit  # goes into the folder, so that predictions are cut like training
 
@@ -110,7 +127,7 @@ class TextClassification(Classification):
         if found is None:
             return tokenised
         ready = datasets.concatenate_datasets([rewritten(rows, found), tokenised.select_columns("length")], axis=1)
-        words = rows if target is None else target
+        words = rows if self._target is None else self._target
 
         def read(batch: dict[str, list]) -> dict[str, Any]:
             given = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
@@ -120,6 +137,8 @@ class TextClassification(Classification):
         return ready.with_transform(read)
 
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+        import torch
+
         def batch(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             names = [name for name in processor.model_input_names if name in rows[0]]
             made = processor.pad([{name: row[name] for name in names} for row in rows], return_tensors="pt")
@@ -129,31 +148,33 @@ class TextClassification(Classification):
 
         return batch
 
-    def changed(self, options: dict[str, Any]) -> bool:
-        return augmentation_of(options["augment"], "text", options["target"]) is not None
+    def changed(self) -> bool:
+        return augmentation_of(self.augment, "text", self._target) is not None
 
-    def before_after(self, encoded: Any, options: dict[str, Any]) -> list[dict[str, str]]:
-        found = augmentation_of(options["augment"], "text", options["target"])
+    def before_after(self, encoded: Any) -> list[dict[str, str]]:
+        import numpy as np
+
+        found = augmentation_of(self.augment, "text", self._target)
         if found is None:
             return []
         rng, plain = np.random.default_rng(0), encoded.with_format(None)
-        words = plain if options["target"] is None else options["target"]
+        words = plain if self._target is None else self._target
         return [
             {"before": self.show(row)["text"], "after": self.show(altered(row, found, rng, words))["text"]}
             for row in some(encoded)
         ]
 
-    def stream(
-        self, view: str, rows: datasets.Dataset, processor: Any, options: dict[str, Any]
-    ) -> tuple[Any, Callable]:
+    def stream(self, view: str, rows: datasets.Dataset, processor: Any) -> tuple[Any, Callable]:
         """As any task; "masked" hides 15 % of the tokens as BERT does, "strong" masks 20 % and asks for none."""
         if view not in ("masked", "strong"):
-            return super().stream(view, rows, processor, options)
+            return super().stream(view, rows, processor)
         if processor.mask_token is None:
             raise UserError(
                 "The strategy masks tokens, and this model's tokenizer has no mask token. Pass another --model."
             )
-        encoded, plain = super().stream("unlabelled", rows, processor, options)
+        import transformers
+
+        encoded, plain = super().stream("unlabelled", rows, processor)
         if view == "masked":
             hide = transformers.DataCollatorForLanguageModeling(processor, mlm_probability=0.15)
         else:

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import datasets
-import numpy as np
-import torch
-import transformers
-from torch import nn
-
-from hftl.data import Labels, Role
-from hftl.data.types import TAGS
+from hftl.data.types import TAGS, Labels, Role
 from hftl.errors import UserError
-from hftl.tasks.base import Pretrained, Source, Task, load_pretrained, load_processor
-from hftl.tasks.origin import resolve
+from hftl.settings.fields import HOW, IN, RUN, flag
+from hftl.tasks.base import IGNORED, Pretrained, Source, Task
 from hftl.tasks.text.classification import LONGEST, fingerprint, longest
 
 if TYPE_CHECKING:
+    import datasets
+    import numpy as np
+    import torch
+    from torch import nn
+
     from hftl.tasks.metrics.accumulator import Accumulator
 
-IGNORED = -100
-"""The label of what is no first sub-word of a word: it enters neither loss nor metric."""
 
-
+@dataclass
 class TokenClassification(Task):
     """A tag for each word, by any `AutoModelForTokenClassification`; a word's first sub-word bears it."""
 
     name: ClassVar[str] = "token-classification"
     auto: ClassVar[str] = "AutoModelForTokenClassification"
-    problem_type: ClassVar[str | None] = TAGS
+    problem_type = TAGS
     usage: ClassVar[dict[str, str]] = {
         "auto": auto,
         "script": "recipes/token_cls.py",
@@ -39,17 +36,36 @@ class TokenClassification(Task):
         "processor": "tokenizer",
         "arguments": ', aggregation_strategy="first"',  # else a pipeline tags every sub-word
     }
-    options: ClassVar[tuple[str, ...]] = ("max_length",)
     roles: ClassVar[dict[str, Role]] = {
         "tokens": Role("words", ("tokens", "words")),
         "label": Role("label", ("tags", "ner_tags", "labels", "label", "pos_tags")),
     }
 
+    tokens: str | None = flag(None, "the column that holds the words of a text, as a list", IN)
+    label: str | None = flag(None, "the column that holds the tags of the words, as a list", IN)
+    max_length: int | None = flag(
+        None, "longest text in tokens, longer ones are cut; else the model's own", IN, range="[1, inf)"
+    )
+    max_tokens_per_batch: int | None = flag(
+        None,
+        "fill each batch with texts up to this many tokens, padding counted, in place of a number of rows",
+        HOW,
+        range="[1, inf)",
+    )
+    packing: bool = flag(False, "pack texts end to end in place of padding them", RUN)
+
     def build(self, source: Source, labels: Labels) -> Pretrained:
+        from hftl.tasks.loading import load_pretrained
+
         model, fresh, revision = load_pretrained(self.auto, source, labels)
         return Pretrained(model, self.processor(source, model), fresh, revision)
 
     def processor(self, source: Source, model: nn.Module) -> Any:
+        import transformers
+
+        from hftl.tasks.loading import load_processor
+        from hftl.tasks.origin import resolve
+
         tokenizer = load_processor("AutoTokenizer", source)
         if getattr(tokenizer, "add_prefix_space", None) is False:  # words come without the space before them
             tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -65,14 +81,12 @@ class TokenClassification(Task):
         tokenizer.model_max_length = longest(tokenizer, model)
         return tokenizer
 
-    def encode(
-        self, rows: datasets.Dataset, processor: Any, train: bool = False, max_length: int | None = None
-    ) -> datasets.Dataset:
+    def encode(self, rows: datasets.Dataset, processor: Any, train: bool = False) -> datasets.Dataset:
         """Tokenise in batches, on disk: `input_ids`, `attention_mask` ..., `length`, and `labels` of the tokens.
 
         Rows without tags get labels too: 0 on the first sub-word of each word, by which predictions are read.
         """
-        limit = min(max_length or LONGEST, processor.model_max_length)
+        limit = min(self.max_length or LONGEST, processor.model_max_length)
         if limit <= processor.num_special_tokens_to_add():
             raise UserError(f"--max_length {limit} leaves no room for text beside special tokens. Pass more.")
         processor.model_max_length = limit
@@ -99,6 +113,8 @@ class TokenClassification(Task):
         return Entities(labels.names)
 
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
+        import torch
+
         def batch(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             names = [name for name in processor.model_input_names if name in rows[0]]
             made = dict(processor.pad([{name: row[name] for name in names} for row in rows], return_tensors="pt"))

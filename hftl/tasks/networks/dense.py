@@ -15,9 +15,8 @@ from torch import nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from hftl.errors import UserError
+from hftl.tasks.base import IGNORED
 
-IGNORED = -100
-"""The label of a pixel that is no class: it enters neither loss nor metric."""
 ENDING = "ForSemanticSegmentation"
 
 
@@ -95,6 +94,22 @@ def as_map(features: torch.Tensor, width: int, size: Any, prefix: int | None) ->
 def enlarged(logits: torch.Tensor, size: Any) -> torch.Tensor:
     """Logits (n, classes, h, w) at another size."""
     return nn.functional.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def confusion(logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """(classes, classes) float64: pixels of true class i whose largest logit is j.
+
+    Args:
+        logits: (classes, h, w), enlarged to the labels' size.
+        true: (height, width), IGNORED where there is none.
+    """
+    classes = len(logits)
+    if not torch.isfinite(logits).all():
+        return torch.full((classes, classes), torch.nan, dtype=torch.float64, device=logits.device)
+    said = enlarged(logits[None].float(), true.shape)[0].argmax(0)
+    kept = true != IGNORED
+    cells = torch.bincount(true[kept] * classes + said[kept], minlength=classes**2)
+    return cells.reshape(classes, classes).double()
 
 
 def segmenter_of(config: Any) -> Any:

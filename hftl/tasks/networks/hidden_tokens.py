@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hftl.models.untouched import untouched
-from hftl.tasks.over import Pretext
+from hftl.tasks.networks.over import Pretext
 
 
 class HiddenTokens(Pretext):

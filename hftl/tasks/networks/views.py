@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
-from hftl.tasks.over import Pretext
+from hftl.tasks.networks.over import Pretext
 
 TEMPERATURE = 0.5
 """Of SimCLR; Chen et al. 2020, appendix B.9, for images as small as CIFAR's."""
@@ -100,3 +100,6 @@ def contrast(views: torch.Tensor, temperature: float) -> torch.Tensor:
     alike = alike.masked_fill(torch.eye(len(flat), dtype=torch.bool, device=flat.device), -torch.inf)
     other = torch.arange(len(flat), device=flat.device) ^ 1
     return nn.functional.cross_entropy(alike, other, reduction="none").view(-1, 2).mean(1)
+
+
+METHODS: dict[str, type[Pretext]] = {"simmim": SimMIM, "mae": MAE, "simclr": SimCLR}

@@ -1,0 +1,85 @@
+"""Any pre-trained model and its processor loaded for a task: folders, the Hub, packages. Imported when one is built."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+from hftl.data.types import PROBLEM_TYPES, Labels
+from hftl.errors import UserError, explained
+from hftl.tasks.base import Source
+from hftl.tasks.origin import check_shards, pinned, resolve, revision_of
+
+
+def load_pretrained(auto: Any, source: Source, labels: Labels, config: Any = None) -> tuple[Any, set[str], str]:
+    """Load a checkpoint for a task: the model in float32, the names of its fresh parameters, and its revision.
+
+    Args:
+        auto: the name of an auto class or of a model's class, or a model's class.
+        config: the model's settings, where they are not the checkpoint's own with these labels.
+
+    Raises:
+        UserError: no such model, no network, only pickle weights, or an architecture without such a head.
+    """
+    if source.weights or source.model.startswith("timm:"):
+        raise UserError(
+            f"--weights and --model timm:NAME go together, for images alone; --model is {source.model} and --weights "
+            f"{source.weights}. Pass --model with a folder or a Hub id, and leave --weights out."
+        )
+    path = resolve(source.model)
+    check_shards(path)
+    auto_class = getattr(transformers, auto) if isinstance(auto, str) else auto
+    revision = pinned(path, source.revision)
+    common = {"revision": revision, "trust_remote_code": source.trust_remote_code}
+    with explained("load", source.model, auto=auto_class.__name__, what="a model"):
+        config = config or transformers.AutoConfig.from_pretrained(path, **common, **label_settings(labels))
+        if hasattr(config, "label_names"):  # a timm config keeps the old names beside id2label, and saves these
+            config.label_names = labels.names
+        model, info = auto_class.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=None if source.allow_pickle else True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **common,
+        )
+    fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
+    names = {name for name, _ in model.named_parameters()}
+    return model, fresh & names, revision_of(path, revision)
+
+
+def load_processor(auto: str, source: Source) -> Any:
+    """Load a tokenizer or an image processor by the name of its auto class."""
+    what = "a tokenizer" if auto == "AutoTokenizer" else "an image processor"
+    with explained("load", source.model, auto=auto, what=what):
+        return getattr(transformers, auto).from_pretrained(
+            resolve(source.model), revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+
+
+def load_config(source: Source, labels: Labels | None = None) -> Any:
+    """The settings of a model on disk or on the Hub, with these labels where there are any."""
+    with explained("load", source.model, auto="AutoConfig", what="a model"):
+        return transformers.AutoConfig.from_pretrained(
+            resolve(source.model),
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+            **(label_settings(labels) if labels is not None else {}),
+        )
+
+
+def label_settings(labels: Labels) -> dict[str, Any]:
+    """The part of a transformers config that says what is predicted; nothing where there are no labels."""
+    if labels.problem_type == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    if not labels.names:
+        return {}
+    return {
+        "num_labels": len(labels.names),
+        "id2label": dict(enumerate(labels.names)),
+        "label2id": {name: index for index, name in enumerate(labels.names)},
+        "problem_type": labels.problem_type if labels.problem_type in PROBLEM_TYPES else None,
+    }
