@@ -6,12 +6,14 @@ What does the work is imported when it is called for: a mistyped flag answers at
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from hftl.cli import help as pages
 from hftl.cli.flags import asks_help, read_flags
 from hftl.errors import UserError
-from hftl.settings.fields import Setting
+from hftl.settings.fields import Setting, own_settings
+from hftl.tasks.base import Task
 from hftl.train.startup import imports
 
 
@@ -23,13 +25,15 @@ PREDICT = _flags(
     ("data", "str", None, "any source of training, without labels; - reads a text or path a line"),
     ("output", "str", None, "the csv file to write"),
     ("batch_size", "int", 32, "rows a step"),
-    ("text", "str", None, "the column that holds the text, where its name differs from training"),
-    ("text_pair", "str", None, "the column that holds the second text of a pair"),
-    ("tokens", "str", None, "the column that holds the words"),
-    ("image", "str", None, "the column that holds the image or its file name"),
     ("overwrite", "bool", False, "replace the output file"),
     batch_size="[1, inf)",
 )
+COLUMNS = {
+    name: replace(setting, group="Columns, where their names differ from training")
+    for task in Task.known().values()
+    for name, setting in own_settings(task).items()
+    if name in task.roles and name != "label"
+}
 PUSH = _flags(
     ("private", "bool", False, "make the repository private, where it is new"),
     ("dry_run", "bool", False, "show what would be sent and look for secrets; send nothing"),
@@ -42,7 +46,7 @@ EXPORT = _flags(("overwrite", "bool", False, "replace OUT.onnx"))
 
 def predict(words: list[str]) -> None:
     """`hftl predict FOLDER --data FILE --output FILE`."""
-    (folder,), chosen = _read("predict", words, PREDICT, "FOLDER")
+    (folder,), chosen = _read("predict", words, PREDICT | COLUMNS, "FOLDER")
     for name in ("data", "output"):
         if name not in chosen:
             raise UserError(f"hftl predict needs --{name}: hftl predict FOLDER --data FILE --output FILE.")
@@ -54,7 +58,7 @@ def predict(words: list[str]) -> None:
         raise UserError(f"{output} exists; pass --overwrite to replace it, or another --output.")
     with imports():
         from hftl.results.predict import predict_file
-    columns = {role: name for role in ("text", "text_pair", "tokens", "image") if (name := chosen.pop(role, None))}
+    columns = {role: name for role in COLUMNS if (name := chosen.pop(role, None))}
     predict_file(folder, chosen.pop("data"), str(output), columns, **chosen)
 
 
@@ -83,7 +87,7 @@ def export(words: list[str]) -> None:
 
 
 RUN: dict[str, Callable[[list[str]], None]] = {"predict": predict, "push": push, "merge": merge, "export": export}
-FLAGS = {"predict": PREDICT, "push": PUSH, "merge": MERGE, "export": EXPORT}
+FLAGS = {"predict": PREDICT | COLUMNS, "push": PUSH, "merge": MERGE, "export": EXPORT}
 
 
 def run(command: str, words: list[str]) -> None:
