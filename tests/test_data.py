@@ -17,15 +17,16 @@ from PIL import Image
 
 import hftl.data.formats.bundled
 from hftl.data.load import load, read
+from hftl.data.roles import Role
 from hftl.data.source import split_of
-from hftl.data.types import Role
+from hftl.tasks.classification import PROBLEM_TYPES
 
 ROLES = {
     "text": Role("text", ("text", "sentence", "sentence1")),
     "text_pair": Role("text", ("text_pair", "sentence2"), required=False),
-    "label": Role("label", ("label", "labels")),
+    "label": Role("label", ("label", "labels"), reads=PROBLEM_TYPES),
 }
-IMAGES = {"image": Role("image", ("image", "img")), "label": Role("label", ("label", "labels"))}
+IMAGES = {"image": Role("image", ("image", "img")), "label": Role("label", ("label", "labels"), reads=PROBLEM_TYPES)}
 ROWS = [{"text": f"text number {i}", "label": ("neg", "pos")[i % 2], "other": i} for i in range(40)]
 
 
@@ -271,9 +272,10 @@ def test_another_process_with_another_hash_seed_makes_the_same_splits_from_the_c
     code = (
         "import sys, json, glob, os\n"
         "from hftl.data.load import load\n"
-        "from hftl.data.types import Role\n"
-        "roles = {'text': Role('text', ('text',)), 'label': Role('label', ('label',))}\n"
-        "images = {'image': Role('image', ('image',)), 'label': Role('label', ('label',))}\n"
+        "from hftl.data.roles import Role\n"
+        "from hftl.tasks.text.classification import TextClassification as task\n"
+        "roles = {'text': Role('text', ('text',)), 'label': task.roles['label']}\n"
+        "images = {'image': Role('image', ('image',)), 'label': task.roles['label']}\n"
         "found = [load(sys.argv[1], roles, max_train_samples=10), load(sys.argv[2], images)]\n"
         "print(json.dumps([one.fingerprints for one in found]))\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"

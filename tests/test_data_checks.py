@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from test_data import IMAGES, ROLES, ROWS, _own_cache, picture, pictures, write  # noqa: F401
 
 import hftl.data.source
+from hftl.data.carve import carve, subset
 from hftl.data.check import length_check, render
 from hftl.data.load import load
-from hftl.data.split import carve, subset
 from hftl.data.types import Check, Splits
 from hftl.errors import UserError
 

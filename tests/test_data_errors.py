@@ -15,12 +15,12 @@ import pytest
 from test_data import IMAGES, ROLES, ROWS, _own_cache, picture, pictures, write  # noqa: F401
 
 from hftl.data.load import load
-from hftl.data.types import Role
+from hftl.data.roles import Role
 from hftl.errors import UserError
 
 GOOD = "text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(20))
 AMOUNTS = "text,label\n" + "".join(f"text {i},{i}.5\n" for i in range(20))
-NUMBERS = {"problem_type": "regression"}
+NUMBERS = {"read_as": "regression"}
 
 
 def not_text() -> bytes:
@@ -149,7 +149,7 @@ def rows(**columns: list[Any]) -> datasets.Dataset:
 TEXTS = [f"text {i}" for i in range(20)]
 BINARY = [i % 2 for i in range(20)]
 CALLS: dict[str, tuple[Any, dict[str, Any], str]] = {
-    "problem type": (ROWS, {"problem_type": "regresion"}, "it is 'regresion'. Did you mean 'regression'?"),
+    "problem type": (ROWS, {"read_as": "regresion"}, "it is 'regresion'. Did you mean 'regression'?"),
     "bad row word": (ROWS, {"on_bad_row": "ignore"}, "Expected --on_bad_row error or skip; it is 'ignore'."),
     "no such column": (
         ROWS,
@@ -171,12 +171,12 @@ CALLS: dict[str, tuple[Any, dict[str, Any], str]] = {
     ),
     "lists for one class": (
         rows(text=TEXTS, label=[["a"], ["b"]] * 10),
-        {"problem_type": "single_label_classification"},
+        {"read_as": "single_label_classification"},
         "its rows hold lists. Pass --problem_type multi_label_classification.",
     ),
     "lists for numbers": (
         rows(text=TEXTS, label=[[1], [2]] * 10),
-        {"problem_type": "regression"},
+        {"read_as": "regression"},
         "its rows hold lists",
     ),
     "lists of amounts": (rows(text=TEXTS, label=[[0.5, 2.0]] * 20), {}, "they hold other numbers."),
@@ -310,7 +310,7 @@ def test_a_missing_image_is_a_bad_row(tmp_path: Path) -> None:
 def test_a_file_name_column_in_memory_has_no_folder_to_start_from() -> None:
     table = rows(image=["a.png", "b.png"], label=["x", "y"])
     with pytest.raises(UserError, match=r"Cast it: data\.cast_column\('image', datasets\.Image\(\)\)"):
-        load(table, {"image": Role("image", ("image",)), "label": Role("label", ("label",))})
+        load(table, {"image": Role("image", ("image",)), "label": ROLES["label"]})
 
 
 def test_an_iterable_data_set_is_refused_with_a_cure() -> None:

@@ -33,17 +33,17 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], str, list[str], list[Any]]] = 
     "NA among words": (["NA", "DE", "NA"], {}, SINGLE, ["DE", "NA"], [1, 0, 1]),
     "floats": ([0.5, 2.0, 1.5], {}, REGRESSION, [], [0.5, 2.0, 1.5]),
     "floats as text": (["0.5", "2", "-1e1"], {}, REGRESSION, [], [0.5, 2.0, -10.0]),
-    "integers as amounts": ([3, 1, 2], {"problem_type": REGRESSION}, REGRESSION, [], [3.0, 1.0, 2.0]),
-    "whole floats as classes": ([2.0, 1.0, 2.0], {"problem_type": SINGLE}, SINGLE, ["1", "2"], [1, 0, 1]),
-    "whole floats as text as classes": (["2.0", "1.0"], {"problem_type": SINGLE}, SINGLE, ["1", "2"], [1, 0]),
+    "integers as amounts": ([3, 1, 2], {"read_as": REGRESSION}, REGRESSION, [], [3.0, 1.0, 2.0]),
+    "whole floats as classes": ([2.0, 1.0, 2.0], {"read_as": SINGLE}, SINGLE, ["1", "2"], [1, 0, 1]),
+    "whole floats as text as classes": (["2.0", "1.0"], {"read_as": SINGLE}, SINGLE, ["1", "2"], [1, 0]),
     "lists of words": ([["b"], ["a", "b"], []], {}, MULTI, ["a", "b"], [[0, 1], [1, 1], [0, 0]]),
     "lists of ids": ([[3], [10, 3], []], {}, MULTI, ["3", "10"], [[1, 0], [1, 1], [0, 0]]),
     "vectors of bits": ([[0, 0, 1], [1, 0, 1]], {}, MULTI, ["0", "1", "2"], [[0, 0, 1], [1, 0, 1]]),
     "vectors of floats": ([[0.0, 1.0], [1.0, 1.0]], {}, MULTI, ["0", "1"], [[0, 1], [1, 1]]),
     "ids 0 and 1 of one length": ([[0, 1], [1, 0]], {}, MULTI, ["0", "1"], [[1, 1], [1, 1]]),
-    "text with bars": (["a|b", "b", "[]"], {"problem_type": MULTI}, MULTI, ["a", "b"], [[1, 1], [0, 1], [0, 0]]),
-    "text with json": (['["a", 2]', "[2]"], {"problem_type": MULTI}, MULTI, ["2", "a"], [[1, 1], [1, 0]]),
-    "one class a row of several": ([4, 5], {"problem_type": MULTI}, MULTI, ["4", "5"], [[1, 0], [0, 1]]),
+    "text with bars": (["a|b", "b", "[]"], {"read_as": MULTI}, MULTI, ["a", "b"], [[1, 1], [0, 1], [0, 0]]),
+    "text with json": (['["a", 2]', "[2]"], {"read_as": MULTI}, MULTI, ["2", "a"], [[1, 1], [1, 0]]),
+    "one class a row of several": ([4, 5], {"read_as": MULTI}, MULTI, ["4", "5"], [[1, 0], [0, 1]]),
 }
 
 
@@ -51,7 +51,7 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], str, list[str], list[Any]]] = 
 def test_labels_are_read_as(case: str) -> None:
     labels, options, problem_type, names, encoded = CASES[case]
     splits = with_labels(labels, **options)
-    assert (splits.labels.problem_type, splits.labels.names) == (problem_type, names)
+    assert (splits.labels.read_as, splits.labels.names) == (problem_type, names)
     assert [list(row) if isinstance(row, list) else row for row in splits.train["label"]] == encoded
     dtype = {SINGLE: "int64", MULTI: "float32", REGRESSION: "float32"}[problem_type]
     feature = splits.train.features["label"]
@@ -98,7 +98,7 @@ def test_a_missing_class_is_a_bad_row(labels: list[Any]) -> None:
 def test_whole_amounts_are_noted_with_the_flag_that_makes_them_classes() -> None:
     splits = with_labels([1.0, 2.0, 5.0])
     note = next(check for check in splits.checks if check.name == "labels")
-    assert (note.level, splits.labels.problem_type) == ("note", REGRESSION)
+    assert (note.level, splits.labels.read_as) == ("note", REGRESSION)
     assert note.sentence.endswith("pass --problem_type single_label_classification")
     assert not any(check.name == "labels" for check in with_labels([1.0, 2.5]).checks)
 

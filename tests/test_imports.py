@@ -58,7 +58,7 @@ NAMED = {
     "train.cache.cache": "transformers' config again",
     "testing": "what it makes is for one task",
     # still to be moved into the tasks
-    **dict.fromkeys(("data", "run", "settings", "studies", "results.report"), "open"),
+    **dict.fromkeys(("run", "settings", "studies", "results.report"), "open"),
 }
 """Modules and packages outside `tasks` that name a task or a kind of label -> why."""
 

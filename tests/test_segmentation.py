@@ -22,7 +22,6 @@ from hftl import MultiTaskRecipe, Recipe, Report, load
 from hftl.cli.main import hftl, main
 from hftl.data.load import load as load_data
 from hftl.data.masks import names_in
-from hftl.data.types import Masks
 from hftl.errors import UserError
 from hftl.models.shared import MultiTaskModel
 from hftl.tasks.image.segmentation import ImageSegmentation, painted
@@ -140,11 +139,11 @@ def test_broken_logits_stop_the_run():
 
 
 def test_classes_are_the_pixel_values_that_the_file_names_and_others_are_ignored(scenes):
-    named = load_data(scenes, ROLES, problem_type="image_segmentation", masks=Masks(f"{scenes}/names.json"))
+    named = load_data(scenes, ImageSegmentation(classes=f"{scenes}/names.json").roles)
     assert (named.labels.names, named.labels.values) == (NAMES, [2, 5, 7])
-    found = load_data(scenes, ROLES, problem_type="image_segmentation")
+    found = load_data(scenes, ROLES)
     assert (found.labels.names, found.labels.values) == (["2", "5", "7"], [2, 5, 7])
-    fewer = load_data(scenes, ROLES, problem_type="image_segmentation", masks=Masks(ignored=(255, 2)))
+    fewer = load_data(scenes, ImageSegmentation(ignored=[255, 2]).roles)
     assert fewer.labels.values == [5, 7]
     table = next(check for check in named.checks if check.name == "rows").details
     assert sum(row[split] for row in table for split in ("train", "valid", "test")) == 80 * 64 * 63
@@ -176,7 +175,7 @@ def test_folders_tables_and_parquet_of_the_same_masks_are_the_same_data(scenes, 
         (tmp_path / "split" / split).mkdir(parents=True)
         for name in ("images", "masks"):
             (tmp_path / "split" / split / name).symlink_to(Path(scenes) / name)
-    read = lambda source: load_data(source, ROLES, problem_type="image_segmentation")  # noqa: E731
+    read = lambda source: load_data(source, ROLES)  # noqa: E731
     one = read(scenes)
     assert one.fingerprints == read(f"{scenes}/table.csv").fingerprints
     assert one.fingerprints == read(f"{tmp_path}/a.parquet").fingerprints
@@ -185,7 +184,7 @@ def test_folders_tables_and_parquet_of_the_same_masks_are_the_same_data(scenes, 
 
 def test_a_mask_is_resized_with_its_image_and_no_class_is_mixed_in_between(scenes, tiny_cnn):
     task = ImageSegmentation(image_size="32x48")
-    splits = load_data(scenes, ROLES, problem_type="image_segmentation", masks=Masks(f"{scenes}/names.json"))
+    splits = load_data(scenes, ImageSegmentation(classes=f"{scenes}/names.json").roles)
     made = task.build(source_of(tiny_cnn), splits.labels)
     batch = task.collate(made.processor)(task.encode(splits.train, made.processor).__getitems__([0, 1]))
     assert batch["pixel_values"].shape == (2, 3, 32, 48)
@@ -317,7 +316,7 @@ def test_the_folder_of_a_run_says_what_the_run_measured(kind, run, scenes, setti
         run = tmp_path / "lora"
         Recipe(**settings | {"strategy": "LoRA(r=4)", "num_train_epochs": 2, "output_dir": str(run)}).run()
         assert (run / "adapter_config.json").is_file()
-    splits = load_data(scenes, ROLES, problem_type="image_segmentation", masks=Masks(settings["classes"]))
+    splits = load_data(scenes, ImageSegmentation(classes=settings["classes"]).roles)
     predictor, metric = load(run), Segments(NAMES)
     for row in splits.test:
         said = torch.from_numpy(np.asarray(predictor({"image": row["image"]})["mask"]).astype(np.int64))

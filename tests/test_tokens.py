@@ -257,11 +257,11 @@ def test_a_split_of_tagged_rows_is_the_same_however_it_is_stored(tmp_path):
         "tags", datasets.List(datasets.ClassLabel(names=sorted({t for r in rows for t in r["tags"]})))
     )
     first, *others = (
-        load_data(source, roles, problem_type="token_classification")
+        load_data(source, roles, read_as="token_classification")
         for source in (str(tmp_path / "a.jsonl"), str(tmp_path / "a.parquet"), datasets.DatasetDict(train=ids))
     )
     for other in others:
         assert other.fingerprints == first.fingerprints
         assert other.labels == first.labels
     with pytest.raises(UserError, match="--problem_type"):
-        load_data(str(tmp_path / "a.jsonl"), roles, problem_type="token_classificatio")
+        load_data(str(tmp_path / "a.jsonl"), roles, read_as="token_classificatio")

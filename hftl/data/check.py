@@ -1,4 +1,4 @@
-"""The check page: what a person should know of the data before training. Knows splits, and changes none.
+"""Check splits before training: sizes, duplicates, overlap, balance; `render` prints the page.
 
 Every pass here is over arrays of a few bytes a row; texts are fetched only for the examples that are shown.
 """
@@ -12,76 +12,45 @@ from typing import Any
 
 import numpy as np
 
-from hftl.data.part import Part
-from hftl.data.types import MULTI, PIXELS, TAGS, Check, Labels
+from hftl.data.roles import Reading
+from hftl.data.split import Split
+from hftl.data.types import Check
 from hftl.settings.visible import visible
 
 _SHOWN = 12  # rows of a small table on the terminal
 _EXAMPLES = 3
 
 
-def split_checks(parts: dict[str, Part], labels: Labels) -> list[Check]:
-    """Everything that the splits themselves show."""
-    found = [_rows(parts, labels), *_sizes(parts), _duplicates(parts["train"]), _overlap(parts)]
-    if labels.names and labels.problem_type not in (TAGS, PIXELS):
-        found.append(_balance(parts, labels))
+def split_checks(splits: dict[str, Split], reading: Reading | None) -> list[Check]:
+    """Everything that the splits themselves show; `reading` is that of their labels."""
+    found = [_rows(splits, reading), *_sizes(splits), _duplicates(splits["train"]), _overlap(splits)]
+    if reading is not None and reading.balanced:
+        found.append(_balance(splits["train"], reading))
     return found
 
 
-def counts(part: Part, labels: Labels) -> np.ndarray:
-    """Rows of each class, (classes,) int64; a row with several classes counts for each. Words of each tag.
-
-    Pixels of each class, where the labels are masks.
-    """
-    total = np.zeros(len(labels.names), np.int64)
-    if part.masks is not None:
-        return part.masks.of_classes(labels.values)
-    if part.classes is not None:
-        return total + np.bincount(part.classes, minlength=len(total))
-    for values in part.label_batches():
-        if labels.problem_type == TAGS:
-            total += np.bincount(values[values >= 0], minlength=len(total))
-            continue
-        total += values.sum(axis=0).astype(np.int64)
-    return total
+def _rows(splits: dict[str, Split], reading: Reading | None) -> Check:
+    sentence = ", ".join(f"{len(one.data):,} {split}" for split, one in splits.items())
+    if reading is None:
+        return Check("rows", "ok", sentence)
+    more, details = reading.summary({split: one.label_batches() for split, one in splits.items()})
+    return Check("rows", "ok", sentence + more, details)
 
 
-def _rows(parts: dict[str, Part], labels: Labels) -> Check:
-    sentence = ", ".join(f"{len(part.data):,} {split}" for split, part in parts.items())
-    details: list[dict[str, Any]] = []
-    if labels.problem_type == "regression":
-        for split, part in parts.items():
-            values = np.concatenate(list(part.label_batches()))
-            numbers = {"min": values.min(), "mean": values.mean(dtype=np.float64), "max": values.max()}
-            details.append({"split": split, **{name: round(float(value), 4) for name, value in numbers.items()}})
-    elif labels.names:
-        table = {split: counts(part, labels) for split, part in parts.items()}
-        for i, name in enumerate(labels.names):
-            details.append(
-                {
-                    "tag" if labels.problem_type == TAGS else "class": name,
-                    **{split: int(column[i]) for split, column in table.items()},
-                }
-            )
-        sentence += f"; {len(labels.names)} {'tags' if labels.problem_type == TAGS else 'classes'}"
-        sentence += ", counted in pixels" if labels.problem_type == PIXELS else ""
-    return Check("rows", "ok", sentence, details)
-
-
-def _sizes(parts: dict[str, Part]) -> list[Check]:
+def _sizes(splits: dict[str, Split]) -> list[Check]:
     found = []
-    if any(part.scan.words.any() for part in parts.values()):
-        details = [{"split": split, **_spread(part.scan.words)} for split, part in parts.items()]
+    if any(one.scan.rows["words"].any() for one in splits.values()):
+        details = [{"split": split, **_spread(one.scan.rows["words"])} for split, one in splits.items()]
         train = details[0]
         sentence = f"a text of train has {train['median']:,} words at the median and {train['max']:,} at most"
         found.append(Check("words", "ok", sentence, details))
-    if any(part.scan.width.any() for part in parts.values()):
+    if any(one.scan.rows["width"].any() for one in splits.values()):
         details = []
         modes: Counter[str] = Counter()
-        for split, part in parts.items():
-            wide, high = _spread(part.scan.width), _spread(part.scan.height)
+        for split, one in splits.items():
+            wide, high = _spread(one.scan.rows["width"]), _spread(one.scan.rows["height"])
             details.append({"split": split, **{k: f"{wide[k]}x{high[k]}" for k in ("min", "median", "max")}})
-            names, numbers = np.unique(part.scan.mode, return_counts=True)
+            names, numbers = np.unique(one.scan.rows["mode"], return_counts=True)
             modes.update({name.decode(): int(n) for name, n in zip(names, numbers, strict=True)})
         kinds = ", ".join(f"{n:,} {mode}" for mode, n in modes.most_common())
         sentence = f"an image of train has {details[0]['median']} pixels at the median; modes: {kinds}"
@@ -94,7 +63,7 @@ def _spread(values: np.ndarray) -> dict[str, int]:
     return {"min": int(low), "median": int(middle), "95 %": int(high), "max": int(top)}
 
 
-def _duplicates(train: Part) -> Check:
+def _duplicates(train: Split) -> Check:
     _, first, sizes = np.unique(train.scan.keys, return_index=True, return_counts=True)
     copies = int((sizes - 1).sum())
     if not copies:
@@ -104,16 +73,16 @@ def _duplicates(train: Part) -> Check:
     return Check("duplicates", "note", f"{copies:,} rows of train repeat an earlier one", details)
 
 
-def _overlap(parts: dict[str, Part]) -> Check:
+def _overlap(splits: dict[str, Split]) -> Check:
     found, details = [], []
-    names = list(parts)
+    names = list(splits)
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
-            inside = np.isin(parts[other].scan.keys, parts[one].scan.keys)
+            inside = np.isin(splits[other].scan.keys, splits[one].scan.keys)
             if inside.any():
                 found.append(f"{int(inside.sum()):,} of {other} are in {one} too")
                 rows = np.flatnonzero(inside)[:_EXAMPLES]
-                details += [{"splits": f"{one}, {other}", "row": _show(parts[other], int(row))} for row in rows]
+                details += [{"splits": f"{one}, {other}", "row": _show(splits[other], int(row))} for row in rows]
     if not found:
         return Check("overlap", "ok", "no row is in two splits")
     what = "rows" if len(found) == 1 else "rows of splits"
@@ -122,17 +91,17 @@ def _overlap(parts: dict[str, Part]) -> Check:
     )
 
 
-def _balance(parts: dict[str, Part], labels: Labels) -> Check:
-    sizes = counts(parts["train"], labels)
-    empty = [name for name, size in zip(labels.names, sizes, strict=True) if size == 0]
+def _balance(train: Split, reading: Reading) -> Check:
+    names, sizes = reading.names, sum(map(reading.count, train.label_batches()), np.zeros(len(reading.names), np.int64))
+    empty = [name for name, size in zip(names, sizes, strict=True) if size == 0]
     if empty:
         return Check("balance", "warn", f"no row of train has the class {', '.join(empty[:5])}; it cannot be learned")
     large, small = int(sizes.argmax()), int(sizes.argmin())
     ratio = sizes[large] / sizes[small]
-    sentence = f"the largest class, {labels.names[large]!r}, has {ratio:.1f} times the rows of {labels.names[small]!r}"
+    sentence = f"the largest class, {names[large]!r}, has {ratio:.1f} times the rows of {names[small]!r}"
     if ratio < 3 or len(sizes) < 2:
         return Check("balance", "ok", "the classes of train are of similar size" if ratio < 1.5 else sentence)
-    cure = "" if labels.problem_type == MULTI else "; --class_weights balanced gives each class the same say"
+    cure = "; --class_weights balanced gives each class the same say" if reading.weighted else ""
     return Check("balance", "warn", sentence + cure)
 
 
@@ -160,8 +129,8 @@ def length_check(lengths: Iterable[int], limit: int) -> Check:
     return Check("lengths", "warn" if share > 0.05 else "note", sentence)
 
 
-def _show(part: Part, row: int) -> str:
-    cells = part.data[row]
+def _show(one: Split, row: int) -> str:
+    cells = one.data[row]
     shown = [_brief(value) for role, value in cells.items() if role != "label"]
     return " | ".join(shown)
 

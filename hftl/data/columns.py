@@ -1,23 +1,22 @@
-"""Which column plays which role. Knows names of columns, not what is in them, but for the kind of text."""
+"""Find the column of each role, and bring the inputs to the names of their roles."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import datasets
 
-from hftl.data.source import Rows
-from hftl.data.types import Role
+from hftl.data.formats.images import as_images
+from hftl.data.roles import Role
+from hftl.data.source import Table
 from hftl.errors import UserError, suggest
 
 
-def find_columns(rows: Rows, roles: dict[str, Role], mapped: dict[str, str]) -> dict[str, str]:
+def find_columns(table: Table, roles: dict[str, Role], mapped: dict[str, str]) -> dict[str, str]:
     """Role -> column: as mapped, else the first candidate that is there, whatever its case.
 
     Raises:
         UserError: a required role without a column, or a mapped column that is not there.
     """
-    there = rows.data.column_names
+    there = table.data.column_names
     found: dict[str, str] = {}
     for role, wanted in mapped.items():
         if role not in roles:
@@ -25,7 +24,7 @@ def find_columns(rows: Rows, roles: dict[str, Role], mapped: dict[str, str]) -> 
                 f"Expected --text, --image or another input of this task; {role!r} is none.{suggest(role, roles)}"
             )
         if wanted not in there:
-            raise UserError(_missing(wanted, role, rows, found, near=wanted))
+            raise UserError(_missing(wanted, role, table, found, near=wanted))
         if wanted in found.values():
             raise UserError(f"Expected a column of its own for --{role}; {wanted!r} has another role. Pass another.")
         found[role] = wanted
@@ -39,35 +38,52 @@ def find_columns(rows: Rows, roles: dict[str, Role], mapped: dict[str, str]) -> 
         if column is not None:
             found[role] = column
         elif need.required:
-            raise UserError(_missing(need.candidates[0], role, rows, found, near=""))
+            raise UserError(_missing(need.candidates[0], role, table, found, near=""))
     return {role: found[role] for role in roles if role in found}
 
 
-def _missing(wanted: str, role: str, rows: Rows, found: dict[str, str], near: str) -> str:
-    there = [name if len(name) <= 30 else name[:27] + "..." for name in rows.data.column_names]
+def _missing(wanted: str, role: str, table: Table, found: dict[str, str], near: str) -> str:
+    there = [name if len(name) <= 30 else name[:27] + "..." for name in table.data.column_names]
     free = [name for name in there if name not in found.values()]
     # labels tend to come last, inputs first
     guess = (free[-1] if role == "label" else free[0]) if free else "COLUMN"
     listed = ", ".join(there[:12]) + (" ..." if len(there) > 12 else "")
     hint = suggest(near, there) if near else ""
-    return f"Expected a column {wanted!r} in {rows.name}; it has {listed}.{hint} Pass --{role} {guess}."
+    return f"Expected a column {wanted!r} in {table.name}; it has {listed}.{hint} Pass --{role} {guess}."
 
 
-def check_words(data: datasets.Dataset, columns: Sequence[tuple[str, str]], where: str) -> None:
-    """Raise `UserError` where a column of words, given as `(role, column)`, holds no lists of texts."""
-    for role, column in columns:
-        inner = getattr(data.features[column], "feature", None)
-        if getattr(inner, "dtype", "") not in ("string", "large_string"):
-            raise UserError(
-                f"Expected a list of words in each row of column {column!r} of {where}, as jsonl and parquet have it. "
-                f"Pass --{role} COLUMN."
-            )
+def inputs(table: Table, columns: dict[str, str], roles: dict[str, Role]) -> datasets.Dataset:
+    """The input columns under the names of their roles; images stay undecoded.
+
+    Raises:
+        UserError: a column that holds something else than its role needs.
+    """
+    wanted = [(role, column) for role, column in columns.items() if roles[role].kind != "label"]
+    checks = {"text": _check_text, "words": _check_words}
+    for role, column in wanted:
+        if check := checks.get(roles[role].kind):
+            check(table, role, column)
+    pieces = []
+    for role, column in wanted:
+        piece = table.data.select_columns([column])
+        piece = piece if column == role else piece.rename_column(column, role)
+        if roles[role].kind == "image":
+            piece = as_images(piece, role, table.root, f"column {column!r} of {table.name}")
+        pieces.append(piece)
+    return pieces[0] if len(pieces) == 1 else datasets.concatenate_datasets(pieces, axis=1)
 
 
-def check_text(data: datasets.Dataset, columns: Sequence[tuple[str, str]], where: str) -> None:
-    """Raise `UserError` where a text column, given as `(role, column)`, holds something else."""
-    for role, column in columns:
-        feature = data.features[column]
-        dtype = getattr(feature, "dtype", type(feature).__name__)
-        if dtype not in ("string", "large_string"):
-            raise UserError(f"Expected text in column {column!r} of {where}; it holds {dtype}. Pass --{role} COLUMN.")
+def _check_words(table: Table, role: str, column: str) -> None:
+    inner = getattr(table.data.features[column], "feature", None)
+    if getattr(inner, "dtype", "") not in ("string", "large_string"):
+        raise UserError(
+            f"Expected a list of words in each row of column {column!r} of {table.name}, as jsonl and parquet have it. "
+            f"Pass --{role} COLUMN."
+        )
+
+
+def _check_text(table: Table, role: str, column: str) -> None:
+    feature = table.data.features[column]
+    dtype = getattr(feature, "dtype", type(feature).__name__)
+    if dtype not in ("string", "large_string"):
+        raise UserError(f"Expected text in column {column!r} of {table.name}; it holds {dtype}. Pass --{role} COLUMN.")

@@ -1,4 +1,4 @@
-"""Which rows are the source's and which the target's. Knows names of files and of one column, and never a target label.
+"""Set the rows of a target domain aside from those of the source; no label of the target is read.
 
 In unsupervised domain adaptation train, valid and test are of the source domain; of the target there are unlabelled
 rows to train with, and labelled ones to test on.
@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from hftl.data.carve import generator
 from hftl.data.formats.images import loose_images
-from hftl.data.source import Rows, Source, one_set, open_source
-from hftl.data.split import generator
+from hftl.data.source import Opened, Table, one_set, open_source
 from hftl.data.types import Target
 from hftl.errors import UserError, suggest
 
 
-def set_aside(opened: Source, target: Target, seed: int) -> tuple[Rows | None, Rows | None]:
+def set_aside(opened: Opened, target: Target, seed: int) -> tuple[Table | None, Table | None]:
     """Take the target's rows out of `opened`: those to train with, whose labels nothing reads, and those to test on.
 
     Of a domain that is a value of a column, its rows of train and valid are to train with and those of test to test
@@ -36,9 +36,9 @@ def set_aside(opened: Source, target: Target, seed: int) -> tuple[Rows | None, R
     for name in ("unlabelled", "target_test"):
         if getattr(target, name) is not None:
             raise UserError(f"--target takes its rows from --data, and --{name} from elsewhere. Leave out one of them.")
-    taken: dict[str, Rows] = {}
+    taken: dict[str, Table] = {}
     seen: set[str] = set()
-    for split, rows in opened.parts.items():
+    for split, rows in opened.splits.items():
         if target.domain not in rows.data.column_names:
             there = ", ".join(rows.data.column_names[:12])
             hint = suggest(target.domain, rows.data.column_names)
@@ -47,8 +47,8 @@ def set_aside(opened: Source, target: Target, seed: int) -> tuple[Rows | None, R
         seen |= set(values.tolist())
         here = values == target.target
         learned = np.isin(values, target.source) if target.source else ~here
-        opened.parts[split] = _rows(rows, np.flatnonzero(learned), " ".join(target.source) or f"not {target.target}")
-        taken[split] = _rows(rows, np.flatnonzero(here), target.target)
+        opened.splits[split] = rows.take(np.flatnonzero(learned), " ".join(target.source) or f"not {target.target}")
+        taken[split] = rows.take(np.flatnonzero(here), target.target)
     for flag, name in [("target", target.target), *(("source", name) for name in target.source)]:
         if name not in seen:
             names = ", ".join(sorted(seen)[:12])
@@ -56,13 +56,13 @@ def set_aside(opened: Source, target: Target, seed: int) -> tuple[Rows | None, R
             raise UserError(f"Expected a domain {name!r} in column {target.domain!r}; it has {names}.{hint}")
     if target.target in target.source:
         raise UserError(f"--target {target.target} is among --source, too. Leave it out of one of them.")
-    empty = next((split for split in ("train", "test") if split in taken and not len(opened.parts[split].data)), None)
+    empty = next((split for split in ("train", "test") if split in taken and not len(opened.splits[split].data)), None)
     if empty:
         raise UserError(f"All rows of {empty} are of the domain {target.target!r}; there is no source to learn from.")
     return _halves(opened, taken, seed)
 
 
-def _own(opened: Source, target: Target) -> Target:
+def _own(opened: Opened, target: Target) -> Target:
     """The target without the bundled rows that a recipe names by default, where the user's own data does not fit them.
 
     Raises:
@@ -80,23 +80,19 @@ def _own(opened: Source, target: Target) -> Target:
     return replace(target, target_test=None) if bundled == {"target_test"} else target
 
 
-def _halves(opened: Source, taken: dict[str, Rows], seed: int) -> tuple[Rows, Rows]:
+def _halves(opened: Opened, taken: dict[str, Table], seed: int) -> tuple[Table, Table]:
     train = taken["train"]
     if "test" in taken and len(taken["test"].data):
         return train, taken["test"]
     order = generator(seed, "target").permutation(len(train.data))
     half = len(order) // 2
     opened.notes.append(f"no test split: half of {train.name} trains without labels, half tests, seed {seed}")
-    return _rows(train, np.sort(order[:half]), "unlabelled half"), _rows(train, np.sort(order[half:]), "test half")
+    return train.take(np.sort(order[:half]), "unlabelled half"), train.take(np.sort(order[half:]), "test half")
 
 
-def _one(source: Any, split: str, name: str) -> Rows | None:
+def _one(source: Any, split: str, name: str) -> Table | None:
     """The rows of a source of its own: all of it, or its `split` where it has several."""
     if source is None:
         return None
     loose = loose_images(source) if split == "train" else None  # without labels a folder needs no folder by class
     return one_set(open_source(source if loose is None else loose), split, f"--{name} {source}")
-
-
-def _rows(rows: Rows, chosen: np.ndarray, what: str) -> Rows:
-    return Rows(rows.data.select(chosen), f"{rows.name} ({what})", rows.root, rows.trusted)

@@ -1,4 +1,4 @@
-"""One cached pass over the rows: is each readable, and how large. Knows texts and images, not labels or splits."""
+"""Scan the inputs of all rows once: whether each is readable, how large it is, and the sha256 of its content."""
 
 from __future__ import annotations
 
@@ -22,39 +22,30 @@ from hftl.errors import UserError
 
 _SCAN = 2  # part of the cache key: raise it when what a scan finds changes
 _BATCH = 10_000
-_FOUND = datasets.Features(
-    {
-        "digest": datasets.Value("binary"),
-        "words": datasets.Value("int32"),
-        "width": datasets.Value("int32"),
-        "height": datasets.Value("int32"),
-        "mode": datasets.Value("string"),
-        "reason": datasets.Value("string"),
-    }
-)
+_SIZES = ("words", "width", "height")
+_FOUND = {"digest": "binary", **dict.fromkeys(_SIZES, "int32"), "mode": "string", "reason": "string"}
+_ROW = np.dtype([("digest", np.uint8, 32), *((name, np.int32) for name in _SIZES), ("mode", "S6")])
 
 
 @dataclass
 class Scan:
-    """One entry per row, about 60 bytes each."""
+    """One entry per row, about 60 bytes each.
 
-    digest: np.ndarray  # (n, 32) uint8: sha256 of the texts and images of the row
-    words: np.ndarray  # (n,) int32: of all texts together
-    width: np.ndarray  # (n,) int32, pixels; 0 without an image
-    height: np.ndarray
-    mode: np.ndarray  # (n,) bytes, PIL's name of the pixel format
+    `rows` has the fields `digest` (sha256 of the texts and images of the row), `words` (of all its texts), `width` and
+    `height` (pixels; 0 without an image), and `mode` (PIL's name of the pixel format).
+    """
+
+    rows: np.ndarray  # (n,)
     reasons: dict[int, str]  # row -> why it cannot be used
 
     @property
     def keys(self) -> np.ndarray:
         """(n,) int64: equal for equal rows; two different rows in a million collide with a chance of 3e-8."""
-        return np.ascontiguousarray(self.digest[:, :8]).view(np.int64).reshape(-1)
+        return np.ascontiguousarray(self.rows["digest"][:, :8]).view(np.int64).reshape(-1)
 
     def take(self, rows: np.ndarray) -> Scan:
-        reasons = {}
-        if self.reasons:
-            reasons = {new: self.reasons[old] for new, old in enumerate(rows.tolist()) if old in self.reasons}
-        return Scan(self.digest[rows], self.words[rows], self.width[rows], self.height[rows], self.mode[rows], reasons)
+        there = enumerate(rows.tolist()) if self.reasons else ()
+        return Scan(self.rows[rows], {new: self.reasons[old] for new, old in there if old in self.reasons})
 
 
 def scan(rows: datasets.Dataset, kinds: dict[str, str], roots: list[str] | None) -> Scan:
@@ -70,28 +61,20 @@ def scan(rows: datasets.Dataset, kinds: dict[str, str], roots: list[str] | None)
         batched=True,
         batch_size=64 if "image" in kinds.values() else 1000,
         remove_columns=rows.column_names,
-        features=_FOUND,
+        features=datasets.Features({name: datasets.Value(kind) for name, kind in _FOUND.items()}),
         fn_kwargs={"kinds": kinds, "roots": roots, "version": _SCAN},
         desc="Checking rows",
     )
-    return _arrays(found)
-
-
-def _arrays(found: datasets.Dataset) -> Scan:
-    n = len(found)
-    numbers = {name: np.zeros(n, np.int32) for name in ("words", "width", "height")}
-    digest, mode = np.zeros((n, 32), np.uint8), np.zeros(n, "S6")
-    reasons: dict[int, str] = {}
-    start = 0
+    made, reasons, start = np.zeros(len(found), _ROW), dict[int, str](), 0
     for table in found.with_format("arrow").iter(_BATCH):
-        here = slice(start, start + len(table))
-        for name, values in numbers.items():
-            values[here] = table[name].to_numpy()
-        digest[here] = np.frombuffer(b"".join(table["digest"].to_pylist()), np.uint8).reshape(-1, 32)
-        mode[here] = table["mode"].to_pylist()
+        here = made[start : start + len(table)]
+        for name in _SIZES:
+            here[name] = table[name].to_numpy()
+        here["digest"] = np.frombuffer(b"".join(table["digest"].to_pylist()), np.uint8).reshape(-1, 32)
+        here["mode"] = table["mode"].to_pylist()
         reasons |= {start + i: why for i, why in enumerate(table["reason"].to_pylist()) if why}
         start += len(table)
-    return Scan(digest, numbers["words"], numbers["width"], numbers["height"], mode, reasons)
+    return Scan(made, reasons)
 
 
 def _scan(

@@ -1,14 +1,15 @@
-"""What `--data` may name -> rows for each split, columns as at the source. Knows where data lies, not what it means."""
+"""Open what `--data` names: a table for each split, with the columns that the source has."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from hftl.data.formats.bundled import bundled
@@ -24,7 +25,7 @@ _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 @dataclass
-class Rows:
+class Table:
     """The rows of one split. `root` is the folder that file names in them are relative to; None: there is none."""
 
     data: datasets.Dataset
@@ -32,18 +33,35 @@ class Rows:
     root: Path | None = None
     trusted: bool = False  # a person's own code made them, so they may name any file
 
+    def take(self, rows: np.ndarray, what: str) -> Table:
+        """Some of the rows, named by what they are."""
+        return replace(self, data=self.data.select(rows), name=f"{self.name} ({what})")
+
+    def labels(self, column: str) -> datasets.Dataset:
+        """The label column alone, named `label`, not encoded."""
+        piece = self.data.select_columns([column])
+        return piece if column == "label" else piece.rename_column(column, "label")
+
+    @property
+    def roots(self) -> list[str] | None:
+        """Folders that an image's path may lie in: the data's own, else the caches that the Hub's files are kept in."""
+        if self.trusted:
+            return None
+        roots = [self.root] if self.root else [datasets.config.HF_DATASETS_CACHE, Path(datasets.config.HF_CACHE_HOME)]
+        return [str(expanded(root).resolve()) for root in roots]
+
 
 @dataclass
-class Source:
-    """`parts` holds only train, valid and test, each where it was found; `others` what the Hub has besides."""
+class Opened:
+    """`splits` holds only train, valid and test, each where it was found; `others` what the Hub has besides."""
 
     name: str
-    parts: dict[str, Rows]
-    others: dict[str, Rows] = field(default_factory=dict)
+    splits: dict[str, Table]
+    others: dict[str, Table] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def open_source(source: Any, revision: str | None = None) -> Source:
+def open_source(source: Any, revision: str | None = None) -> Opened:
     """Find the rows of a source, for each split that it has.
 
     Args:
@@ -55,7 +73,7 @@ def open_source(source: Any, revision: str | None = None) -> Source:
         UserError: nothing is there, or it cannot be read.
     """
     if isinstance(source, datasets.Dataset):
-        return Source("a Dataset", {"train": Rows(source.with_format(None), "the Dataset", trusted=True)})
+        return Opened("a Dataset", {"train": Table(source.with_format(None), "the Dataset", trusted=True)})
     if isinstance(source, Mapping):
         return _mapping(source, revision)
     if isinstance(source, list | tuple):
@@ -70,12 +88,12 @@ def open_source(source: Any, revision: str | None = None) -> Source:
         raise UserError("Expected a path or a Hub id as data; it is empty. Pass --data FILE.")
     if name.startswith("hftl:"):
         splits = bundled(name.removeprefix("hftl:"))
-        return Source(name, {split: Rows(rows, f"{name} ({split})") for split, rows in splits.items()})
+        return Opened(name, {split: Table(rows, f"{name} ({split})") for split, rows in splits.items()})
     path = expanded(name)
     if path.is_dir():
         return _folder(path, name)
     if path.is_file():
-        return Source(name, {"train": _file_rows([path], path.parent)})
+        return Opened(name, {"train": _file_table([path], path.parent)})
     if any(mark in name for mark in "*?["):
         return _file_set(sorted(Path().glob(name)) if not path.is_absolute() else sorted(_glob(path)), name)
     if path.suffix.lower() in {*FORMATS, ".txt", ".xlsx"} or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -85,7 +103,7 @@ def open_source(source: Any, revision: str | None = None) -> Source:
     return _hub(name, revision)
 
 
-def one_set(opened: Source, split: str, named: str) -> Rows:
+def one_set(opened: Opened, split: str, named: str) -> Table:
     """The rows of a source: all of it, or one split where it has several.
 
     Args:
@@ -94,10 +112,10 @@ def one_set(opened: Source, split: str, named: str) -> Rows:
     Raises:
         UserError: it has several splits, and not this one.
     """
-    parts = opened.parts
-    rows = next(iter(parts.values())) if len(parts) == 1 else parts.get(split)
+    splits = opened.splits
+    rows = next(iter(splits.values())) if len(splits) == 1 else splits.get(split)
     if rows is None:
-        raise UserError(f"Expected one set of rows in {named}; it has {', '.join(parts)}. Name a file.")
+        raise UserError(f"Expected one set of rows in {named}; it has {', '.join(splits)}. Name a file.")
     return rows
 
 
@@ -111,24 +129,18 @@ def split_of(name: str) -> str | None:
     return words[0] if words else None
 
 
-def _mapping(source: Mapping[str, Any], revision: str | None) -> Source:
-    parts: dict[str, Rows] = {}
-    others = {}
+def _mapping(source: Mapping[str, Any], revision: str | None) -> Opened:
+    tables = {}
     for name, value in source.items():
-        split = split_of(str(name))
-        rows = open_source(value, revision).parts.get("train")
-        if rows is None:
+        table = open_source(value, revision).splits.get("train")
+        if table is None:
             raise UserError(f"Expected one set of rows for {name!r}; {value} has splits of its own. Pass it as data.")
-        if split is None or split in parts:
-            others[str(name)] = rows
-        else:
-            parts[split] = rows
+        tables[str(name)] = table
     plain = all(isinstance(value, str | Path) for value in source.values())
-    kind = ", ".join(map(str, source.values())) if plain else f"a {type(source).__name__}"
-    return Source(kind, parts, others)
+    return Opened(", ".join(map(str, source.values())) if plain else f"a {type(source).__name__}", *_named(tables))
 
 
-def _file_rows(paths: list[Path], root: Path) -> Rows:
+def _file_table(paths: list[Path], root: Path) -> Table:
     for path in paths:
         if path.suffix.lower() in PACKED:
             raise unpack_first(path)
@@ -138,10 +150,10 @@ def _file_rows(paths: list[Path], root: Path) -> Rows:
         if not path.is_file():
             raise UserError(f"Expected a file at {path}; there is none. Check the path.")
     name = paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
-    return Rows(read_files(paths), name, root)
+    return Table(read_files(paths), name, root)
 
 
-def _file_set(paths: list[Path], name: str) -> Source:
+def _file_set(paths: list[Path], name: str) -> Opened:
     """Files named after splits; files that are not are all train."""
     if not paths:
         raise UserError(f"Expected files at {name}; there are none. Check the path.")
@@ -151,24 +163,24 @@ def _file_set(paths: list[Path], name: str) -> Source:
     unnamed = grouped.pop("", [])
     notes = [f"{path.name} was not read: its name names no split" for path in unnamed] if grouped else []
     grouped = grouped or {"train": unnamed}
-    parts = {split: _file_rows(files, files[0].parent) for split, files in grouped.items()}
-    return Source(name, parts, notes=notes)
+    splits = {split: _file_table(files, files[0].parent) for split, files in grouped.items()}
+    return Opened(name, splits, notes=notes)
 
 
-def _folder(folder: Path, name: str) -> Source:
+def _folder(folder: Path, name: str) -> Opened:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _saved(folder, name)
     table = _metadata(folder)
     if table:
-        return Source(name, {"train": Rows(table, f"{folder.name}/metadata", folder)})
+        return Opened(name, {"train": Table(table, f"{folder.name}/metadata", folder)})
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in FORMATS and p.name[0] != ".")
     if any(split_of(path.stem) == "train" for path in files):
         return _file_set([path for path in files if split_of(path.stem)], name)
     inside = {split_of(p.name): p for p in sorted(folder.iterdir()) if p.is_dir() and p.name.lower() in WORDS}
     if "train" in inside:
-        return Source(name, {str(split): _split_folder(path) for split, path in inside.items()})
+        return Opened(name, {str(split): _split_folder(path) for split, path in inside.items()})
     if class_folders(folder):
-        return Source(name, {"train": Rows(read_class_folders(folder), folder.name, folder)})
+        return Opened(name, {"train": Table(read_class_folders(folder), folder.name, folder)})
     files = [path for path in files if path.name not in ("dataset_info.json", "dataset.json")]
     if files:
         return _file_set(files, name)
@@ -179,16 +191,16 @@ def _folder(folder: Path, name: str) -> Source:
     )
 
 
-def _split_folder(folder: Path) -> Rows:
+def _split_folder(folder: Path) -> Table:
     """What lies under train/, valid/ or test/: images with metadata, images by class, or files."""
     table = _metadata(folder)
     if table:
-        return Rows(table, f"{folder.name}/metadata", folder)
+        return Table(table, f"{folder.name}/metadata", folder)
     if class_folders(folder):
-        return Rows(read_class_folders(folder), folder.name, folder)
+        return Table(read_class_folders(folder), folder.name, folder)
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in FORMATS)
     if files:
-        return _file_rows(files, folder)
+        return _file_table(files, folder)
     raise UserError(f"Expected images by class or data files in {folder}; there are none. Add some.")
 
 
@@ -198,38 +210,38 @@ def _metadata(folder: Path) -> datasets.Dataset | None:
     return table if table is not None and "file_name" in table.column_names else None
 
 
-def _saved(folder: Path, name: str) -> Source:
+def _saved(folder: Path, name: str) -> Opened:
     try:
         saved = load_from_disk(str(folder))
     except Exception as error:  # of any kind, where its json files hold other things than datasets wrote
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{name} looks like save_to_disk's, but cannot be read: {reason}. Save it again.") from error
     splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    found = _named({key: Rows(rows, f"{folder.name} ({key})", folder) for key, rows in splits.items()})
-    return Source(name, *found)
+    found = _named({key: Table(rows, f"{folder.name} ({key})", folder) for key, rows in splits.items()})
+    return Opened(name, *found)
 
 
-def _named(splits: dict[str, Rows]) -> tuple[dict[str, Rows], dict[str, Rows]]:
+def _named(tables: dict[str, Table]) -> tuple[dict[str, Table], dict[str, Table]]:
     """Sort splits by the names that hftl has for them, and the rest."""
-    parts: dict[str, Rows] = {}
+    splits: dict[str, Table] = {}
     others = {}
-    for key, rows in splits.items():
+    for key, table in tables.items():
         split = split_of(key)
-        if split and split not in parts:
-            parts[split] = rows
+        if split and split not in splits:
+            splits[split] = table
         else:
-            others[key] = rows
-    return parts, others
+            others[key] = table
+    return splits, others
 
 
-def _hub(name: str, revision: str | None) -> Source:
+def _hub(name: str, revision: str | None) -> Opened:
     repository, _, config = name.partition(":")
     try:
         loaded = load_dataset(repository, config or None, revision=revision)
     except (OSError, DatasetsError, RuntimeError, ValueError) as error:
         raise UserError(_hub_trouble(name, error)) from error
-    found, others = _named({key: Rows(rows, f"{name} ({key})") for key, rows in loaded.items()})
-    return Source(name, found, others)
+    found, others = _named({key: Table(rows, f"{name} ({key})") for key, rows in loaded.items()})
+    return Opened(name, found, others)
 
 
 def _hub_trouble(name: str, error: Exception) -> str:

@@ -1,112 +1,105 @@
-"""Which rows go where: carving a split from another, and drawing a subset. Knows row numbers, not rows.
-
-Every choice is a function of its arguments alone, so each process of a run makes the same one.
-"""
+"""Read one split: its inputs, what a scan finds in them, and its encoded labels."""
 
 from __future__ import annotations
 
-import zlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
+import datasets
 import numpy as np
+import pyarrow as pa
 
-from hftl.errors import UserError
+from hftl.data.roles import Reading, Role
+from hftl.data.scan import Scan, scan
+from hftl.data.source import Table
+from hftl.data.types import SPLITS, Labels
 
-FEWEST = 3  # rows of a class that carving touches: one to learn from, one for valid, one for test
+_BATCH = 10_000
 
 
-def carve(
-    share: float, groups: np.ndarray, classes: np.ndarray | None, seed: int, purpose: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Set rows aside: `(rest, taken)`, both sorted row numbers.
+@dataclass
+class Split:
+    """Rows with the role columns and an encoded `label`; `scan` has one entry per row, in the same order."""
 
-    Rows of one group (the same text, the same image) stay together, or valid would hold copies of what was learned.
+    data: datasets.Dataset
+    scan: Scan
+    name: str
+    reading: Reading | None = None  # of the labels; None: there are none
+    values: np.ndarray | None = None  # (n,) labels, or what is kept of them; None where a row has a list of them
+
+    def take(self, rows: np.ndarray) -> Split:
+        values = None if self.values is None else self.values[rows]
+        return Split(self.data.select(rows), self.scan.take(rows), self.name, self.reading, values)
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        """(n,) int64 ids; None unless there is one class a row."""
+        return self.values if self.values is not None and self.values.dtype == np.int64 else None
+
+    def label_batches(self) -> Iterator[np.ndarray]:
+        """All labels, in one batch where they are held, else in (n, classes) float32 or (n, words) int64; or none."""
+        if self.reading is None:
+            return iter(())
+        return _batches(self.data) if self.values is None else iter([self.values])
+
+    def fingerprint(self, labels: Labels) -> str:
+        """sha256 of texts, image bytes and labels, in order."""
+        total = hashlib.sha256(json.dumps([labels.read_as, labels.names]).encode())
+        total.update(self.scan.rows["digest"].tobytes())
+        if self.reading is not None:
+            for values in self.label_batches():
+                total.update(self.reading.digest(values))
+        return total.hexdigest()
+
+
+def whole_fingerprint(splits: dict[str, Split], labels: Labels) -> str:
+    """sha256 of all rows as they came: no seed has a say, so the target's rows count whatever half they are in."""
+    apart = [one.scan.rows["digest"] for split, one in splits.items() if split not in SPLITS]
+    total = hashlib.sha256(np.unique(np.concatenate(apart), axis=0).tobytes() if apart else b"")
+    for split in (split for split in SPLITS if split in splits):
+        total.update(f"{split} {splits[split].fingerprint(labels)}".encode())
+    return total.hexdigest()
+
+
+def read_split(
+    table: Table,
+    inputs: datasets.Dataset,
+    roles: dict[str, Role],
+    column: str = "label",
+    reading: Reading | None = None,
+    found: Any = None,
+) -> Split:
+    """Scan the inputs and encode the labels, if any, side by side: neither copies the texts or images.
 
     Args:
-        share: of the rows, in (0, 1); each class with FEWEST groups or more gives this share, and at least one.
-        groups: one number per row.
-        classes: the class id per row; None draws without regard to classes.
-        purpose: "valid" or "test": the two draws are independent.
-
-    Raises:
-        UserError: no row can be taken without emptying a class.
+        inputs: the columns of the input roles.
+        column: of the labels.
+        found: what the reading's `look` saw in it.
     """
-    first, inverse = np.unique(groups, return_index=True, return_inverse=True)[1:]
-    # np.unique sorts by hash: return to the order of the rows, so that the draw does not hang on hash values
-    order = np.argsort(first, kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    member, first = rank[inverse.reshape(-1)], first[order]
-    random = generator(seed, purpose)
-    if classes is None:
-        count = max(1, round(share * len(first)))
-        chosen = random.permutation(len(first))[:count] if len(first) > 1 else np.array([], dtype=int)
-    else:
-        chosen = _stratified(share, classes[first], random)
-    if len(chosen) == 0:
-        raise UserError(
-            f"Expected enough rows in train to set some aside for {purpose}; "
-            f"{len(first)} different rows do not go round. Add rows, or pass --{purpose} FILE."
-        )
-    taken = np.isin(member, chosen)
-    return np.flatnonzero(~taken), np.flatnonzero(taken)
+    kinds = {role: roles[role].kind for role in inputs.column_names if roles[role].kind != "domain"}
+    scanned = scan(inputs, kinds, table.roots)
+    if reading is None:
+        return Split(inputs, scanned, table.name)
+    data = datasets.concatenate_datasets([inputs, reading.encode(table, column)], axis=1)
+    split = Split(data, scanned, table.name, reading, reading.held(_batches(data), found))
+    for row, why in reading.flaws(data, split.label_batches(), found):
+        scanned.reasons.setdefault(row, why)
+    return split
 
 
-def _stratified(share: float, classes: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    chosen: list[int] = []
-    spare: list[int] = []
-    for value in np.unique(classes):
-        rows = random.permutation(np.flatnonzero(classes == value))
-        if len(rows) >= FEWEST:
-            chosen.extend(rows[: max(1, round(share * len(rows)))])
-        elif len(rows) > 1:
-            spare.append(rows[0])
-    if not chosen and spare:
-        # no class is large enough: a plain random draw, that still leaves each class a row to learn from
-        count = max(1, round(share * len(classes)))
-        chosen = list(random.permutation(spare)[:count])
-    return np.array(chosen, dtype=int)
-
-
-def subset(count: int, classes: np.ndarray | None, rows: int, seed: int) -> np.ndarray:
-    """`count` of `rows` row numbers, sorted; each class keeps its share, and at least one row where `count` allows.
-
-    Raises:
-        UserError: a count below 1.
-    """
-    if count < 1:
-        raise UserError(f"Expected --max_train_samples of 1 or more; it is {count}.")
-    if count >= rows:
-        return np.arange(rows)
-    random = generator(seed, "subset")
-    if classes is None:
-        return np.sort(random.permutation(rows)[:count])
-    values, sizes = np.unique(classes, return_counts=True)
-    if count < len(values):
-        raise UserError(
-            f"Expected --max_train_samples of {len(values)} or more, one row a class; it is {count}. "
-            f"Pass --max_train_samples {len(values)}."
-        )
-    quota = _quota(count, sizes)
-    drawn = [random.permutation(np.flatnonzero(classes == v))[:q] for v, q in zip(values, quota, strict=True)]
-    return np.sort(np.concatenate(drawn))
-
-
-def _quota(count: int, sizes: np.ndarray) -> np.ndarray:
-    """Seats by the largest remainder, after one seat for each class."""
-    exact = (count - len(sizes)) * (sizes - 1) / max(1, sizes.sum() - len(sizes))
-    quota = 1 + np.floor(exact).astype(int)
-    left = count - quota.sum()
-    quota[np.argsort(-(exact % 1), kind="stable")[:left]] += 1
-    return quota
-
-
-def generator(seed: int, purpose: str) -> np.random.Generator:
-    # zlib.crc32, not hash(): that one differs between processes
-    return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
-
-
-def scarce(groups: np.ndarray, classes: np.ndarray) -> list[int]:
-    """Ids of the classes with too few different rows (less than FEWEST) to give any away."""
-    first = np.unique(groups, return_index=True)[1]
-    values, sizes = np.unique(classes[first], return_counts=True)
-    return [int(value) for value, size in zip(values, sizes, strict=True) if size < FEWEST]
+def _batches(data: datasets.Dataset) -> Iterator[np.ndarray]:
+    for table in data.select_columns("label").with_format("arrow").iter(_BATCH):
+        cells = table.column(0).combine_chunks()
+        if isinstance(cells, pa.ListArray):
+            flat, sizes = cells.flatten().to_numpy(zero_copy_only=False), np.diff(cells.offsets.to_numpy())
+            if flat.dtype == np.int64:  # tags: as many as there are words
+                padded = np.full((len(cells), sizes.max(initial=0)), -100, np.int64)
+                padded[np.arange(padded.shape[1]) < sizes[:, None]] = flat
+                yield padded
+            else:
+                yield flat.reshape(len(cells), -1)
+        else:
+            yield cells.to_numpy(zero_copy_only=False)

@@ -1,4 +1,7 @@
-"""One pass over a label column: which values it holds, and of what kind. Decides nothing; `labels` does."""
+"""Survey a label column in one pass: which values it holds, and of what kind. `readings` says what that means.
+
+Imports no `datasets` before there is a column: a task names its readings, and `--help` imports tasks.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,12 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import pyarrow.compute as pc
-
-from hftl.data.types import MULTI
 from hftl.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
 
 MOST_CLASSES = 50_000
 _MISSING_WORDS = {"nan", "na", "n/a", "null", "none"}
@@ -29,6 +31,7 @@ _KINDS |= {"string": "string", "large_string": "string", "null": "string"}
 class Survey:
     """What was found. `values` are class names as text, at most MOST_CLASSES + 1 of them."""
 
+    where: str  # names the column in errors
     kind: str  # "class" (a ClassLabel), "integer", "boolean", "float" or "string"
     listed: bool
     class_names: list[str] | None = None
@@ -52,10 +55,17 @@ class Survey:
         return not self.values | self.words or (self.values == {"-1"} and "-1" not in train.values)
 
 
-def survey(column: datasets.Dataset, where: str, problem_type: str | None = None) -> Survey:
-    """Read the only column of a data set in batches. `where` names it in errors."""
+def survey(column: datasets.Dataset, where: str, split: bool = False) -> Survey:
+    """Read the only column of a data set in batches.
+
+    Args:
+        where: names it in errors.
+        split: whether texts may hold several classes (`a|b`).
+    """
+    import pyarrow.compute as pc
+
     found = _empty_survey(column, where)
-    split = problem_type == MULTI and found.kind == "string" and not found.listed
+    split = split and found.kind == "string" and not found.listed
     for table in column.with_format("arrow").iter(_BATCH):
         cells = table.column(0).combine_chunks()
         found.rows += len(cells)
@@ -71,6 +81,8 @@ def survey(column: datasets.Dataset, where: str, problem_type: str | None = None
 
 def _inner(column: datasets.Dataset) -> tuple[Any, bool]:
     """The feature of the values, and whether they come in lists."""
+    import datasets
+
     feature = next(iter(column.features.values()))
     listed = isinstance(feature, datasets.List | datasets.LargeList)
     return (feature.feature if listed else feature), listed
@@ -79,19 +91,51 @@ def _inner(column: datasets.Dataset) -> tuple[Any, bool]:
 def class_names(column: datasets.Dataset) -> list[str] | None:
     """The names that a ClassLabel column brings along."""
     inner, _ = _inner(column)
-    return list(inner.names) if isinstance(inner, datasets.ClassLabel) else None
+    return list(inner.names) if hasattr(inner, "names") else None
 
 
 def _empty_survey(column: datasets.Dataset, where: str) -> Survey:
+    import datasets
+
     inner, listed = _inner(column)
     if isinstance(inner, datasets.ClassLabel):
-        return Survey("class", listed, list(inner.names))
+        return Survey(where, "class", listed, list(inner.names))
     dtype = inner.dtype if isinstance(inner, datasets.Value) else type(inner).__name__
     kind = _KINDS.get(re.sub(r"(\d+)?(\(.*\))?$", "", dtype))
     if kind is None:
         held = "values of several kinds" if dtype == "Json" else f"{dtype} values"
         raise UserError(f"Expected texts, numbers or lists of them in {where}; it holds {held}. Pass --label COLUMN.")
-    return Survey(kind, listed)
+    return Survey(where, kind, listed)
+
+
+def _add(found: Survey, value: Any) -> None:
+    name = key(value, found.class_names)
+    if name is None:
+        return
+    if found.kind == "string":
+        if name.lower() in _MISSING_WORDS:
+            found.words.add(name)
+            return
+        amount = number(name)
+        if math.isnan(amount):
+            found.not_number = found.not_number or name
+        else:
+            found.decimal |= not _WHOLE.fullmatch(name)
+            found.fraction |= not amount.is_integer()
+    elif found.kind == "float":
+        found.fraction |= not float(value).is_integer()
+    if len(found.values) <= MOST_CLASSES:
+        found.values.add(name)
+
+
+def _add_list(found: Survey, cell: list[Any] | None) -> None:
+    if cell is None:
+        return
+    found.lengths.add(len(cell))
+    names = [key(value, found.class_names) for value in cell]
+    found.repeats |= len(set(names)) < len(names)
+    if len(found.values) <= MOST_CLASSES:
+        found.values.update(name for name in names if name is not None)
 
 
 def key(value: Any, class_names: list[str] | None = None) -> str | None:
@@ -128,31 +172,8 @@ def split_cell(cell: str | None) -> list[Any] | None:
     return [part.strip() for part in cell.split("|") if part.strip()]
 
 
-def _add(found: Survey, value: Any) -> None:
-    name = key(value, found.class_names)
-    if name is None:
-        return
-    if found.kind == "string":
-        if name.lower() in _MISSING_WORDS:
-            found.words.add(name)
-            return
-        amount = number(name)
-        if math.isnan(amount):
-            found.not_number = found.not_number or name
-        else:
-            found.decimal |= not _WHOLE.fullmatch(name)
-            found.fraction |= not amount.is_integer()
-    elif found.kind == "float":
-        found.fraction |= not float(value).is_integer()
-    if len(found.values) <= MOST_CLASSES:
-        found.values.add(name)
-
-
-def _add_list(found: Survey, cell: list[Any] | None) -> None:
-    if cell is None:
-        return
-    found.lengths.add(len(cell))
-    names = [key(value, found.class_names) for value in cell]
-    found.repeats |= len(set(names)) < len(names)
-    if len(found.values) <= MOST_CLASSES:
-        found.values.update(name for name in names if name is not None)
+def ordered(values: set[str]) -> list[str]:
+    """Class names in the order of their ids: by number where all are numbers, else by letter."""
+    if any(math.isnan(number(value)) for value in values):
+        return sorted(values)
+    return sorted(values, key=lambda value: (number(value), value))

@@ -1,4 +1,4 @@
-"""The nouns of the data: what a task asks of a row, what its labels are, what was found. Knows no file and no model."""
+"""Name what data is made of: labels, the lines of the check page, the splits that a task trains and measures on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("train", "valid", "test")
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
-PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
-TAGS = "token_classification"
-"""A tag for each word. transformers has no problem type for it: the task is all there is to say."""
 
 
-PIXELS = "image_segmentation"
-"""A class for each pixel: the label is a mask. No problem type of transformers either."""
+def quoted(value: object) -> str:
+    """A cell as an error shows it: its `repr`, 80 characters at most."""
+    shown = repr(value[:80] if isinstance(value, str) else value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 @dataclass(frozen=True)
@@ -49,37 +47,11 @@ class Target:
     source: list[str] = flag(None, "with --domain: the domains to learn from; else all but --target", IN, factory=list)
 
 
-@dataclass(frozen=True)
-class Masks:
-    """How masks read: a file with the names of the classes, and pixel values that are no class. Fields of a Recipe."""
-
-    classes: str | None = None
-    ignored: tuple[int, ...] = (255,)
-
-
-def told(value: object) -> str:
-    """A cell as an error shows it: its `repr`, 80 characters at most."""
-    shown = repr(value[:80] if isinstance(value, str) else value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
-
-
-@dataclass(frozen=True)
-class Role:
-    """What a task needs from a row.
-
-    `kind` is "text", "words" (a list of texts), "image", "label" or "domain"; `candidates` are columns, best first.
-    """
-
-    kind: str
-    candidates: tuple[str, ...]
-    required: bool = True
-
-
 @dataclass
 class Labels:
-    """How the label column reads: a problem type of transformers, and the class names in the order of their ids."""
+    """What the labels are: the word under which the task reads them, and class names in the order of their ids."""
 
-    problem_type: str
+    read_as: str
     names: list[str]
     values: list[int] = field(default_factory=list)
     """Of masks: the pixel value of each class."""
@@ -97,10 +69,8 @@ class Check:
 
 @dataclass
 class Splits:
-    """Three data sets ready for a task: columns carry the names of the roles, `label` is encoded.
+    """Three data sets ready for a task: columns carry the names of the roles, `label` is encoded by its reading.
 
-    `label` is an int64 id (single label), a float32 multi-hot list (multi-label), a float32 (regression) or a list of
-    int64 ids (tags; -100 for none), or an image whose pixels are `labels.values`.
     An image cell is `{"bytes": bytes | None, "path": str | None}`, undecoded.
     """
 

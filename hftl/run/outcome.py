@@ -133,7 +133,7 @@ def described(run: Run) -> dict[str, Any]:
         "model": recipe.model,
         "revision": run.pretrained.revision,
         "strategy": spec.spell(trainer.strategy),
-        "problem_type": splits.labels.problem_type,
+        "problem_type": splits.labels.read_as,
         "labels": splits.labels.names,
         "data": {
             "source": splits.source,

@@ -18,7 +18,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hftl.data.check import length_check, render
 from hftl.data.load import load
-from hftl.data.types import Check, Masks, Role, Splits, Target
+from hftl.data.roles import Role
+from hftl.data.types import Check, Splits, Target
 from hftl.errors import UserError
 from hftl.models.anatomy import anatomy, rate_table
 from hftl.results.folder import OutputFolder, unwrap, whole_weights
@@ -145,12 +146,11 @@ def read_data(recipe: RecipeSettings, task: Task) -> Splits:
         valid=recipe.valid,
         test=recipe.test,
         seed=recipe.seed,
-        problem_type=task.problem_type,
+        read_as=task.problem_type,
         on_bad_row=recipe.on_bad_row,
         max_train_samples=recipe.max_train_samples,
         revision=recipe.data_revision,
         target=target,
-        masks=Masks(getattr(task, "classes", None), tuple(getattr(task, "ignored", ()))),
     )
     if recipe.data_sha256 not in (None, splits.origin):
         sentence = "the data has changed since the recipe was written (data_sha256): the numbers will not be the same"

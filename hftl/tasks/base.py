@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hftl.data.types import Check, Labels, Role, Splits
+from hftl.data.roles import Role
+from hftl.data.types import Check, Labels, Splits
 from hftl.errors import UserError
 
 IGNORED = -100

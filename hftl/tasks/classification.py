@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hftl.data.types import MULTI, PROBLEM_TYPES, REGRESSION, SINGLE, Labels
+from hftl.data.readings import Amount, OneClass, Several
+from hftl.data.types import Labels
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, OUT, flag
 from hftl.tasks.base import Task
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     import torch
 
     from hftl.tasks.metrics.accumulator import Accumulator
+
+SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+PROBLEM_TYPES = {SINGLE: OneClass(), MULTI: Several(), REGRESSION: Amount()}
+"""How labels read, by the words that a config of transformers has for it; the first is taken where no other fits."""
 
 
 @dataclass
@@ -30,7 +35,7 @@ class Classification(Task):
         None,
         "single_label_classification, multi_label_classification or regression; guessed from the labels",
         IN,
-        choices=PROBLEM_TYPES,
+        choices=tuple(PROBLEM_TYPES),
     )
     class_weights: str | None = flag(
         None, "balanced: weigh each class by the inverse of its share of train", HOW, choices=("balanced",)
@@ -47,8 +52,8 @@ class Classification(Task):
         """
         if self.class_weights is None:
             return None
-        if labels.problem_type != SINGLE:
-            kind = labels.problem_type
+        if labels.read_as != SINGLE:
+            kind = labels.read_as
             raise UserError(f"--class_weights {self.class_weights} needs one label a row; the labels are a {kind}.")
         import numpy as np
         import torch
@@ -66,13 +71,13 @@ class Classification(Task):
         from hftl.tasks.metrics.classification import MultiLabel, Regression, SingleLabel
 
         kinds: dict[str, type[Accumulator]] = {SINGLE: SingleLabel, MULTI: MultiLabel, REGRESSION: Regression}
-        return kinds[labels.problem_type](labels.names)
+        return kinds[labels.read_as](labels.names)
 
     def labels_of(self, config: dict[str, Any]) -> Labels:
         problem = config.get("problem_type") or SINGLE
         if problem == REGRESSION:
             return Labels(problem, [])
-        return replace(super().labels_of(config), problem_type=problem)
+        return replace(super().labels_of(config), read_as=problem)
 
     def answers(self, outputs: list[np.ndarray], rows: list[dict[str, Any]], labels: Labels) -> list[dict[str, Any]]:
         """`label`, `score` and `scores` by name of each row; of several labels those at 0.5 or above; or a `value`."""
@@ -81,9 +86,9 @@ class Classification(Task):
         from hftl.tasks.metrics.accumulator import softmax
 
         logits = np.asarray(outputs)
-        if labels.problem_type == REGRESSION:
+        if labels.read_as == REGRESSION:
             return [{"value": float(value)} for value in logits.reshape(len(rows), -1)[:, 0]]
-        several = labels.problem_type == MULTI
+        several = labels.read_as == MULTI
         made: list[dict[str, Any]] = []
         for row in 1 / (1 + np.exp(-logits.astype(np.float64))) if several else softmax(logits):
             scores = dict(zip(labels.names, map(float, row), strict=True))

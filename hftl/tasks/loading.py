@@ -7,9 +7,10 @@ from typing import Any
 import torch
 import transformers
 
-from hftl.data.types import PROBLEM_TYPES, Labels
+from hftl.data.types import Labels
 from hftl.errors import UserError, explained
 from hftl.tasks.base import Source
+from hftl.tasks.classification import PROBLEM_TYPES, REGRESSION
 from hftl.tasks.origin import check_shards, pinned, resolve, revision_of
 
 
@@ -73,13 +74,13 @@ def load_config(source: Source, labels: Labels | None = None) -> Any:
 
 def label_settings(labels: Labels) -> dict[str, Any]:
     """The part of a transformers config that says what is predicted; nothing where there are no labels."""
-    if labels.problem_type == "regression":
-        return {"num_labels": 1, "problem_type": "regression"}
+    if labels.read_as == REGRESSION:
+        return {"num_labels": 1, "problem_type": REGRESSION}
     if not labels.names:
         return {}
     return {
         "num_labels": len(labels.names),
         "id2label": dict(enumerate(labels.names)),
         "label2id": {name: index for index, name in enumerate(labels.names)},
-        "problem_type": labels.problem_type if labels.problem_type in PROBLEM_TYPES else None,
+        "problem_type": labels.read_as if labels.read_as in PROBLEM_TYPES else None,
     }

@@ -1,1 +1,1 @@
-"""Files, folders and Hub data sets -> rows, one kind of source a module."""
+"""Read files, folders of images and bundled samples as rows, one kind of source a module."""

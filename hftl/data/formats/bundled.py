@@ -1,4 +1,4 @@
-"""The samples that come with hftl, as `hftl:NAME`. Knows their files, not their use."""
+"""Read the samples that come with hftl, as `hftl:NAME`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bytes of one image -> pixels, in bounded memory. Knows Pillow's formats, and neither rows nor models."""
+"""Decode one image to pixels: in bounded memory, and of known formats alone."""
 
 from __future__ import annotations
 

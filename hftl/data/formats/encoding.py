@@ -1,4 +1,4 @@
-"""Where a text file stops being UTF-8. Knows bytes, not rows."""
+"""Find where a text file stops being UTF-8, and say how to convert it."""
 
 from __future__ import annotations
 

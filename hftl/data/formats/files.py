@@ -1,4 +1,4 @@
-"""One file, or several of a kind -> one memory-mapped Dataset. Knows csv, tsv, json, parquet and arrow, not columns.
+"""Read one file, or several of a kind, as a memory-mapped Dataset: csv, tsv, json, parquet and arrow.
 
 Cells of csv and tsv stay text: type inference would turn "NA" into nothing and "007" into 7, and would fail where one
 chunk of a large file reads as whole numbers and the next does not.
@@ -24,15 +24,9 @@ from hftl.errors import UserError
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz", ".xz", ".txz", ".zst", ".lz4", ".7z", ".rar")
-_PACKED_STARTS: tuple[bytes, ...] = (
-    b"PK\x03\x04",
-    b"\x1f\x8b",
-    b"BZh",
-    b"\xfd7zXZ\0",
-    b"\x28\xb5\x2f\xfd",
-    b"\x04\x22\x4d\x18",
-    b"7z\xbc\xaf\x27\x1c",
-    b"Rar!",
+_PACKED_STARTS = (
+    *(b"PK\x03\x04", b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"),
+    *(b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"7z\xbc\xaf\x27\x1c", b"Rar!"),
 )
 _LONGEST_NAME = 1000
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}

@@ -1,4 +1,4 @@
-"""Folders of images -> rows. Knows file names, never pixels.
+"""Read folders of images as rows, by the names of files; no pixel is decoded.
 
 `{"bytes": None, "path": ...}` is how `datasets` stores an undecoded image that stays in its file.
 """

@@ -1,4 +1,4 @@
-"""What `datasets` loads, without what it does not survive and what it says beside us. Knows nothing of columns."""
+"""Load data sets with `datasets`, quietly, and refuse what would end the process or is no valid Arrow."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_dataset(*source: Any, **options: Any) -> Any:
     level = datasets.logging.get_verbosity()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
-        with _survived():
+        with _null_rows_refused():
             made = datasets.load_dataset(*source, **options)
     finally:
         datasets.logging.set_verbosity(level)
@@ -48,10 +48,11 @@ def _validated(made: Any) -> Any:
 
 
 @contextmanager
-def _survived() -> Iterator[None]:
-    """While `datasets` reads, a row that is `null` is an error of Arrow's.
+def _null_rows_refused() -> Iterator[None]:
+    """Give the json reader of `datasets` a `read_json` that refuses a row `null`.
 
-    pyarrow (26.0) reads memory that is not its own where a block of lines starts with one, and takes the process along.
+    pyarrow (26.0) reads memory that is not its own where a block of lines starts with one, and the process dies. The
+    name of a module inside `datasets` is replaced meanwhile: files of the Hub are read there, too, out of our sight.
     """
     reader: Any = builder
     usual = reader.paj

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from PIL import Image, ImageOps
 
 from hftl.data.formats.decode import UNREADABLE, opened
-from hftl.data.types import Labels, Role, Splits
+from hftl.data.roles import Role
+from hftl.data.types import Labels, Splits
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, flag
 from hftl.tasks.augment import augmentation_of
 from hftl.tasks.augment.image import RandAugment
 from hftl.tasks.base import Pretrained, Source, generator, some
-from hftl.tasks.classification import Classification
+from hftl.tasks.classification import PROBLEM_TYPES, Classification
 
 if TYPE_CHECKING:
     import datasets
@@ -45,7 +46,7 @@ class ImageClassification(Classification):
     decoded: ClassVar[bool] = True
     roles: ClassVar[dict[str, Role]] = {
         "image": Role("image", ("image", "img", "images", "file_name", "path")),
-        "label": Role("label", ("label", "labels", "fine_label", "target", "class", "category")),
+        "label": Role("label", ("label", "labels", "fine_label", "target", "class", "category"), reads=PROBLEM_TYPES),
     }
 
     weights: str | None = flag(None, "a .safetensors file for a bare --model timm:NAME", IN)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hftl.data.types import Labels, Role
+from hftl.data.roles import Role
+from hftl.data.types import Labels
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, flag
 from hftl.tasks.base import Pretrained, Source, Task

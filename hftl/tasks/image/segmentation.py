@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from hftl.data.types import PIXELS, Labels, Role, Splits
+from hftl.data.masks import Masks
+from hftl.data.roles import Role
+from hftl.data.types import Labels, Splits
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, flag
 from hftl.tasks.augment import Augmentation, augmentation_of
@@ -38,7 +40,7 @@ class ImageSegmentation(Task):
 
     name: ClassVar[str] = "image-segmentation"
     auto: ClassVar[str] = "AutoModelForSemanticSegmentation"
-    problem_type = PIXELS
+    problem_type = "image_segmentation"
     usage: ClassVar[dict[str, str]] = {
         "auto": auto,
         "script": "recipes/segment.py",
@@ -49,7 +51,11 @@ class ImageSegmentation(Task):
     decoded: ClassVar[bool] = True
     roles: ClassVar[dict[str, Role]] = {
         "image": Role("image", ("image", "img", "images", "file_name", "path")),
-        "label": Role("label", ("mask", "masks", "label", "labels", "annotation", "segmentation_mask", "segmentation")),
+        "label": Role(
+            "label",
+            ("mask", "masks", "label", "labels", "annotation", "segmentation_mask", "segmentation"),
+            reads={"image_segmentation": Masks()},
+        ),
     }
 
     weights: str | None = flag(None, "a .safetensors file for a bare --model timm:NAME", IN)
@@ -66,6 +72,11 @@ class ImageSegmentation(Task):
     """(256,): the id of the class that a pixel's value stands for; known when the model is built."""
     _target: Any = field(default=None, init=False, repr=False)
     """Unlabelled images of the target, which an augmentation may read."""
+
+    def __post_init__(self) -> None:
+        reads = {self.problem_type: Masks(self.classes, tuple(self.ignored))}
+        # an instance's own, in place of the class's
+        self.roles = self.roles | {"label": replace(self.roles["label"], reads=reads)}  # type: ignore[misc]
 
     @property
     def reading(self) -> ImageClassification:
@@ -152,7 +163,7 @@ class ImageSegmentation(Task):
         import numpy as np
         import torch
 
-        from hftl.data.masks import read_mask
+        from hftl.data.pixels import read_mask
 
         pixels = Image.fromarray(read_mask(mask).astype(np.uint8))
         return torch.from_numpy(self.ids[np.asarray(pixels.resize(size[::-1], Image.Resampling.NEAREST))])

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hftl.data.types import Labels, Role, Splits
+from hftl.data.roles import Role
+from hftl.data.types import Labels, Splits
 from hftl.errors import UserError
 from hftl.settings import spec
 from hftl.settings.fields import HOW, IN, RUN, flag
 from hftl.tasks.augment import Augmentation, augmentation_of
 from hftl.tasks.augment.text import changed
 from hftl.tasks.base import Pretrained, Source, generator, some
-from hftl.tasks.classification import Classification
+from hftl.tasks.classification import PROBLEM_TYPES, Classification
 
 if TYPE_CHECKING:
     import datasets
@@ -50,7 +51,7 @@ class TextClassification(Classification):
     roles: ClassVar[dict[str, Role]] = {
         "text": Role("text", ("text", "sentence", "sentence1", "premise", "question1", "question", "review")),
         "text_pair": Role("text", ("text_pair", "sentence2", "hypothesis", "question2"), required=False),
-        "label": Role("label", LABELS),
+        "label": Role("label", LABELS, reads=PROBLEM_TYPES),
     }
 
     text: str | None = flag(None, "the column that holds the text", IN)

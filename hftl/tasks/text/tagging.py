@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hftl.data.types import TAGS, Labels, Role
+from hftl.data.readings import Tags
+from hftl.data.roles import Role
+from hftl.data.types import Labels
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, RUN, flag
 from hftl.tasks.base import IGNORED, Pretrained, Source, Task
@@ -27,7 +29,7 @@ class TokenClassification(Task):
 
     name: ClassVar[str] = "token-classification"
     auto: ClassVar[str] = "AutoModelForTokenClassification"
-    problem_type = TAGS
+    problem_type = "token_classification"
     usage: ClassVar[dict[str, str]] = {
         "auto": auto,
         "script": "recipes/token_cls.py",
@@ -38,7 +40,9 @@ class TokenClassification(Task):
     }
     roles: ClassVar[dict[str, Role]] = {
         "tokens": Role("words", ("tokens", "words")),
-        "label": Role("label", ("tags", "ner_tags", "labels", "label", "pos_tags")),
+        "label": Role(
+            "label", ("tags", "ner_tags", "labels", "label", "pos_tags"), reads={"token_classification": Tags()}
+        ),
     }
 
     tokens: str | None = flag(None, "the column that holds the words of a text, as a list", IN)
