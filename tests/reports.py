@@ -8,6 +8,7 @@ from typing import Any
 
 from hftl.results.report.report import Report
 from hftl.tasks.metrics.bootstrap import Score
+from hftl.tasks.sections import Example, Gallery, Section, Table, by_class, confused, reliability
 from hftl.tasks.text.classification import TextClassification
 
 TREC = ["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]
@@ -67,6 +68,7 @@ def classification(labels: list[str] = TREC, text: str = "Who is the tallest man
         {"depth": d, "module": f"bert.encoder.layer.{d}", "parameters": 1_774_464, "rates": [0, 0, 0.2, 0.4, 0.5]}
         for d in range(1, 7)
     ]
+    wrong = Example(texts=[text], label=labels[0], prediction=labels[-1], words="with 0.998")
     values: dict[str, Any] = {
         "task": "text-classification",
         "usage": TextClassification.usage,
@@ -94,21 +96,32 @@ def classification(labels: list[str] = TREC, text: str = "Who is the tallest man
         "command": 'accelerate launch recipes/text_cls.py --data ../data/trec --strategy "LoRA(r=8)" --output_dir a',
         "settings": {"strategy": "LoRA(r=8)", "learning_rate": 5e-4, "data": "../data/trec", "metrics": [], "seed": 42},
         "history": history("accuracy"),
-        "confusion": [[40 if i == j else 1 for j in range(k)] for i in range(k)],
-        "calibration": bins,
-        "wrong": [{"text": text, "label": labels[0], "prediction": labels[-1], "confidence": 0.998}] * 3,
+        "classes": {f"f1_{name}": name for name in labels[:20]},
+        "lower": ["ece", "mae", "mse"],
         "rates": [{"depth": None, "module": "bert.embeddings", "parameters": 11_900_000, "rates": [0.0] * 5}, *stack],
         "folder": "runs/a",
         "adapter": True,
     }
-    return Report(**values | changes)
+    report = Report(**values | changes)
+    if "sections" not in changes:
+        counts = [[40 if i == j else 1 for j in range(k)] for i in range(k)]
+        report.sections = errors(labels, counts, report) + reliability("confidence", "accuracy", bins)
+        report.sections.append(Gallery(heading="Most confidently wrong, on test", examples=[wrong] * 3))
+    return report
+
+
+def errors(names: list[str], counts: list[list[int]], report: Report) -> list[Section]:
+    """The sections of a confusion matrix, with the scores that a report has of each class."""
+    most = max(map(sum, counts)) / sum(map(sum, counts))
+    found = by_class("F1", report.classes, {"valid": report.valid, "test": report.test})
+    return found + confused(names, counts, most)
 
 
 def regression(**changes: Any) -> Report:
     """A report without classes: no confusion, no calibration, no examples; one metric has no interval."""
     found = scores(1379, ["pearson", "mse"]) | {"mae": Score(0.62, math.nan, math.nan, 1379)}
-    empty: dict[str, Any] = {"confusion": [], "calibration": [], "wrong": [], "checks": [], "rates": []}
-    values = {"headline": "pearson", "problem_type": "regression", "valid": found, "test": found, "adapter": False}
+    empty: dict[str, Any] = {"sections": [], "checks": [], "rates": []}
+    values = {"headline": "pearson", "valid": found, "test": found, "adapter": False}
     report = classification(**{**empty, **values, "history": history("pearson"), "strategy": "Full", **changes})
     report.labels = []
     return report
@@ -122,8 +135,12 @@ def hostile() -> Report:
     report.versions = {name: name for name in HOSTILE}
     report.data |= {"source": HOSTILE[0], "rows": {HOSTILE[1]: 1}, "fingerprints": {HOSTILE[1]: HOSTILE[5]}}
     report.rates[0] |= {"module": HOSTILE[1]}
-    report.wrong += [{"image": PIXEL + HOSTILE[1], "label": HOSTILE[0], "prediction": HOSTILE[1], "confidence": None}]
-    report.wrong += [{"image": "https://example.org/x.png", "label": "a", "prediction": "b", "confidence": 0.5}]
+    examples = report.of(Gallery)[0].examples
+    examples.append(Example(images=[PIXEL + HOSTILE[1]], label=HOSTILE[0], prediction=HOSTILE[1], words=HOSTILE[1]))
+    examples.append(Example(images=["https://example.org/x.png"], label="a", prediction="b"))
+    titles = {"heading": HOSTILE[1], "title": HOSTILE[1], "note": HOSTILE[0]}
+    report.sections.append(Table(heads=[HOSTILE[0], HOSTILE[1]], rows=[[HOSTILE[1], HOSTILE[0]]], **titles))
+    report.sections.append(Gallery(examples=[Example(texts=[HOSTILE[0]])], legend=[["a", HOSTILE[1]]], **titles))
     report.checks[2].details = [{HOSTILE[0]: HOSTILE[1]}]
     report.folder = HOSTILE[1]
     return report

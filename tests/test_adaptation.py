@@ -143,13 +143,13 @@ def test_the_report_holds_the_target_beside_test_and_each_domain_of_test(adapted
 
 def test_the_report_says_what_chose_how_far_the_domains_lie_and_whether_adapting_helped(adapted):
     about = adapted.adaptation
-    assert about["select"] == "source"
-    assert {"source", "entropy", "snd", "iwv", "dev", "oracle"} <= about["checkpoints"][0].keys()
-    assert len(about["checkpoints"]) == 2
-    assert all(0 <= about["distance"][moment] <= 2 for moment in ("before", "after"))
-    assert len(about["projection"]["after"]["target"]) == about["rows"]["target"] == 20
-    assert about["source_only"]["strategy"] == "Full"
-    assert about["source_only"]["verdict"] in ("helped", "hurt", "no clear difference")
+    assert about.select == "source"
+    assert {"source", "entropy", "snd", "iwv", "dev", "oracle"} <= about.checkpoints[0].keys()
+    assert len(about.checkpoints) == 2
+    assert all(0 <= about.distance[moment] <= 2 for moment in ("before", "after"))
+    assert len(about.projection["after"]["target"]) == about.rows["target"] == 20
+    assert about.source_only.strategy == "Full"
+    assert about.source_only.verdict in ("helped", "hurt", "no clear difference")
     table = render(adapted)
     assert "The checkpoint was chosen by valid, of the source." in table
     assert "without the target's rows" in table
@@ -162,7 +162,7 @@ def test_the_run_without_the_target_is_the_same_recipe_less_the_strategy(adapted
     plain = Report.from_folder(f"{adapted.folder}-source-only")
     assert plain.strategy == "Full"
     assert plain.data["fingerprints"] == adapted.data["fingerprints"]
-    assert plain.target["accuracy"].value == adapted.adaptation["source_only"]["scores"]["target"]["value"]
+    assert plain.target["accuracy"].value == adapted.adaptation.source_only.scores["target"].value
 
 
 def test_what_is_saved_is_the_task_model_alone(adapted):
@@ -184,8 +184,8 @@ def test_the_criterion_that_is_named_chooses(select):
         for i, row in enumerate(values)
     ]
     found = told(watched, history)
-    assert found["chosen"]["step"] == {"source": 0, "entropy": 1, "snd": 1, "dev": 2, "oracle": 1}[select]
-    assert found["oracle"]["step"] == 1
+    assert found.chosen["step"] == {"source": 0, "entropy": 1, "snd": 1, "dev": 2, "oracle": 1}[select]
+    assert found.oracle["step"] == 1
 
 
 def test_a_label_free_criterion_restores_its_checkpoint(tiny_bert, domains_csv, tmp_path):
@@ -243,7 +243,7 @@ def test_frozen_layers_are_kept_and_the_target_is_still_seen_whole(tiny_bert, do
     found = []
     for cache in (20.0, 0.0):
         recipe = Recipe(**settings, cache_gb=cache, output_dir=str(tmp_path / f"o{cache}"), bf16=False, **QUICK)
-        found.append(recipe.run().adaptation["checkpoints"])
+        found.append(recipe.run().adaptation.checkpoints)
     for kept, plain in zip(*found, strict=True):
         assert kept["entropy"] == pytest.approx(plain["entropy"], abs=1e-5)
         assert kept["oracle"] == plain["oracle"]
@@ -264,7 +264,7 @@ def test_images_are_adapted_with_two_views(tiny_cnn, colour_folder, tmp_path):
         **QUICK,
     )
     report = recipe.run()
-    assert report.adaptation["distance"]["after"] < 1
+    assert report.adaptation.distance["after"] < 1
     assert report.target == {}
 
 

@@ -24,6 +24,7 @@ from hftl.tasks.augment import Augmentation, augmentation_of, pixels, read
 from hftl.tasks.augment.image import FDA, AugMix, ColorStats, Flip, HistogramMatch, RandAugment, Shift, Sketch
 from hftl.tasks.augment.text import EDA, BackTranslation, MaskedLM, WordDropout, changed
 from hftl.tasks.image.classification import ImageClassification
+from hftl.tasks.sections import Example, Gallery
 from hftl.tasks.text.classification import TextClassification
 
 
@@ -376,15 +377,14 @@ def test_the_report_shows_rows_before_and_after(tiny_cnn, colour_folder, tiny_be
     ):
         Recipe(output_dir=str(tmp_path / name), augment=augment, **common, **settings).run()
         report = json.loads((tmp_path / name / "report.json").read_text("utf-8"))
-        pairs = report["augmented"]
+        pairs = [one["images" if start else "texts"] for one in report["sections"][-1]["examples"]]
         assert len(pairs) == 8
-        assert all(pair[side].startswith(start) for pair in pairs for side in ("before", "after"))
-        assert sum(pair["before"] != pair["after"] for pair in pairs) >= 6
+        assert all(side.startswith(start) for pair in pairs for side in pair)
+        assert sum(before != after for before, after in pairs) >= 6
         page = (tmp_path / name / "report.html").read_text("utf-8")
         assert "before and after augmentation" in page
         assert page.count('alt="after"') == (8 if name == "image" else 0)
     Recipe(output_dir=str(tmp_path / "plain"), **common, **text).run()
-    assert json.loads((tmp_path / "plain" / "report.json").read_text("utf-8"))["augmented"] == []
     assert "before and after" not in (tmp_path / "plain" / "report.html").read_text("utf-8")
 
 
@@ -412,12 +412,13 @@ def test_workers_read_what_the_process_itself_reads_and_another_thing_in_each_ep
 
 
 def test_the_page_shows_foreign_text_as_text_and_no_address_as_an_image():
-    report = Report(task="t", model="m", augmented=[{"before": HOSTILE[1], "after": "<script>alert(1)</script>"}])
-    page = html(Report.from_dict(report.as_dict()))
+    def page_of(**shown) -> str:
+        gallery = Gallery(heading="Training rows before and after augmentation", examples=[Example(**shown)])
+        return html(Report.from_dict(Report(task="t", model="m", sections=[gallery]).as_dict()))
+
+    page = page_of(texts=[HOSTILE[1], "<script>alert(1)</script>"])
     assert "&lt;script&gt;" in page
     assert "<script" not in page
     assert "<img" not in page
-    report.augmented = [{"before": PIXEL, "after": "https://example.com/a.png"}]
-    assert "<img" not in html(Report.from_dict(report.as_dict()))
-    report.augmented = [{"before": PIXEL, "after": PIXEL}]
-    assert html(Report.from_dict(report.as_dict())).count("<img") == 2
+    assert "https:" not in page_of(images=[PIXEL, "https://example.com/a.png"])
+    assert page_of(images=[PIXEL, PIXEL]).count("<img") == 2

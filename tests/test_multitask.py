@@ -349,16 +349,16 @@ def test_adapters_of_their_own_keep_tasks_from_each_other(still_bert, reviews_cs
 
 def test_the_report_says_of_each_task_what_it_gained(both):
     report = Report.from_folder(both)
-    assert [row["task"] for row in report.tasks] == ["mood", "pairs"]
-    assert [row["metric"] for row in report.tasks] == ["accuracy", "pearson"]
+    assert [row.task for row in report.tasks] == ["mood", "pairs"]
+    assert [row.metric for row in report.tasks] == ["accuracy", "pearson"]
     for row in report.tasks:
-        own = Report.from_folder(both / row["task"])
-        assert row["multi"]["value"] == own.test[row["metric"]].value
-        assert row["difference"]["value"] == pytest.approx(row["multi"]["value"] - row["single"]["value"])
-        assert row["difference"]["low"] <= row["difference"]["value"] <= row["difference"]["high"]
-        assert row["verdict"] == verdict(Score(**row["difference"]))
-    assert sum(row["share"] for row in report.tasks) == pytest.approx(1)
-    mean = np.mean([row["multi"]["value"] for row in report.tasks])
+        own = Report.from_folder(both / row.task)
+        assert row.multi.value == own.test[row.metric].value
+        assert row.difference.value == pytest.approx(row.multi.value - row.single.value)
+        assert row.difference.low <= row.difference.value <= row.difference.high
+        assert row.verdict == verdict(row.difference)
+    assert sum(row.share for row in report.tasks) == pytest.approx(1)
+    mean = np.mean([row.multi.value for row in report.tasks])
     assert report.headline == "mean"
     assert report.test["mean"].value == pytest.approx(mean)
     page = (both / "report.html").read_text("utf-8")
@@ -366,7 +366,7 @@ def test_the_report_says_of_each_task_what_it_gained(both):
     assert section.count("<tr>") == 3
     assert "mood" in section
     assert "pairs" in section
-    gained, lost = ([row["task"] for row in report.tasks if row["verdict"] == said] for said in ("gained", "lost"))
+    gained, lost = ([row.task for row in report.tasks if row.verdict == said] for said in ("gained", "lost"))
     told = f"alone, {', '.join(gained) or 'none'} gained and {', '.join(lost) or 'none'} lost."
     card = (both / "README.md").read_text("utf-8")
     assert told in page
@@ -378,10 +378,10 @@ def test_the_report_says_of_each_task_what_it_gained(both):
 def test_a_task_alone_has_the_model_of_a_run_alone(both, tiny_bert, reviews_csv, tmp_path):
     """The comparison trains what `Recipe` would with as many micro-batches."""
     row = Report.from_folder(both).tasks[0]
-    evaluations = max(1, round(row["steps"] / 4))
-    settings = QUICK | {"max_steps": row["steps"], "eval_strategy": "steps", "eval_steps": evaluations}
+    evaluations = max(1, round(row.steps / 4))
+    settings = QUICK | {"max_steps": row.steps, "eval_strategy": "steps", "eval_steps": evaluations}
     report = Recipe(model=tiny_bert, data=reviews_csv, output_dir=str(tmp_path / "o"), **settings).run()
-    assert Score(**row["single"]) == report.test["accuracy"]
+    assert row.single == report.test["accuracy"]
 
 
 def test_the_mean_over_tasks_selects_the_checkpoint_and_stops_early(tiny_bert, reviews_csv, pairs_csv, tmp_path):
@@ -535,7 +535,7 @@ def test_two_processes_end_as_one(still_bert, reviews_csv, pairs_csv, tmp_path):
             torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=0)
     first, second = (Report.from_folder(tmp_path / name) for name in ("one", "two"))
     for row, other in zip(first.tasks, second.tasks, strict=True):
-        assert row["steps"] == other["steps"]
-        assert row["multi"]["n"] == other["multi"]["n"]
-        assert row["single"]["value"] == pytest.approx(other["single"]["value"], abs=1e-4)
-        assert row["multi"]["value"] == pytest.approx(other["multi"]["value"], abs=1e-4)
+        assert row.steps == other.steps
+        assert row.multi.n == other.multi.n
+        assert row.single.value == pytest.approx(other.single.value, abs=1e-4)
+        assert row.multi.value == pytest.approx(other.multi.value, abs=1e-4)

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from hftl import Recipe, load, testing
 from hftl.cli.main import hftl, main
 from hftl.errors import UserError
+from hftl.tasks.sections import Matrix
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 QUICK = ["--num_train_epochs", "3", "--learning_rate", "0.005", "--per_device_train_batch_size", "8", "--disable_tqdm"]
@@ -252,7 +253,7 @@ def test_a_regression_learns_and_predicts_numbers(tiny_bert, tmp_path):
     assert report.headline == "pearson"
     assert report.test["pearson"].value > 0.8
     assert isinstance(load(tmp_path / "o")("good film")["value"], float)
-    assert report.confusion == []
+    assert report.of(Matrix) == []
 
 
 def test_several_labels_a_row_learn_and_predict_lists(tiny_bert, tmp_path):
@@ -260,7 +261,6 @@ def test_several_labels_a_row_learn_and_predict_lists(tiny_bert, tmp_path):
         return ["praise" if i % 2 == 0 else "blame", *(["film"] if "film" in text else [])]
 
     report = quick(tiny_bert, rows_of(320, label), tmp_path / "o", num_train_epochs=6, learning_rate=2e-3).run()
-    assert report.problem_type == "multi_label_classification"
     assert report.headline == "average_precision"
     assert report.test["average_precision"].value > 0.8
     found = load(tmp_path / "o")("good film")
@@ -288,7 +288,7 @@ def test_class_weights_raise_the_recall_of_the_rare_class(tiny_bert, tmp_path):
     weighted = quick(
         tiny_bert, data, tmp_path / "w", num_train_epochs=4, learning_rate=2e-3, class_weights="balanced"
     ).run()
-    guessed = [sum(row[0] for row in report.confusion) for report in (plain, weighted)]
+    guessed = [sum(row[0] for row in report.of(Matrix)[0].counts) for report in (plain, weighted)]
     assert guessed[1] > guessed[0]
 
 

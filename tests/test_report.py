@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reports import classification, hostile, regression, scores
+from reports import classification, errors, hostile, regression, scores
 
 from hftl.errors import UserError
 from hftl.results.report import wording
 from hftl.results.report.plain import HIDDEN, plain
-from hftl.results.report.report import Report
+from hftl.results.report.report import Adapted, Report
 from hftl.results.report.table import own_commands, render
 from hftl.results.report.verdict import limits, verdict
 from hftl.results.report.write import write
+from hftl.settings.visible import cut, visible
 from hftl.tasks.image.classification import ImageClassification
 from hftl.tasks.metrics.bootstrap import Score
+from hftl.tasks.sections import confused
 
 TOKEN = "hf_" + "aB3dE6gH9" * 3
 
@@ -153,14 +155,15 @@ def test_words_for_numbers_never_round_a_part_to_all_or_nothing() -> None:
 
 @given(st.text())
 def test_visible_text_is_one_harmless_line(text: str) -> None:
-    found = wording.visible(text)
+    found = visible(text)
     assert not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]", found)
-    assert wording.visible(found) == found
-    assert len(wording.cut(text, 5)) <= 5
+    assert visible(found) == found
+    assert len(cut(text, 5)) <= 5
 
 
 def test_the_verdict_names_the_interval_and_the_trivial_baseline() -> None:
-    report = classification(labels=["a", "b"], confusion=[[60, 40], [10, 390]], test=scores(500, ["accuracy"], 0.9))
+    report = classification(labels=["a", "b"], test=scores(500, ["accuracy"], 0.9))
+    report.sections = errors(["a", "b"], [[60, 40], [10, 390]], report)
     assert verdict(report) == (
         "Accuracy 0.900 on test (95 % interval 0.855 to 0.945, n = 500); 0.885 on valid (95 % interval 0.840 to 0.930, "
         "n = 545), which chose the checkpoint. Always answering the most frequent class would give 0.800."
@@ -168,16 +171,16 @@ def test_the_verdict_names_the_interval_and_the_trivial_baseline() -> None:
     report.test = scores(500, ["accuracy"], 0.81)
     assert verdict(report).endswith("would give 0.800, which the interval does not exclude.")
     assert "recall 0.600, n = 100" in limits(report)[-1]
-    assert "no test result" in " ".join(limits(classification(test={}, confusion=[])))
+    assert "no test result" in " ".join(limits(classification(test={}, sections=[])))
 
 
 def test_the_verdict_on_another_domain_begins_with_it_and_says_what_chose() -> None:
-    report = classification(target=scores(126, ["accuracy"], 0.2), adaptation={"select": "entropy"})
+    report = classification(target=scores(126, ["accuracy"], 0.2), adaptation=Adapted("entropy"))
     assert verdict(report).startswith(
         "Accuracy 0.200 on the target (95 % interval 0.155 to 0.245, n = 126); 0.870 on test"
     )
     assert "which chose the checkpoint" not in verdict(report)
-    report.adaptation["select"] = "source"
+    report.adaptation.select = "source"
     assert "n = 545), which chose the checkpoint." in verdict(report)
 
 
@@ -223,7 +226,11 @@ def test_the_next_commands_can_be_given_and_a_terminal_is_not_steered() -> None:
 
 
 def test_a_report_takes_numpy_and_objects_from_a_run() -> None:
-    report = classification(confusion=np.eye(6, dtype=int).tolist(), seconds=np.float32(1.5), settings={"s": object()})
+    report = classification(
+        sections=confused(["a", "b"], np.eye(2, dtype=int).tolist(), None),
+        seconds=np.float32(1.5),
+        settings={"s": object()},
+    )
     report.checks.append(SimpleNamespace(name="a", level="ok", sentence="b", details=[{"n": np.int64(3)}]))
     found = strict(report.json())
     assert found["seconds"] == 1.5

@@ -17,9 +17,10 @@ from PIL import Image
 from reports import HOSTILE, classification, hostile, regression, scores
 
 from hftl.results.report.card import markdown, metadata
-from hftl.results.report.report import Report
+from hftl.results.report.report import Adapted, Report
 from hftl.tasks.image.classification import ImageClassification
 from hftl.tasks.metrics.bootstrap import Score
+from hftl.tasks.text.classification import TextClassification
 
 
 def card_of(report: Report) -> str:
@@ -41,7 +42,7 @@ def test_the_hub_library_reads_the_metadata_and_the_test_results() -> None:
 
 
 def test_the_card_of_another_domain_has_its_scores_beside_those_of_the_source() -> None:
-    about = {"select": "entropy", "distance": {"before": 1.9, "after": 0.4}}
+    about = Adapted("entropy", distance={"before": 1.9, "after": 0.4})
     where = {"domain": "shop", "target": "films"}
     text = card_of(classification(target=scores(126, ["accuracy"], 0.2), adaptation=about, settings=where))
     assert "| Accuracy | 0.885 [0.840, 0.930] | 0.870 [0.825, 0.915] | 500 | 0.200 [0.155, 0.245] | 126 |" in text
@@ -153,7 +154,8 @@ def test_the_loading_code_of_a_full_model_runs(problem_type, columns, two_labels
     model.config.problem_type = problem_type
     for part in (model, tokenizer):
         part.save_pretrained("run")
-    report = classification(folder="run", adapter=False, problem_type=problem_type, data={"columns": columns})
+    usage = TextClassification().usage_of(model)
+    report = classification(folder="run", adapter=False, usage=usage, data={"columns": columns})
     found = run(loading_code(report))
     rows = found if isinstance(found, list) else [found]  # a pair is one dict
     assert {row["label"] for row in rows} <= {"bad", "good"}

@@ -15,6 +15,7 @@ from reports import HOSTILE, PIXEL, classification, hostile, regression
 from hftl.results.report import plots
 from hftl.results.report.page import html
 from hftl.results.report.report import Report
+from hftl.tasks.sections import Example, Gallery, confused
 
 VOID = {"wbr", "meta", "img", "br", "hr", "link", "input"}
 
@@ -100,9 +101,9 @@ def test_hostile_text_is_shown_and_does_nothing() -> None:
 
 
 def test_a_long_text_is_cut_and_a_thumbnail_is_kept() -> None:
-    long = {"text": "word " * 1000, "label": "a", "prediction": "b", "confidence": 0.9}
-    image = {"image": PIXEL, "label": ["a", "b"], "prediction": [], "confidence": None}
-    page = page_of(classification(wrong=[image, long]))
+    long = Example(texts=["word " * 1000], label="a", prediction="b", words="with 0.900")
+    image = Example(images=[PIXEL], label="a, b", prediction="")
+    page = page_of(classification(sections=[Gallery(heading="Wrong", examples=[image, long])]))
     assert page.values("src") == [PIXEL]
     assert "a, b, predicted none" in page.text
     assert "word…" in page.text
@@ -110,8 +111,8 @@ def test_a_long_text_is_cut_and_a_thumbnail_is_kept() -> None:
 
 
 def test_the_confusion_matrix_is_shaded_by_row_and_falls_back_to_pairs() -> None:
-    small = html(classification(labels=["a", "b"], confusion=[[3, 1], [0, 0]]))
-    assert re.findall(r"--s:([\d.]+)", small.split('id="confusion"')[1].split("</table>")[0]) == [
+    small = html(classification(labels=["a", "b"], sections=confused(["a", "b"], [[3, 1], [0, 0]], None)))
+    assert re.findall(r"--s:([\d.]+)", small.split("<h3>Confusion</h3>")[1].split("</table>")[0]) == [
         "0.375",
         "0.125",
         "0",
@@ -120,7 +121,7 @@ def test_the_confusion_matrix_is_shaded_by_row_and_falls_back_to_pairs() -> None
     names = [f"class {i}" for i in range(77)]
     matrix = [[9 if i == j else 0 for j in range(77)] for i in range(77)]
     matrix[5][7], matrix[3][2] = 6, 4
-    many = page_of(classification(labels=names, confusion=matrix))
+    many = page_of(classification(labels=names, sections=confused(names, matrix, None)))
     assert "The 2 largest confusions among 77 classes" in many.text
     assert many.text.index("6 of 15") < many.text.index("4 of 13")
 

@@ -27,6 +27,7 @@ from hftl.models.shared import MultiTaskModel
 from hftl.tasks.image.segmentation import ImageSegmentation, painted
 from hftl.tasks.metrics.segments import Segments
 from hftl.tasks.networks.dense import IGNORED, as_map, confusion, segmenter_of
+from hftl.tasks.sections import Gallery
 
 TASK, NAMES = "image-segmentation", ["grey", "red", "blue"]
 QUICK = {"learning_rate": 1e-2, "per_device_train_batch_size": 8, "disable_tqdm": True, "num_train_epochs": 5}
@@ -296,9 +297,9 @@ def test_a_run_learns_its_masks_and_its_report_shows_them(run):
     assert (report.headline, report.labels) == ("mean_iou", NAMES)
     assert report.test["mean_iou"].value > 0.7
     assert report.test["mean_iou"].n == 8
-    assert report.class_of("iou_red") == "red"
-    assert report.wrong
-    assert all(row["image"].startswith("data:image/jpeg") for row in report.wrong)
+    assert report.classes["iou_red"] == "red"
+    [gallery] = report.of(Gallery)
+    assert all(image.startswith("data:image/jpeg") for one in gallery.examples for image in one.images)
     page = (run / "report.html").read_text("utf-8")
     assert "its pixels wrong" in page
     assert "IoU of each of 3 classes" in page
@@ -384,7 +385,7 @@ def test_an_augmentation_may_change_colours_and_nothing_else(settings, tmp_path)
     with pytest.raises(UserError, match="Flip moves what is in an image"):
         Recipe(**own, augment="Sketch(0.5) | Flip").prepare()
     report = Recipe(**own, augment="Sketch(0.5)").run()
-    assert report.augmented[0]["after"].startswith("data:image")
+    assert report.of(Gallery)[-1].examples[0].images[1].startswith("data:image")
 
 
 @pytest.fixture(scope="module")
@@ -401,11 +402,11 @@ def both(tiny_cnn, colour_folder, scenes, tmp_path_factory):
 def test_classification_and_segmentation_learn_on_one_encoder(both):
     folder, report = both
     colour, quarter = report.tasks
-    assert (colour["metric"], quarter["metric"]) == ("accuracy", "mean_iou")
-    assert colour["multi"].value > 0.9, "half of the rows have either colour"
-    assert quarter["multi"].value > 0.5, "grey everywhere would give about 0.12"
-    assert {row["verdict"] for row in report.tasks} <= {"gained", "lost", "no difference"}
-    assert report.test["mean"].value == pytest.approx((colour["multi"].value + quarter["multi"].value) / 2)
+    assert (colour.metric, quarter.metric) == ("accuracy", "mean_iou")
+    assert colour.multi.value > 0.9, "half of the rows have either colour"
+    assert quarter.multi.value > 0.5, "grey everywhere would give about 0.12"
+    assert {row.verdict for row in report.tasks} <= {"gained", "lost", "no difference"}
+    assert report.test["mean"].value == pytest.approx((colour.multi.value + quarter.multi.value) / 2)
     assert (folder / "quarters" / "report.html").read_text("utf-8").count("its pixels wrong") > 0
 
 
@@ -430,7 +431,7 @@ def test_both_kinds_go_with_every_way_of_sharing(how, tiny_cnn, colour_folder, s
     report = MultiTaskRecipe(model=tiny_cnn, tasks=tasks, output_dir=str(tmp_path / "o"), **own, **how).run()
     assert load(tmp_path / "o" / "colour")(f"{scenes}/images/0.png")["label"] in ("red", "blue")
     assert load(tmp_path / "o" / "quarters")(f"{scenes}/images/0.png")["mask"].size == (64, 64)
-    assert report.tasks[0]["metric"] == "mean_iou"
+    assert report.tasks[0].metric == "mean_iou"
 
 
 def test_the_images_of_one_task_do_not_move_the_statistics_of_another(tiny_cnn):

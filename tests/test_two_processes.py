@@ -202,7 +202,7 @@ def test_each_folder_is_whole_and_loads_in_one_process(places, together) -> None
             rows = list(csv.DictReader(file))
         texts = [row["text"] for row in rows]
         right = [p["label"] == row["label"] for p, row in zip(loaded(texts), rows, strict=True)]
-        wrong = {mistake["text"] for mistake in report["wrong"]}
+        wrong = {mistake["texts"][0] for mistake in report["sections"][-1]["examples"]}
         assert not any(ok for ok, text in zip(right, texts, strict=True) if text in wrong)
         assert all((together["out"] / name / file).is_file() for file in ("report.html", "README.md", "recipe.yaml"))
 
@@ -236,6 +236,6 @@ def test_a_token_budget_gives_two_processes_the_updates_of_one_that_accumulates(
         assert two["scores"][split]["log_loss"][0] == pytest.approx(one["scores"][split]["log_loss"][0], abs=1e-4)
     with open(places["even"], newline="", encoding="utf-8") as file:
         truth = {row["text"]: row["label"] for row in csv.DictReader(file)}
-    wrong = json.loads((together["out"] / "tokens" / "report.json").read_text())["wrong"]
+    wrong = json.loads((together["out"] / "tokens" / "report.json").read_text())["sections"][-1]["examples"]
     assert wrong, "with no mistake nothing is shown here: train less"
-    assert all(truth[mistake["text"]] == mistake["label"] for mistake in wrong)
+    assert all(truth[mistake["texts"][0]] == mistake["label"] for mistake in wrong)

@@ -20,7 +20,7 @@ from hftl.errors import NETWORK, UserError, causes, explain, kinds_of, status_of
 from hftl.paths import expanded
 from hftl.results import privacy
 from hftl.results.folder import REPLACED
-from hftl.results.report import wording
+from hftl.settings.visible import cut
 
 T = TypeVar("T")
 
@@ -178,7 +178,7 @@ def _card(path: Path, name: str) -> bytes | None:
 
 
 def _strategy(folder: Path) -> str:
-    return wording.cut(str(json.loads((folder / "report.json").read_text("utf-8")).get("strategy") or "A model"), 60)
+    return cut(str(json.loads((folder / "report.json").read_text("utf-8")).get("strategy") or "A model"), 60)
 
 
 def _send(parcel: Parcel, name: str, private: bool, revision: str | None, message: str) -> str:

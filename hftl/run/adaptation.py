@@ -14,6 +14,7 @@ import torch
 
 from hftl.errors import UserError
 from hftl.models.head import Reads, output_layer
+from hftl.results.report.report import Adapted
 from hftl.tasks.metrics import criteria as domains
 from hftl.tasks.metrics.accumulator import Accumulator, softmax
 from hftl.tasks.metrics.classification import SingleLabel
@@ -124,7 +125,7 @@ def plain_of(rows: Any) -> Callable[[list[int]], list[Any]]:
     return getattr(rows, "plain", rows.__getitems__)
 
 
-def told(watched: Domains, history: list[dict[str, Any]]) -> dict[str, Any]:
+def told(watched: Domains, history: list[dict[str, Any]]) -> Adapted:
     """What the report says: each evaluation with every criterion, the one chosen, and what labels would have chosen.
 
     Args:
@@ -140,15 +141,15 @@ def told(watched: Domains, history: list[dict[str, Any]]) -> dict[str, Any]:
     shown = sorted(rows.values(), key=lambda row: row["step"])
     greater = dict.fromkeys(("source", "oracle"), headline not in watched.metric.lower) | domains.CRITERIA
     chosen = best(shown, watched.select, greater[watched.select])
-    return {
-        "select": watched.select,
-        "checkpoints": shown,
-        "chosen": chosen,
-        "oracle": best(shown, "oracle", greater["oracle"]) if watched.oracle is not None else None,
-        "distance": watched.distance,
-        "projection": watched.points,
-        "rows": {name: len(numbers) for name, numbers in watched._rows.items()},
-    }
+    return Adapted(
+        select=watched.select,
+        checkpoints=shown,
+        chosen=chosen,
+        oracle=best(shown, "oracle", greater["oracle"]) if watched.oracle is not None else None,
+        distance=watched.distance,
+        projection=watched.points,
+        rows={name: len(numbers) for name, numbers in watched._rows.items()},
+    )
 
 
 def best(rows: list[dict[str, Any]], name: str, greater: bool) -> dict[str, Any] | None:

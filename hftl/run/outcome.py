@@ -9,6 +9,7 @@ import platform
 import resource
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,11 @@ import numpy as np
 import torch
 
 from hftl.data.types import Target
-from hftl.results.report.report import Report
+from hftl.results.report.report import Report, SourceOnly
 from hftl.run.adaptation import told
 from hftl.settings import spec
 from hftl.tasks.metrics.bootstrap import Score
-from hftl.tasks.metrics.names import LOWER_IS_BETTER
+from hftl.tasks.sections import Section
 from hftl.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ def measure(run: Run) -> Report:
         test=test,
         target=target,
         domains=apart,
-        adaptation={} if run.domains is None else told(run.domains, run.trainer.state.log_history),
+        adaptation=None if run.domains is None else told(run.domains, run.trainer.state.log_history),
         headline=metric.headline,
-        confusion=metric.confusion(),
-        calibration=metric.calibration(),
-        wrong=mistakes(run),
-        augmented=run.augmented,
+        unit=metric.unit,
+        lower=sorted(run.scorer.lower),
+        classes=metric.classes,
+        sections=sections(run, {"valid": valid, "test": test}) + run.augmented,
         peak_memory=peak_memory(run.trainer),
         processes=run.trainer.args.world_size,
         startup=run.clock.seconds,
@@ -68,7 +69,7 @@ def by_domain(run: Run) -> dict[str, dict[str, Score]]:
     return found
 
 
-def compared(report: Report, plain: Report) -> dict[str, Any]:
+def compared(report: Report, plain: Report) -> SourceOnly:
     """A run that was adapted beside one that was not: the headline metric of both on target and test, and what it says.
 
     "helped" and "hurt" mean that the target's value lies outside the other's 95 % interval; else "no clear difference".
@@ -76,11 +77,11 @@ def compared(report: Report, plain: Report) -> dict[str, Any]:
     where = "target" if report.target else "test"
     own, theirs = getattr(report, where)[report.headline], getattr(plain, where)[report.headline]
     better, worse = own.value > theirs.high, own.value < theirs.low
-    if report.headline in LOWER_IS_BETTER:
+    if report.headline in report.lower:
         better, worse = worse, better
     verdict = "helped" if better else "hurt" if worse else "no clear difference"
     scores = {name: getattr(plain, name)[report.headline] for name in ("target", "test") if getattr(plain, name)}
-    return {"strategy": plain.strategy, "folder": plain.folder, "on": where, "verdict": verdict, "scores": scores}
+    return SourceOnly(plain.strategy, plain.folder, where, verdict, scores)
 
 
 def measured(run: Run, split: str) -> dict[str, Score]:
@@ -99,15 +100,15 @@ def scored(scorer: Scorer, found: dict[str, float]) -> dict[str, Score]:
     return scores | {name: Score(value, math.nan, math.nan, n) for name, value in own.items()}
 
 
-def mistakes(run: Run, most: int = 12) -> list[dict[str, Any]]:
-    """The test rows on which the model was surest and wrong."""
+def sections(run: Run, scores: dict[str, dict[str, Score]]) -> list[Section]:
+    """What the task draws of test beside its numbers; the metric holds test."""
     order = run.trainer.eval_order
-    return [
-        run.task.show_wrong(run.splits.test[number], functools.partial(answer, run, number))
-        | {"label": label, "prediction": prediction, "confidence": confidence}
-        for position, label, prediction, confidence in run.scorer.metric.mistakes(most)
-        for number in [position if order is None else int(order[position])]
-    ]
+
+    def read(position: int) -> tuple[dict[str, Any], Callable[[], Any]]:
+        number = position if order is None else int(order[position])
+        return run.splits.test[number], functools.partial(answer, run, number)
+
+    return run.task.sections(run.scorer.metric, scores, read)
 
 
 def answer(run: Run, number: int) -> Any:
@@ -133,7 +134,6 @@ def described(run: Run) -> dict[str, Any]:
         "model": recipe.model,
         "revision": run.pretrained.revision,
         "strategy": spec.spell(trainer.strategy),
-        "problem_type": splits.labels.read_as,
         "labels": splits.labels.names,
         "data": {
             "source": splits.source,

@@ -32,6 +32,7 @@ from hftl.run.steps import of_steps, strategy_of
 from hftl.settings import spec
 from hftl.strategies import Strategy
 from hftl.tasks.base import Pretrained, Source, Task
+from hftl.tasks.sections import Gallery, Section
 from hftl.train import memory
 from hftl.train.cache.cache import Cache
 from hftl.train.progress import FirstStep, Lines, Progress
@@ -70,9 +71,13 @@ class Run:
         return rate_table(self.trainer.anatomy, self.trainer.model, self.trainer.strategy.rate)
 
     @property
-    def augmented(self) -> list[dict[str, str]]:
+    def augmented(self) -> list[Section]:
         """Some training rows before and after augmentation, as the report shows them; [] where there is none."""
-        return self.task.before_after(self.rows["train"].encoded)
+        examples = self.task.before_after(self.rows["train"].encoded)
+        how = self.settings.get("augment")
+        note = f"{how}: another draw each time that a row is read. Valid and test stay as they are."
+        heading = "Training rows before and after augmentation"
+        return [Gallery(heading=heading, examples=examples, note=note)] if examples else []
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -105,8 +105,8 @@ class Recipe(RecipeSettings):
                     return None
                 run.train()
                 report = outcome.measure(run)
-                if beside is not None:
-                    report.adaptation["source_only"] = outcome.compared(report, beside)
+                if beside is not None and report.adaptation is not None:
+                    report.adaptation.source_only = outcome.compared(report, beside)
                 run.write(report)
         finally:
             OutputFolder(self.output_dir).tidy()

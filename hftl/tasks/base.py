@@ -10,14 +10,15 @@ import functools
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.data.roles import Role
 from hftl.data.types import Check, Labels, Splits
 from hftl.errors import UserError
+from hftl.tasks.sections import Example, Gallery, Section
 
 IGNORED = -100
 """The label of what enters neither loss nor metric, as torch's cross-entropy has it."""
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hftl.tasks.metrics.accumulator import Accumulator
+    from hftl.tasks.metrics.bootstrap import Score
 
 
 @dataclass
@@ -129,6 +131,25 @@ class Task:
         """An empty accumulator for these labels: it says the headline, what n counts, and of what less is better."""
         raise NotImplementedError
 
+    def sections(
+        self,
+        metric: Accumulator,
+        scores: Mapping[str, Mapping[str, Score]],
+        read: Callable[[int], tuple[dict[str, Any], Callable[[], Any]]],
+    ) -> list[Section]:
+        """What page and card draw of the results beside the numbers: the metric's sections, and what went most wrong.
+
+        Args:
+            metric: as `metric` made it, holding test.
+            scores: of valid and test, by split and name.
+            read: number of a test row, in the order in which the metric saw it -> the row and `answer`, as in `show`.
+        """
+        examples = [
+            replace(self.show(*read(row)), label=label, prediction=prediction, words=metric.sure(confidence))
+            for row, label, prediction, confidence in metric.mistakes(12)
+        ]
+        return metric.sections(scores) + ([Gallery(heading=metric.wrong, examples=examples)] if examples else [])
+
     def outputs(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
         """What metrics need of a model's outputs, a row each; encoder-decoders also return hidden states."""
         return logits[0] if isinstance(logits, tuple) else logits
@@ -182,8 +203,8 @@ class Task:
         """Whether training rows are changed at random when they are read."""
         return False
 
-    def before_after(self, encoded: Any) -> list[dict[str, str]]:
-        """Some encoded training rows `before` and `after` augmentation: texts, or images as data: URIs."""
+    def before_after(self, encoded: Any) -> list[Example]:
+        """Some encoded training rows, each before and after augmentation."""
         return []
 
     def identify(self, rows: Any, processor: Any) -> list[bytes]:
@@ -205,13 +226,9 @@ class Task:
         """Rows of input roles, of growing length where rows have one: what two forms of a model are compared on."""
         raise NotImplementedError
 
-    def show(self, row: dict[str, Any]) -> dict[str, str]:
-        """What a person sees of one row in the report: `{"text": ...}` or `{"image": data URI}`."""
+    def show(self, row: dict[str, Any], answer: Callable[[], Any] | None = None) -> Example:
+        """What a person sees of one row; `answer()` is what `unbatch` gives of it, where the model has read it."""
         raise NotImplementedError
-
-    def show_wrong(self, row: dict[str, Any], answer: Callable[[], Any]) -> dict[str, str]:
-        """As `show`, of a row that the model got wrong; `answer()` is what `unbatch` gives of it."""
-        return self.show(row)
 
 
 @functools.cache

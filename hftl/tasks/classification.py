@@ -16,12 +16,15 @@ from hftl.tasks.base import Task
 if TYPE_CHECKING:
     import numpy as np
     import torch
+    from torch import nn
 
     from hftl.tasks.metrics.accumulator import Accumulator
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 PROBLEM_TYPES = {SINGLE: OneClass(), MULTI: Several(), REGRESSION: Amount()}
 """How labels read, by the words that a config of transformers has for it; the first is taken where no other fits."""
+ARGUMENTS = {MULTI: ", top_k=None", REGRESSION: ', function_to_apply="none"'}
+"""What a pipeline must be told so that it returns every label's own probability, or the number itself."""
 
 
 @dataclass
@@ -72,6 +75,11 @@ class Classification(Task):
 
         kinds: dict[str, type[Accumulator]] = {SINGLE: SingleLabel, MULTI: MultiLabel, REGRESSION: Regression}
         return kinds[labels.read_as](labels.names)
+
+    def usage_of(self, model: nn.Module) -> dict[str, str]:
+        config: Any = model.config
+        arguments = self.usage.get("arguments", "") + ARGUMENTS.get(config.problem_type, "")
+        return self.usage | ({"arguments": arguments} if arguments else {})
 
     def labels_of(self, config: dict[str, Any]) -> Labels:
         problem = config.get("problem_type") or SINGLE

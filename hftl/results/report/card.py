@@ -17,7 +17,9 @@ from markupsafe import Markup
 
 from hftl.results.report import wording
 from hftl.results.report.page import MAIN, environment
-from hftl.results.report.verdict import adapted, limits, verdict
+from hftl.results.report.verdict import adapted, limits, valid_chose, verdict
+from hftl.settings.visible import cut, visible
+from hftl.tasks.metrics.names import metric_name
 
 if TYPE_CHECKING:
     import jinja2
@@ -39,10 +41,6 @@ _FILE = re.compile(r"\.(csv|tsv|jsonl?|parquet|arrow|txt|zip|safetensors|bin)$",
 _SPECIAL = re.compile(r"[\\`*\[\]|~$<]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|^\s*([-#>+=]|\d+[.)](?=\s))")
 
 
-ARGUMENTS = {"multi_label_classification": ", top_k=None", "regression": ', function_to_apply="none"'}
-"""What a pipeline must be told so that it returns every label's own probability, or the number itself."""
-
-
 @functools.cache
 def _template() -> jinja2.Template:
     made = environment(autoescape=False, finalize=_finalize)
@@ -62,10 +60,11 @@ def markdown(report: Report) -> str:
         verdict=verdict(report),
         adapted=adapted(report),
         limits=limits(report),
+        valid_chose=valid_chose(report),
         auto=Markup(usage.get("auto", "AutoModel")),
         example=Markup(usage.get("example_pair" if pair else "example", "an_input")),
         processor=Markup(usage.get("processor", "processor")),
-        arguments=Markup(usage.get("arguments", "") + ARGUMENTS.get(report.problem_type, "")),
+        arguments=Markup(usage.get("arguments", "")),
         folder=_shown_folder(report.folder),
         base=_base(report),
         settings=[(name, report.settings[name]) for name in MAIN if report.settings.get(name) not in (None, "", False)],
@@ -101,13 +100,13 @@ def metadata(report: Report) -> dict[str, Any]:
 
 def _results(report: Report, data: str) -> list[dict[str, Any]]:
     """Results on test, and on the target, in the model-index form; none that is not finite or of a single class."""
-    source = wording.cut(report.data.get("source") or "unnamed", 120)
+    source = cut(report.data.get("source") or "unnamed", 120)
     found = []
-    for split, name in ((report.test, source), (report.target, wording.cut(_target(report, source), 120))):
+    for split, name in ((report.test, source), (report.target, cut(_target(report, source), 120))):
         metrics = [
             {
                 "type": METRIC_TYPES.get(metric, wording.slug(metric).replace("-", "_")),
-                "name": wording.metric_name(metric),
+                "name": metric_name(metric),
                 "value": round(split[metric].value, 6),
             }
             for metric in report.metrics()
@@ -131,7 +130,7 @@ def _strategies(notation: str) -> list[str]:
 
 
 def _title(report: Report) -> str:
-    return wording.cut(f"{report.model.rstrip('/').split('/')[-1]}, {report.strategy}, for {report.task}", 160)
+    return cut(f"{report.model.rstrip('/').split('/')[-1]}, {report.strategy}, for {report.task}", 160)
 
 
 def _hub_id(name: str) -> str:
@@ -156,7 +155,7 @@ def _base(report: Report) -> str:
 
 def code(text: object) -> Markup:
     """An inline code span whose fence is longer than any run of backticks inside."""
-    line = wording.visible(text)
+    line = visible(text)
     fence = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
     space = " " if line[:1] == "`" or line[-1:] == "`" else ""
     # inside a table even a code span ends at a bar
@@ -165,18 +164,18 @@ def code(text: object) -> Markup:
 
 def block(text: object) -> Markup:
     """A fenced code block with one line of text."""
-    line = wording.visible(text)
+    line = visible(text)
     fence = "`" * (max(map(len, re.findall("`+", line)), default=2) + 1)
     return Markup(f"{max(fence, '```', key=len)}\n{line}\n{max(fence, '```', key=len)}")
 
 
 def literal(text: object) -> Markup:
     """A Python string on one line, for the examples."""
-    return Markup(json.dumps(wording.visible(text), ensure_ascii=False))
+    return Markup(json.dumps(visible(text), ensure_ascii=False))
 
 
 def _finalize(value: Any) -> Any:
     """What every `{{ }}` passes through: text is put on one line and loses its meaning to Markdown and HTML."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return "" if value is None else value
-    return _SPECIAL.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", wording.visible(value))
+    return _SPECIAL.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", visible(value))

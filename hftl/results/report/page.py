@@ -1,32 +1,32 @@
-"""A report as one HTML file that needs nothing else: no script, no font, no address.
+"""Write a report as one HTML file that needs nothing else: no script, no font, no address.
 
-Knows how to lay a report out, and nothing of how its numbers came about. Every string is made visible
-(`wording.visible`) and escaped on its way into the page; a content security policy forbids scripts and requests, should
-one ever slip through.
+Every string is made visible (`hftl.settings.visible`) and escaped on its way into the page; a content security policy
+forbids scripts and requests, should one ever slip through.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from markupsafe import Markup
 
 from hftl.results.report import plots, wording
-from hftl.results.report.verdict import adapted, verdict
-from hftl.tasks.metrics.names import LOWER_IS_BETTER
-from hftl.tasks.metrics.segments import colour
+from hftl.results.report.shaded import confusion, rates
+from hftl.results.report.verdict import adapted, valid_chose, verdict
+from hftl.settings.visible import cut, visible
+from hftl.tasks.metrics.names import metric_name
+from hftl.tasks.sections import LIMITS, METRICS, Baseline, Curve, Gallery, Matrix, Section, Table
 
 if TYPE_CHECKING:
-    from hftl.results.report.report import Report
-    from hftl.tasks.metrics.bootstrap import Score
+    import jinja2
 
-SHOWN_CLASSES = 20
-"""A confusion matrix with more classes is shown as its largest confusions."""
-PAIRS = 20
+    from hftl.results.report.report import Report
+
 CURVE_POINTS = 300
 """A training curve with more points is averaged down to this many."""
 MARKS = {"warn": "!", "note": "i", "ok": "✓"}
@@ -37,25 +37,47 @@ MAIN = [
 ]
 """Settings shown at once; the others wait behind a click."""
 _IMAGE = re.compile(r"data:image/(png|jpeg|webp|gif);base64,[A-Za-z0-9+/=]+")
-
-FILTERS = (
-    "count",
-    "cut",
-    "duration",
-    "interval",
-    "metric_name",
-    "number",
-    "share",
-    "short",
-    "size",
-    "stages",
-    "visible",
-)
+_COLOUR = re.compile(r"#[0-9a-f]{6}")
+WORDS = ("count", "duration", "interval", "number", "share", "short", "size", "stages")
 """Functions of `hftl.results.report.wording` that templates may use."""
+
+
+@dataclass
+class Figure:
+    """A drawing, one beside the other where there is room for two."""
+
+    drawing: Markup
+    title: str = ""
+    note: str = ""
+    kind: str = "figure"
+
+
+@dataclass
+class Part:
+    """One heading of the page: sentences, what is drawn under them, and a note."""
+
+    heading: str
+    items: list[Any]
+    sentences: list[str] = field(default_factory=list)
+    note: str = ""
+    key: str = ""
+
+    @property
+    def id(self) -> str:
+        return self.key or wording.slug(self.heading)
+
+    @property
+    def groups(self) -> list[tuple[bool, list[Any]]]:
+        """Items in order; figures that follow each other, which go side by side, together."""
+        small = [item.kind == "figure" or "narrow" in getattr(item, "css", "") for item in self.items]
+        pairs = itertools.groupby(zip(small, self.items, strict=True), key=lambda pair: pair[0])
+        return [(beside, [item for _, item in group]) for beside, group in pairs]
 
 
 def environment(**options: Any) -> jinja2.Environment:
     """Templates of this package, with the project's number formats as filters; an unknown name is an error."""
+    import jinja2  # not before a report is written
+
     made = jinja2.Environment(
         loader=jinja2.PackageLoader("hftl.results.report"),
         undefined=jinja2.StrictUndefined,
@@ -63,8 +85,7 @@ def environment(**options: Any) -> jinja2.Environment:
         lstrip_blocks=True,
         **options,
     )
-    for name in FILTERS:
-        made.filters[name] = getattr(wording, name)
+    made.filters |= {name: getattr(wording, name) for name in WORDS} | {"cut": cut, "metric_name": metric_name}
     return made
 
 
@@ -75,58 +96,79 @@ def _template() -> jinja2.Template:
 
 def html(report: Report) -> str:
     """The page. `report` holds plain values (`Report.from_dict(report.as_dict())`)."""
-    sections = {
-        "verdict": verdict(report),
-        "short_model": report.model.rstrip("/").split("/")[-1],
-        "curves": curves(report),
-        "metrics": metric_rows(report),
-        "classes": class_rows(report),
-        "two": domains(report),
-        "confusion": confusion(report),
-        "reliability": reliability(report),
-        "wrong": wrong(report.wrong),
-        "masks": report.problem_type == "image_segmentation",
-        "legend": [(name, "#{:02x}{:02x}{:02x}".format(*colour(i))) for i, name in enumerate(report.labels)],
-        "kind": "IoU" if report.problem_type == "image_segmentation" else "F1",
-        "augmented": augmented(report.augmented),
-        "rates": rates(report.rates),
-        "checks": sorted(report.checks, key=lambda check: list(MARKS).index(check.level)),
-        "marks": MARKS,
-        "main": [(name, report.settings[name]) for name in MAIN if _says(report.settings.get(name))],
-    }
-    return _template().render(report=report, **sections)
+    return _template().render(
+        report=report,
+        verdict=verdict(report),
+        short_model=report.model.rstrip("/").split("/")[-1],
+        parts=[part for part in parts(report) if part.items or part.sentences],
+        checks=[
+            (check, listed(check.details[:50])) for mark in MARKS for check in report.checks if check.level == mark
+        ],
+        marks=MARKS,
+        main=[(name, report.settings[name]) for name in MAIN if report.settings.get(name) not in (None, False, "", -1)],
+    )
 
 
 def _finalize(value: Any) -> Any:
     """What every `{{ }}` passes through: markup made here stays, all other text is made visible and then escaped."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return "" if value is None else value
-    return wording.visible(value)
+    return visible(value)
 
 
-def _says(value: Any) -> bool:
-    return value is not None and value is not False and value not in ("", -1)
+def parts(report: Report) -> list[Part]:
+    """The page from its curves to the rates: the report's own numbers, and the sections that the task gave."""
+    drawn: dict[str, list[Any]] = {}
+    for section in report.sections:
+        drawn.setdefault(section.heading, []).extend(items(section))
+    chose = "Valid chose the checkpoint and so flatters it; test" if valid_chose(report) else "Test"
+    note = f"Brackets hold 95 % intervals; n counts {report.unit}s of test. {chose} was read once, at the end."
+    return [
+        Part("Training", curves(report), key="curves"),
+        Part(METRICS, [*numbers(report), *drawn.pop(METRICS, [])], note=note if report.metrics() else ""),
+        together(report),
+        domains(report),
+        *(Part(heading, found) for heading, found in drawn.items() if heading not in ("", LIMITS)),
+        Part("Learning rates by depth", rates(report.rates), key="rates"),
+    ]
 
 
-def curves(report: Report) -> list[Markup]:
+def items(section: Section) -> list[Any]:
+    """A section of the task as the template draws it; what says nothing on a page is left out."""
+    if isinstance(section, Matrix):
+        return [confusion(section)]
+    if isinstance(section, Curve):
+        key, title = wording.slug(section.title), f"{section.title} on test: {section.y} by {section.x}"
+        if section.bins:
+            drawing = plots.reliability(key, title, section)
+        else:
+            points = [(x, y) for x, y in section.points]
+            drawing = plots.line_chart(key, title, section.y, section.x, [plots.Line("", "valid", points, dots=True)])
+        return [Figure(drawing, section.title, section.note)] if drawing else []
+    if isinstance(section, Gallery):  # an image is kept only if it is a data: URI, because the page asks for nothing
+        for example in section.examples:
+            example.images = [one for one in example.images if _IMAGE.fullmatch(one)]
+        section.legend = [[name, colour] for name, colour in section.legend[:60] if _COLOUR.fullmatch(colour)]
+    return [] if isinstance(section, Baseline) else [section]
+
+
+def curves(report: Report) -> list[Figure]:
     """Loss over the run, and the headline metric on valid; a chart without points is not there."""
     x = "epoch" if all("epoch" in row for row in report.history) else "step"
     losses = _points(report.history, x, "loss")
     valid, headline = _evaluations(report, x, "eval_loss"), _evaluations(report, x, f"eval_{report.headline}")
-    name = wording.metric_name(report.headline)
-    best = None
+    name, best = metric_name(report.headline), None
     if headline:
-        sign = -1 if report.headline in LOWER_IS_BETTER else 1
+        sign = -1 if report.headline in report.lower else 1
         best = max(headline, key=lambda point: sign * point[1])  # the first of equals, as the Trainer has it
-    unit = "loss" if report.problem_type == "regression" else "loss (nats)"
     lines = [plots.Line("training", "quiet", _thin(losses)), plots.Line("valid", "valid", valid, dots=True)]
     rule = (best[0], math.nan) if best else None
     shown = [plots.Line(name, "valid", headline, dots=True)]
     charts = [
-        plots.line_chart("loss", f"Training and valid loss by {x}", unit, x, lines, rule),
+        plots.line_chart("loss", f"Training and valid loss by {x}", "loss", x, lines, rule),
         plots.line_chart("headline", f"{name} on valid by {x}", f"{name}, valid", x, shown, best),
     ]
-    return [chart for chart in charts if chart]
+    return [Figure(chart) for chart in charts if chart]
 
 
 def _points(history: list[dict], x: str, y: str) -> list[plots.Point]:
@@ -148,134 +190,80 @@ def _thin(points: list[plots.Point]) -> list[plots.Point]:
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-def metric_rows(report: Report) -> list[dict]:
-    """One row a metric, the headline first."""
-    return [
-        {"name": n, "lower": n in LOWER_IS_BETTER}
-        | {split: getattr(report, split).get(n) for split in ("valid", "test", "target")}
-        for n in report.metrics()
-    ]
+def numbers(report: Report) -> list[Table]:
+    """One row a metric, the headline first; the target with its own n where there is one."""
+    splits = ("test", "target") if report.target else ("test",)
+    rows = []
+    for name in report.metrics():
+        head = Markup("{} <span class='down'>lower is better</span>" if name in report.lower else "{}")
+        found = [getattr(report, split).get(name) for split in splits]
+        counted = [cell for score in found for cell in (score, score.n if score else None)]
+        rows.append([head.format(visible(metric_name(name))), report.valid.get(name), *counted])
+    heads = ["metric", "valid", *(head for split in splits for head in (split, "n"))]
+    return [Table(heading=METRICS, heads=heads, rows=rows)] if rows else []
 
 
-def domains(report: Report) -> dict[str, Any]:
+def together(report: Report) -> Part:
+    """Of a run on several tasks, what each has gained or lost."""
+    said = {"gained": "helped", "lost": "hurt", "no difference": "made no difference"}
+    rows: list[list[Any]] = []
+    for row in report.tasks:
+        micro = f"{row.steps:,} ({wording.share(row.share, 1)})"
+        scores = (row.single, row.multi, row.difference)
+        rows.append([row.task, metric_name(row.metric), micro, *scores, said.get(row.verdict)])
+    heads = ["task", "metric", "micro-batches", "alone", "together", "difference", "the others"]
+    note = (
+        "Alone, a task has the same model, seed, data and number of micro-batches. Brackets hold 95 % intervals; that "
+        "of a difference is paired over the test rows, of one seed. Each task has a folder with a report of its own."
+    )
+    tables = [Table(heading="", heads=heads, rows=rows)] if rows else []
+    return Part("Task by task, on test", tables, note=note, key="tasks")
+
+
+def domains(report: Report) -> Part:
     """Each domain of test on its own; and of a target domain what was seen, in sentences, pictures and a table."""
-    apart = [{"name": name, "score": found.get(report.headline)} for name, found in report.domains.items()]
-    about = report.adaptation
-    if not about and not apart:
-        return {}
-    pictures = []
-    for moment, points in about.get("projection", {}).items():
-        distance = wording.number(about["distance"].get(moment))
+    name, about, made = metric_name(report.headline), report.adaptation, Part("Domains", [])
+    if report.domains:
+        found = [(domain, scores.get(report.headline)) for domain, scores in report.domains.items()]
+        rows = [[domain, score, score.n if score else None] for domain, score in found]
+        made.items.append(Table(heading="", heads=["domain of test", name, "n"], rows=rows))
+    if about is None:
+        return made
+    made.sentences = adapted(report)
+    note = (
+        "Features that the output layer reads, on the first two principal axes of both domains together. The distance "
+        "is 2 for domains that a linear classifier tells apart, 0 where it cannot."
+    )
+    for moment, points in about.projection.items():
         clouds = [
-            plots.Line(name, css, [tuple(point) for point in points[name]])
-            for name, css in (("source", "valid"), ("target", "other"))
+            plots.Line(domain, css, [tuple(point) for point in points[domain]])
+            for domain, css in (("source", "valid"), ("target", "other"))
         ]
         picture = plots.scatter(f"domains-{moment}", f"Features of both domains {moment}", clouds)
-        pictures.append((f"{moment.capitalize()}: proxy A-distance {distance}", picture))
-    rows = about.get("checkpoints", [])
-    heads = list(dict.fromkeys(name for row in rows for name in row if name not in ("step", "epoch")))
-    marked = {name: about[name]["step"] for name in ("chosen", "oracle") if about.get(name)}
-    return {
-        "apart": apart,
-        "said": adapted(report),
-        "pictures": pictures,
-        "heads": heads,
-        "rows": [row | {"marks": [n for n, step in marked.items() if step == row["step"]]} for row in rows],
-    }
+        distance = wording.number(about.distance.get(moment))
+        made.items.append(Figure(picture, f"{moment.capitalize()}: proxy A-distance {distance}", note))
+        note = ""
+    names = list(dict.fromkeys(n for row in about.checkpoints for n in row if n not in ("step", "epoch")))
+    marked = {"chosen": about.chosen, "oracle": about.oracle}
+    rows = []
+    for row in about.checkpoints:
+        marks = [mark for mark, best in marked.items() if best and best["step"] == row["step"]]
+        rows.append([row["step"], *(row.get(n) for n in names), ", ".join(marks)])
+    if rows:
+        made.items.append(Table(heading="", heads=["step", *names, ""], rows=rows))
+        made.note = (
+            f"source: {name} on valid. Without target labels: entropy of the target’s probabilities (lower is better), "
+            "soft neighbourhood density (higher), importance-weighted and deep embedded validation (lower). oracle: "
+            f"{name} on labelled target rows, shown for comparison; it chose only where the marks say so."
+        )
+    return made
 
 
-def class_rows(report: Report) -> list[dict]:
-    """F1 or IoU of each class, the lowest on test first."""
-    names = [n for n in dict.fromkeys([*report.test, *report.valid]) if report.class_of(n) is not None]
-    rows = [{"name": report.class_of(n), "valid": report.valid.get(n), "test": report.test.get(n)} for n in names]
-    return sorted(rows, key=lambda row: _sortable(row["test"] or row["valid"]))
-
-
-def _sortable(score: Score) -> float:
-    return score.value if wording.known(score.value) else -1.0
-
-
-def confusion(report: Report) -> dict:
-    """The matrix with the share of each cell in its row, or, past SHOWN_CLASSES, the largest confusions."""
-    matrix, names = report.confusion, report.labels
-    if not matrix or len(names) != len(matrix):
-        return {}
-    sums = [sum(row) for row in matrix]
-    pairs: list[dict[str, Any]] = [
-        {"true": names[i], "predicted": names[j], "count": n, "row": sums[i]}
-        for i, row in enumerate(matrix)
-        for j, n in enumerate(row)
-        if n and i != j
-    ]
-    pairs = sorted(pairs, key=lambda pair: (-pair["count"], -pair["count"] / pair["row"]))[:PAIRS]
-    if len(names) > SHOWN_CLASSES:
-        return {"rows": [], "pairs": pairs, "classes": len(names), "wide": True}
-    rows = [
-        {
-            "name": name,
-            "n": total,
-            "recall": row[i] / total if total else None,
-            "cells": [
-                {"n": n, "shade": shade(max(n / total, 0.15)) if n else 0, "right": i == j} for j, n in enumerate(row)
-            ],
-        }
-        for i, (name, row, total) in enumerate(zip(names, matrix, sums, strict=True))
-    ]
-    longest = max(map(len, names))
-    upright = longest <= 3 or (longest <= 9 and len(names) <= 8)
-    return {"rows": rows, "pairs": [], "names": names, "upright": upright, "wide": len(names) > 8}
-
-
-def shade(part: float) -> float:
-    """Opacity of a cell's tint: half at most, so that text on it stays readable in dark and in light."""
-    return round(0.5 * min(max(part, 0.0), 1.0), 3)
-
-
-def reliability(report: Report) -> Markup:
-    """Of several labels each has a probability of its own, so there the axes are probability and frequency."""
-    several = report.problem_type == "multi_label_classification"
-    y, x = ("frequency", "probability") if several else ("accuracy", "confidence")
-    return plots.reliability("reliability", f"Reliability on test: {y} by {x}", y, x, report.calibration)
-
-
-def wrong(examples: list[dict]) -> list[dict]:
-    """Examples with their text cut; an image is kept only if it is a data: URI, because the page asks for nothing."""
-    shown = []
-    for example in examples:
-        texts = [wording.cut(example[key]) for key in ("text", "text_pair") if example.get(key) is not None]
-        image = str(example.get("image") or "")
-        image = image if _IMAGE.fullmatch(image) else ""
-        names = {key: _joined(example.get(key)) for key in ("label", "prediction")}
-        shown.append({"texts": texts, "image": image, "confidence": example.get("confidence")} | names)
-    return shown
-
-
-def augmented(pairs: list[dict]) -> list[dict]:
-    """Rows before and after augmentation: each a data: URI of an image, or a text, cut."""
-    images = all(_IMAGE.fullmatch(str(pair.get(name))) for pair in pairs for name in ("before", "after"))
-    return [
-        {name: str(pair.get(name)) if images else wording.cut(pair.get(name)) for name in ("before", "after")}
-        | {"images": images}
-        for pair in pairs
-    ]
+def listed(details: list[dict[str, Any]]) -> Table:
+    """Rows that a check names, each with the keys of the first."""
+    heads = list(details[0]) if details else []
+    return Table(heading="", heads=heads, rows=[[_joined(row.get(key, "")) for key in heads] for row in details])
 
 
 def _joined(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return wording.number(value) if isinstance(value, float) else wording.cut(value, 80)
-
-
-def rates(rows: list[dict]) -> dict:
-    """Modules with their rates, shaded by the share of the largest rate in the table."""
-    if not rows:
-        return {}
-    top = max((rate for row in rows for rate in row["rates"] if rate), default=0) or 1
-    last = max(len(rows[0]["rates"]) - 1, 1)
-    heads = [f"{round(100 * i / last)} %" for i in range(len(rows[0]["rates"]))]
-    shaded = []
-    for row in rows:
-        cells = [{"rate": rate, "shade": shade((rate or 0) / top)} for rate in row["rates"]]
-        module = Markup(".<wbr>").join(wording.visible(row["module"]).split("."))  # `join` escapes the parts
-        shaded.append(row | {"module": module, "cells": cells})
-    return {"heads": heads, "rows": shaded}
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

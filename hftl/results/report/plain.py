@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hftl.results.report import wording
+from hftl.settings.visible import cut
 
 _SECRET = re.compile(r"(^|_)(token|password|secret|api_key)$")
 _SECRET_FLAG = re.compile(r"(--\w*(?:token|password|secret|api_key))(=|\s+)(?!--)(\S+)")
@@ -43,4 +43,4 @@ def plain(value: Any, name: str = "") -> Any:
         return {plain(str(key)): plain(item, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item, name) for item in value]
-    return wording.cut(value, 300) if not isinstance(value, os.PathLike) else os.fspath(value)
+    return cut(value, 300) if not isinstance(value, os.PathLike) else os.fspath(value)

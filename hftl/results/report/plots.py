@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from markupsafe import Markup
 
 from hftl.results.report.wording import number, short
+from hftl.tasks.sections import Curve
 
 WIDTH, HEIGHT = 440, 264
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 34, 40
@@ -172,48 +173,39 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def reliability(key: str, title: str, y_label: str, x_label: str, bins: list[dict]) -> Markup:
-    """Accuracy against confidence, bin by bin, with Wilson intervals, and below it how many examples each bin holds.
-
-    bins: dicts with low, high, confidence, accuracy (all in [0, 1]) and count. Empty bins are left out.
-    """
-    full = [b for b in bins if b["count"] and b["accuracy"] is not None and b["confidence"] is not None]
-    if not full:
-        return Markup("")
+def reliability(key: str, title: str, curve: Curve) -> Markup:
+    """What came true by how sure the model was, with Wilson intervals; below it how many examples each bin holds."""
     height, fifths = 380, [0, 0.2, 0.4, 0.6, 0.8, 1]
     frame = Frame(0, 1, 0, 1, bottom=266)
-    most = max(b["count"] for b in full)
+    most = max(n for _, _, n in curve.bins)
     counts = Frame(0, 1, 0, most, top=288, bottom=340)
-    parts = [text(0, 13, y_label, "label")]
+    parts = [text(0, 13, curve.y, "label")]
     for value in fifths:
         parts.append(rule(frame.left, frame.y(value), frame.right, frame.y(value), "grid"))
         parts.append(text(frame.left - 7, frame.y(value) + 3.8, short(value), anchor="end"))
     parts.append(rule(frame.x(0), frame.y(0), frame.x(1), frame.y(1), "ideal"))
-    parts += axes(counts, fifths, [], x_label)
+    parts += axes(counts, fifths, [], curve.x)
     parts.append(text(frame.left - 7, counts.bottom, "n", anchor="end"))
-    for b in full:
-        parts += _bin(frame, counts, b)
-    path = " ".join(f"{frame.x(b['confidence'])},{frame.y(b['accuracy'])}" for b in full)
+    spots = []
+    for (x, y), (low, high, n) in zip(curve.points, curve.bins, strict=True):
+        parts += _bin(frame, counts, (x, y), low, high, int(n))
+        words = f"{curve.x} {x:.2f}, {curve.y} {y:.2f}, n = {n}"
+        spot = Markup('<circle class="dot valid" cx="{}" cy="{}" r="3.5"><title>{}</title></circle>')
+        spots.append(spot.format(frame.x(x), frame.y(y), words))
+    path = " ".join(f"{frame.x(x)},{frame.y(y)}" for x, y in curve.points)
     parts.append(Markup('<polyline class="line valid" points="{}"></polyline>').format(path))
-    for b in full:
-        words = f"{x_label} {b['confidence']:.2f}, {y_label} {b['accuracy']:.2f}, n = {b['count']}"
-        parts.append(
-            Markup('<circle class="dot valid" cx="{}" cy="{}" r="3.5"><title>{}</title></circle>').format(
-                frame.x(b["confidence"]), frame.y(b["accuracy"]), words
-            )
-        )
-    return svg(key, title, parts, WIDTH, height)
+    return svg(key, title, parts + spots, WIDTH, height)
 
 
-def _bin(frame: Frame, counts: Frame, b: dict) -> list[Markup]:
+def _bin(frame: Frame, counts: Frame, point: Point, start: float, end: float, n: int) -> list[Markup]:
     """The interval of one bin and the bar with its count."""
-    low, high = wilson(b["accuracy"], b["count"])
-    x = frame.x(b["confidence"])
-    left, right, top = counts.x(b["low"]) + 1, counts.x(b["high"]) - 1, counts.y(b["count"])
+    low, high = wilson(point[1], n)
+    x = frame.x(point[0])
+    left, right, top = counts.x(start) + 1, counts.x(end) - 1, counts.y(n)
     bar = Markup('<rect class="bar" x="{}" y="{}" width="{}" height="{}"></rect>').format(
         left, top, round(max(right - left, 1), 1), round(counts.bottom - top, 1)
     )
-    label = text((left + right) / 2, top - 4, str(b["count"]), "tick small", "middle")
+    label = text((left + right) / 2, top - 4, str(n), "tick small", "middle")
     return [rule(x, frame.y(low), x, frame.y(high), "whisker"), bar, label]
 
 

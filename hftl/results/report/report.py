@@ -13,11 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hftl.errors import UserError
 from hftl.results import privacy
+from hftl.results.report import earlier
 from hftl.results.report.plain import plain
+from hftl.tasks.sections import KINDS, Example, Gallery, Section, Table
 
 if TYPE_CHECKING:
     from hftl.data.types import Check
@@ -25,6 +27,58 @@ if TYPE_CHECKING:
 
 PLACES = ("model", "folder", "data", "checks", "settings", "tasks", "adaptation")
 """Fields that may name a path of the machine; examples from the data are left as they are."""
+S = TypeVar("S", bound=Section)
+
+
+@dataclass
+class SourceOnly:
+    """The same run without the target's rows: `verdict` is "helped", "hurt" or "no clear difference" of adapting."""
+
+    strategy: str
+    folder: str
+    on: str
+    """The split that is compared, "target" or "test"."""
+    verdict: str
+    scores: dict[str, Score]
+    """The headline metric by split."""
+
+
+@dataclass
+class Adapted:
+    """What a run with unlabelled target rows has seen of both domains."""
+
+    select: str = "source"
+    """What chose the checkpoint: "source", a criterion of `hftl.tasks.metrics.criteria`, or "oracle"."""
+    checkpoints: list[dict[str, Any]] = field(default_factory=list)
+    """By evaluation: step, epoch, and each criterion by name."""
+    chosen: dict[str, Any] | None = None
+    oracle: dict[str, Any] | None = None
+    """Of `checkpoints`: the one that `select` chose, and the one that labels of the target would have chosen."""
+    distance: Mapping[str, float | None] = field(default_factory=dict)
+    """Proxy A-distance "before" and "after"."""
+    projection: dict[str, dict[str, list]] = field(default_factory=dict)
+    """Of the same moments: points (x, y) of "source" and "target"."""
+    rows: dict[str, int] = field(default_factory=dict)
+    """Rows of each domain that were looked at."""
+    source_only: SourceOnly | None = None
+
+
+@dataclass
+class TaskRow:
+    """One task of several that share an encoder; scores are of its headline `metric` on test."""
+
+    task: str
+    metric: str
+    steps: int
+    """Micro-batches, and their `share` of all."""
+    share: float
+    folder: str
+    multi: Score
+    single: Score | None = None
+    """Trained alone; None where that was not tried."""
+    difference: Score | None = None
+    verdict: str = ""
+    """Of training together: "gained", "lost" or "no difference"."""
 
 
 @dataclass
@@ -44,8 +98,7 @@ class Report:
     """On labelled rows of a target domain, which nothing was chosen by unless `adaptation` says so."""
     domains: dict[str, dict[str, Score]] = field(default_factory=dict)
     """On test, for each domain in it."""
-    adaptation: dict[str, Any] = field(default_factory=dict)
-    """Of a run with unlabelled target rows: what `hftl.run.adaptation.told` gives, and `source_only` if it was run."""
+    adaptation: Adapted | None = None
     seconds: float = 0.0
     """Wall time of training, evaluation on valid included."""
     startup: dict[str, float] = field(default_factory=dict)
@@ -62,7 +115,14 @@ class Report:
     seed: int = 42
     revision: str = ""
     """Commit of the base model, or sha256 of its weights."""
-    problem_type: str = "single_label_classification"
+    unit: str = "row"
+    """What the n of a score counts."""
+    lower: list[str] = field(default_factory=list)
+    """Metrics of which less is better."""
+    classes: dict[str, str] = field(default_factory=dict)
+    """Metrics of a single class, with the class."""
+    sections: list[Section] = field(default_factory=list)
+    """What the task draws of the results on test beside the numbers."""
     labels: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
     """source, rows (split -> n), fingerprints (split -> sha256), columns (role -> column), notes (sentences)."""
@@ -72,14 +132,6 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     """`TrainerState.log_history`: rows with `loss`, rows with `eval_loss` and `eval_<metric>`; all with epoch, step."""
-    confusion: list[list[int]] = field(default_factory=list)
-    """On test; rows are the true class, columns the predicted one."""
-    calibration: list[dict[str, Any]] = field(default_factory=list)
-    """On test, by bin: low, high, confidence, accuracy, count."""
-    wrong: list[dict[str, Any]] = field(default_factory=list)
-    """The most confidently wrong test examples: text or image (a data: URI), label, prediction, confidence."""
-    augmented: list[dict[str, str]] = field(default_factory=list)
-    """Some training rows `before` and `after` augmentation: texts, or images as data: URIs."""
     usage: dict[str, str] = field(default_factory=dict)
     """The task's words for how the model is used: see `hftl.tasks.base.Task.usage`."""
     rates: list[dict[str, Any]] = field(default_factory=list)
@@ -94,8 +146,8 @@ class Report:
     """Whether the folder holds an adapter and not full weights."""
     beside: bool = False
     """Whether a classifier lies beside the model, which hftl reads and plain transformers does not."""
-    tasks: list[dict[str, Any]] = field(default_factory=list)
-    """Of a run on several tasks, each with its folder; `single`, `multi` and `difference` are scores on test."""
+    tasks: list[TaskRow] = field(default_factory=list)
+    """Of a run on several tasks."""
     folder: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -135,8 +187,7 @@ class Report:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
         """The inverse of `as_dict`. Names that this version does not know are ignored."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        kept = {name: value for name, value in values.items() if name in known}
+        kept = _known(cls, values)
         for name in {"seconds", "examples_per_second", "forward_passes"} & kept.keys():
             kept[name] = _number(kept[name])
         kept["startup"] = {stage: _number(took) for stage, took in kept.get("startup", {}).items()}
@@ -145,21 +196,52 @@ class Report:
         for split in ("valid", "test", "target"):
             kept[split] = {name: _score(score) for name, score in kept.get(split, {}).items()}
         kept["checks"] = [SimpleNamespace(**check) for check in kept.get("checks", [])]
+        if "sections" not in values:
+            kept |= earlier.fields(values, {"valid": kept["valid"], "test": kept["test"]})
+        else:
+            kept["sections"] = [_section(one) for one in values["sections"] if one["kind"] in KINDS]
+        kept["tasks"] = [_task_row(one) for one in kept.get("tasks", [])]
+        if about := kept.pop("adaptation", None):
+            kept["adaptation"] = Adapted(**_known(Adapted, about))
+            if plain := about.get("source_only"):
+                scores = {split: _score(score) for split, score in plain["scores"].items()}
+                kept["adaptation"].source_only = SourceOnly(**_known(SourceOnly, plain) | {"scores": scores})
         return cls(**kept)
+
+    def of(self, kind: type[S]) -> list[S]:
+        """The sections of one kind."""
+        return [section for section in self.sections if isinstance(section, kind)]
 
     def metrics(self) -> list[str]:
         """Names of all metrics, the headline first, those of single classes left out."""
         names = [self.headline, *self.valid, *self.test]
-        return [n for n in dict.fromkeys(names) if (n in self.valid or n in self.test) and self.class_of(n) is None]
-
-    def class_of(self, metric: str) -> str | None:
-        """The label that a per-class metric (`f1_<label>`, `iou_<label>`) is about; None for any other metric."""
-        label = metric.removeprefix("f1_").removeprefix("iou_")
-        return label if label in self.labels and metric not in {label, "f1_macro", "f1_micro"} else None
+        return [n for n in dict.fromkeys(names) if (n in self.valid or n in self.test) and n not in self.classes]
 
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def _known(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a dataclass of this version has of the values that were written."""
+    names = {f.name for f in dataclasses.fields(kind) if f.init}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _section(values: Mapping[str, Any]) -> Section:
+    kind = KINDS[values["kind"]]
+    kept = _known(kind, values)
+    if kind is Table:
+        kept["rows"] = [[_score(cell) if isinstance(cell, Mapping) else cell for cell in row] for row in kept["rows"]]
+    if kind is Gallery:
+        kept["examples"] = [Example(**_known(Example, one)) for one in kept["examples"]]
+    return kind(**kept)
+
+
+def _task_row(values: Mapping[str, Any]) -> TaskRow:
+    kept = _known(TaskRow, values)
+    scores = {name: _score(kept[name]) for name in ("multi", "single", "difference") if kept.get(name)}
+    return TaskRow(**kept | scores)
 
 
 def _score(values: Mapping[str, Any]) -> Score:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from hftl.results.report import verdict, wording
 from hftl.results.report.report import Report
+from hftl.settings.visible import visible
 
 CHANGED = {"--strategy", "--output_dir", "--overwrite", "--resume", "--source_only"}
 
@@ -27,17 +28,17 @@ def render(report: Report, next_commands: Sequence[str] | None = None) -> str:
     names = report.metrics()
     splits = {"valid": report.valid, "test": report.test} | ({"target": report.target} if report.target else {})
     cells = [[wording.score(split.get(name)) for split in splits.values()] for name in names]
-    heads = [wording.visible(name) for name in names]
+    heads = [visible(name) for name in names]
     first = max([12, *map(len, heads)]) + 1
     wide = max([21, *(len(cell) for row in cells for cell in row)]) + 3
-    lines = ["  ".join(map(wording.visible, (report.task, report.model, report.strategy)))]
+    lines = ["  ".join(map(visible, (report.task, report.model, report.strategy)))]
     if names:
         lines.append(" " * first + "".join(split.ljust(wide) for split in splits))
     for name, head, row in zip(names, heads, cells, strict=True):
         n = ", ".join(f"{split[name].n}" for split in (report.test, report.target) if name in split)
         n = n or f"{report.valid[name].n}"
         lines.append(f"{head.ljust(first)}{''.join(cell.ljust(wide) for cell in row)}n={n}")
-    lines += [wording.visible(sentence) for sentence in verdict.adapted(report)]
+    lines += [visible(sentence) for sentence in verdict.adapted(report)]
     speed, total, trained = map(wording.count, (report.examples_per_second, report.total, report.trainable))
     lines.append(
         f"trained in {wording.duration(report.seconds)}, {speed} examples/s, {total} "
@@ -46,12 +47,12 @@ def render(report: Report, next_commands: Sequence[str] | None = None) -> str:
     )
     if report.startup:
         whole = wording.duration(sum(report.startup.values()))
-        lines.append(f"started in {whole}: {wording.visible(wording.stages(report.startup))}")
-    lines += [f"unsafe       {wording.visible(sentence)}" for sentence in report.unsafe]
-    lines.append(f"folder       {wording.visible(report.folder)}   (report.html, model card, recipe.yaml)")
+        lines.append(f"started in {whole}: {visible(wording.stages(report.startup))}")
+    lines += [f"unsafe       {visible(sentence)}" for sentence in report.unsafe]
+    lines.append(f"folder       {visible(report.folder)}   (report.html, model card, recipe.yaml)")
     commands = own_commands(report) if next_commands is None else next_commands
     for head, command in zip(["try next", *[""] * len(commands)], commands, strict=False):
-        lines.append(f"{head.ljust(13)}{wording.visible(command)}")
+        lines.append(f"{head.ljust(13)}{visible(command)}")
     return "\n".join(line.rstrip() for line in lines)
 
 

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hftl.results.report import wording
+from hftl.settings.visible import visible
+from hftl.tasks.metrics.names import metric_name
+from hftl.tasks.sections import LIMITS, Baseline, Words
 
 if TYPE_CHECKING:
     from hftl.results.report.report import Report
 
 
-UNITS = {"masked_tokens": "masked token", "image_segmentation": "image"}
-"""What n counts, where it is no row."""
 SAYS = {"helped": "helped", "hurt": "hurt", "no clear difference": "made no clear difference"}
 
 
-def majority(report: Report) -> float | None:
-    """Accuracy on test of always answering the most frequent class there; None where there is no confusion."""
-    rows = [sum(row) for row in report.confusion]
-    return max(rows) / sum(rows) if sum(rows) else None
-
-
-def trivial_score(report: Report) -> float | None:
-    """The headline metric on test of always answering the most frequent class there; None where it is not known.
-
-    Of masks its IoU is its share of the pixels, and that of every other class 0.
-    """
-    share, classes = majority(report), sum(any(row) for row in report.confusion)
-    if share is None or report.headline not in ("accuracy", "mean_iou"):
-        return None
-    return share if report.headline == "accuracy" else share / classes
+def valid_chose(report: Report) -> bool:
+    """Whether the checkpoint was chosen on valid, which therefore flatters it."""
+    return bool(report.valid) and (report.adaptation is None or report.adaptation.select == "source")
 
 
 def verdict(report: Report) -> str:
@@ -45,56 +34,48 @@ def verdict(report: Report) -> str:
         if score is not None:
             between = wording.interval(score.low, score.high, "95 % interval {} to {}, ")
             said.append(f"{wording.number(score.value)} on {split} ({between}n = {score.n:,})")
-    sentence = f"{wording.metric_name(report.headline)} {'; '.join(said)}"
-    chose = valid is not None and test is not None and report.adaptation.get("select", "source") == "source"
-    sentence += ", which chose the checkpoint." if chose else "."
-    trivial = trivial_score(report)
-    if test is not None and trivial is not None:
+    chose = valid is not None and test is not None and valid_chose(report)
+    sentence = f"{metric_name(report.headline)} {'; '.join(said)}{', which chose the checkpoint' if chose else ''}."
+    for trivial in report.of(Baseline):
+        if test is None:
+            break
         where = "" if target is None else " on test"
-        sentence += f" Always answering the most frequent class would give {trivial:.3f}{where}"
-        reached = wording.known(test.low) and test.low <= trivial
-        sentence += ", which the interval does not exclude." if reached else "."
+        reached = wording.known(test.low) and test.low <= trivial.value
+        end = ", which the interval does not exclude." if reached else "."
+        sentence += f" {trivial.title} would give {trivial.value:.3f}{where}{end}"
     return sentence + _together(report)
 
 
 def _together(report: Report) -> str:
     """Which tasks were better, and which worse, than when each was trained alone; nothing where that was not tried."""
-    if not report.tasks or "verdict" not in report.tasks[0]:
+    if not any(row.verdict for row in report.tasks):
         return ""
     said = []
     for word in ("gained", "lost"):
-        names = [wording.visible(row["task"]) for row in report.tasks if row["verdict"] == word]
+        names = [visible(row.task) for row in report.tasks if row.verdict == word]
         said.append(f"{', '.join(names) or 'none'} {word}")
     return f" Beside each task trained alone, {' and '.join(said)}."
 
 
 def adapted(report: Report) -> list[str]:
     """What a run with a target domain shows of it, in sentences; [] without one."""
-    about, name = report.adaptation, wording.metric_name(report.headline)
-    if not about:
+    about, name = report.adaptation, metric_name(report.headline)
+    if about is None:
         return []
-    how = {"source": "valid, of the source", "oracle": "labels of the target"}.get(about["select"], about["select"])
+    how = {"source": "valid, of the source", "oracle": "labels of the target"}.get(about.select, about.select)
     said = [f"The checkpoint was chosen by {how}."]
-    far = about["distance"]
-    if wording.known(far.get("after")) and wording.known(far.get("before")):
-        said.append(f"Proxy A-distance of the domains: {far['before']:.2f} before, {far['after']:.2f} after.")
-    chosen, oracle = about.get("chosen"), about.get("oracle")
-    if oracle and chosen and about["select"] != "oracle":
-        value = wording.number(oracle["oracle"])
-        said.append(f"Target labels would have chosen step {oracle['step']} ({name} {value} on target; not used).")
-    if plain := about.get("source_only"):
-        score = plain["scores"][plain["on"]]
-        said.append(
-            f"Adapting {SAYS[plain['verdict']]}: without the target's rows {name} on {plain['on']} is "
-            f"{wording.number(_of(score, 'value'))} {wording.interval(_of(score, 'low'), _of(score, 'high'))}."
-        )
-        if plain["verdict"] == "hurt":
-            said.append(f"Use {plain['folder']}, or another strategy.")
+    before, after = about.distance.get("before"), about.distance.get("after")
+    if wording.known(before) and wording.known(after):
+        said.append(f"Proxy A-distance of the domains: {before:.2f} before, {after:.2f} after.")
+    if about.oracle and about.chosen and about.select != "oracle":
+        step, value = about.oracle["step"], wording.number(about.oracle["oracle"])
+        said.append(f"Target labels would have chosen step {step} ({name} {value} on target; not used).")
+    if plain := about.source_only:
+        score = wording.score(plain.scores[plain.on])
+        said.append(f"Adapting {SAYS[plain.verdict]}: without the target's rows {name} on {plain.on} is {score}.")
+        if plain.verdict == "hurt":
+            said.append(f"Use {plain.folder}, or another strategy.")
     return said
-
-
-def _of(score: Any, name: str) -> float:
-    return score[name] if isinstance(score, dict) else getattr(score, name)
 
 
 def limits(report: Report) -> list[str]:
@@ -102,8 +83,7 @@ def limits(report: Report) -> list[str]:
     score = report.test.get(report.headline) or report.valid.get(report.headline)
     said = []
     if score is not None:
-        unit = UNITS.get(report.problem_type, "row")
-        rows = f"{score.n:,} {unit}{'' if score.n == 1 else 's'}"
+        rows = f"{score.n:,} {report.unit}{'' if score.n == 1 else 's'}"
         said.append(
             f"The numbers come from one run (seed {report.seed}). The intervals are bootstrap 95 % intervals over "
             f"{rows}: they show how much the choice of rows matters, not how much another seed would change."
@@ -111,18 +91,4 @@ def limits(report: Report) -> list[str]:
     if not report.test:
         said.append("There is no test result; the valid result chose the checkpoint and is therefore too high.")
     said.append("The result holds for rows like those it was tested on. Other sources, times or languages were not.")
-    if report.problem_type == "single_label_classification":
-        said.append("Every input gets one of the labels above, also one that fits none of them.")
-    weak = _weakest(report)
-    return [*said, weak] if weak else said
-
-
-def _weakest(report: Report) -> str:
-    """One sentence on the class with the lowest recall on test."""
-    rows = [(row[i] / sum(row), sum(row), i) for i, row in enumerate(report.confusion) if sum(row)]
-    if len(rows) < 2 or len(report.labels) != len(report.confusion):
-        return ""
-    recall, n, i = min(rows)
-    return (
-        f"The class found least often on test is “{wording.cut(report.labels[i], 80)}”: recall {recall:.3f}, n = {n:,}."
-    )
+    return said + [one for words in report.of(Words) if words.heading == LIMITS for one in words.sentences]

@@ -11,10 +11,6 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
-from hftl.settings.visible import cut as cut
-from hftl.settings.visible import visible as visible
-from hftl.tasks.metrics.names import metric_name as metric_name
-
 ABSENT = "–"
 
 

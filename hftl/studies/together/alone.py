@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import transformers
 
 from hftl.results.report import wording
+from hftl.results.report.report import TaskRow
 from hftl.run import outcome
 from hftl.run import prepare as single
 from hftl.run.arguments import suit_machine, training_arguments
 from hftl.run.scorer import Scorer
+from hftl.settings.visible import visible
 from hftl.tasks.metrics import bootstrap
 from hftl.tasks.metrics.bootstrap import Score
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 GAINED, LOST, SAME = "gained", "lost", "no difference"
 
 
-def compare(run: MultiRun, rows: list[dict[str, Any]], metrics: dict[str, Accumulator]) -> list[dict[str, Any]]:
+def compare(run: MultiRun, rows: list[TaskRow], metrics: dict[str, Accumulator]) -> list[TaskRow]:
     """The rows of the report with `single`, `difference` (of the test metric) and `verdict` for each task.
 
     Args:
@@ -38,10 +41,10 @@ def compare(run: MultiRun, rows: list[dict[str, Any]], metrics: dict[str, Accumu
     made = []
     for row in rows:
         if run.first:
-            print(f"{row['task']} alone, {row['steps']:,} micro-batches")
-        alone, score = _alone(run, row["task"], row["steps"])
-        found = bootstrap.difference(alone.paired(), metrics[row["task"]].paired(), row["metric"])
-        made.append(row | {"single": score, "difference": found, "verdict": verdict(found)})
+            print(f"{row.task} alone, {row.steps:,} micro-batches")
+        alone, score = _alone(run, row.task, row.steps)
+        found = bootstrap.difference(alone.paired(), metrics[row.task].paired(), row.metric)
+        made.append(replace(row, single=score, difference=found, verdict=verdict(found)))
     return made
 
 
@@ -81,17 +84,14 @@ def _arguments(run: MultiRun, recipe: Recipe, batches: int) -> transformers.Trai
     return args
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[TaskRow]) -> str:
     """What each task came to, for the terminal: one line a task."""
-    if not rows or "single" not in rows[0]:
+    if not any(row.single for row in rows):
         return ""
     cells = [["task", "metric", "alone", "together", "difference", ""]]
     for row in rows:
-        scores = [f"{wording.number(row[k].value)} {wording.interval(row[k].low, row[k].high)}" for k in KINDS]
-        cells.append([wording.visible(row["task"]), row["metric"], *scores, row["verdict"]])
+        scores = map(wording.score, (row.single, row.multi, row.difference))
+        cells.append([visible(row.task), row.metric, *scores, row.verdict])
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
     return "\n".join([*lines, "Brackets hold 95 % intervals; that of the difference is paired over the test rows."])
-
-
-KINDS = ("single", "multi", "difference")

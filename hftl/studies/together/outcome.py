@@ -14,7 +14,7 @@ from torch import nn
 
 from hftl.models.anatomy import anatomy
 from hftl.results.folder import OutputFolder, unwrap
-from hftl.results.report.report import Report
+from hftl.results.report.report import Report, TaskRow
 from hftl.run import outcome
 from hftl.run import prepare as single
 from hftl.settings import spec
@@ -35,24 +35,22 @@ def measure(run: MultiRun) -> tuple[Report, dict[str, Any]]:
     plan = run.trainer.plan
     counts = plan.counts()
     rows = [
-        {
-            "task": name,
-            "kind": report.problem_type,
-            "metric": report.headline,
-            "steps": int(counts[i]),
-            "share": float(counts[i] / plan.steps),
-            "multi": report.test[report.headline],
-            "folder": name,
-            "report": report,
-        }
+        TaskRow(
+            task=name,
+            metric=report.headline,
+            steps=int(counts[i]),
+            share=float(counts[i] / plan.steps),
+            folder=name,
+            multi=report.test[report.headline],
+        )
         for i, (name, report) in enumerate(reports.items())
     ]
+    run.reports = reports
     first = next(iter(reports.values()))
     weights = _uncertainty(run)
     return replace(
         first,
         task="multi-task",
-        problem_type="multi-task",
         usage={},
         labels=[],
         headline=MEAN,
@@ -62,9 +60,9 @@ def measure(run: MultiRun) -> tuple[Report, dict[str, Any]]:
         checks=[replace(c, sentence=f"{n}: {c.sentence}") for n, r in reports.items() for c in r.checks],
         strategy=spec.spell(run.strategy),
         examples_per_second=_rate(run, first.seconds),
-        confusion=[],
-        calibration=[],
-        wrong=[],
+        unit="row",
+        classes={},
+        sections=[],
         adapter=False,
         tasks=rows,
     ), metrics
@@ -129,9 +127,8 @@ def write(run: MultiRun, report: Report) -> None:
     folder = OutputFolder(run.recipe.output_dir)
     settings = {name: value for name, value in run.lead.settings.items() if name not in run.recipe.hidden}
     settings["tasks"] = _told_data(settings["tasks"], run)
-    own_reports = [row.pop("report") for row in report.tasks]
     if run.first:
-        for name, own in zip(run.parts, own_reports, strict=True):
+        for name, own in run.reports.items():
             model = standalone(run, name)
             own = replace(
                 own,

@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hftl.models.anatomy import anatomy, render_rates
 from hftl.models.shared import MultiTaskModel
 from hftl.paths import expanded
 from hftl.results.folder import CHECKPOINTS, OutputFolder
+from hftl.results.report.report import Report
 from hftl.run import prepare as single
 from hftl.run.arguments import early_stopping, selection, suit_machine, training_arguments
 from hftl.run.prepare import Run
@@ -68,6 +69,8 @@ class MultiRun:
     strategy: Strategy
     """As the user gave it; the Trainer's may have an adapter for each task."""
     trainer: MultiTaskTrainer
+    reports: dict[str, Report] = field(default_factory=dict)
+    """Task -> its report, once it is measured."""
 
     @property
     def first(self) -> bool:

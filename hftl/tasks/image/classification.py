@@ -22,6 +22,7 @@ from hftl.tasks.augment import augmentation_of
 from hftl.tasks.augment.image import RandAugment
 from hftl.tasks.base import Pretrained, Source, generator, some
 from hftl.tasks.classification import PROBLEM_TYPES, Classification
+from hftl.tasks.sections import Example
 
 if TYPE_CHECKING:
     import datasets
@@ -122,7 +123,7 @@ class ImageClassification(Classification):
     def changed(self) -> bool:
         return augmentation_of(self.augment, "image", self._target) is not None
 
-    def before_after(self, encoded: Any) -> list[dict[str, str]]:
+    def before_after(self, encoded: Any) -> list[Example]:
         import numpy as np
 
         found = augmentation_of(self.augment, "image", self._target)
@@ -131,7 +132,7 @@ class ImageClassification(Classification):
         rng = np.random.default_rng(0)
         images = [open_image(row["image"]) for row in some(encoded)]
         return [
-            {"before": data_uri(image), "after": data_uri(changed(image, found, rng, self._target))} for image in images
+            Example(images=[data_uri(image), data_uri(changed(image, found, rng, self._target))]) for image in images
         ]
 
     def identify(self, rows: Any, processor: Any) -> list[bytes]:
@@ -145,8 +146,8 @@ class ImageClassification(Classification):
         pixels = np.random.default_rng(0).integers(0, 256, (n, 48, 64, 3), dtype=np.uint8)
         return [{"image": Image.fromarray(one)} for one in pixels]
 
-    def show(self, row: dict[str, Any]) -> dict[str, str]:
-        return {"image": data_uri(open_image(row["image"]))}
+    def show(self, row: dict[str, Any], answer: Callable[[], Any] | None = None) -> Example:
+        return Example(images=[data_uri(open_image(row["image"]))])
 
 
 def changed(image: Image.Image, found: Any, rng: np.random.Generator, target: datasets.Dataset | None) -> Image.Image:

@@ -219,9 +219,6 @@ class MaskedImage(Task):
             return model, state
         return model, weights
 
-    def show(self, row: dict[str, Any]) -> dict[str, str]:
-        return self.reading.show(row)
-
 
 class Hidden:
     """Rows of images, to each of which its hidden places are added when it is read."""

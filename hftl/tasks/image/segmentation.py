@@ -18,6 +18,7 @@ from hftl.settings.fields import HOW, IN, flag
 from hftl.tasks.augment import Augmentation, augmentation_of
 from hftl.tasks.base import IGNORED, Pretrained, Source, Task, generator
 from hftl.tasks.image.classification import ImageClassification, changed, data_uri, open_image, size_of
+from hftl.tasks.sections import Example, Gallery, Section
 
 if TYPE_CHECKING:
     import datasets
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 SHOWN = 160
 """Pixels of the longer side of a picture in the report."""
+STRIPS = (
+    "The image, its mask, what the model said; below, the class whose pixels were most often taken for another, and "
+    "this one. White is no class."
+)
 
 
 @dataclass
@@ -222,7 +227,7 @@ class ImageSegmentation(Task):
     def changed(self) -> bool:
         return self.reading.changed()
 
-    def before_after(self, encoded: Any) -> list[dict[str, str]]:
+    def before_after(self, encoded: Any) -> list[Example]:
         return self.reading.before_after(encoded)
 
     def identify(self, rows: Any, processor: Any) -> list[bytes]:
@@ -231,11 +236,20 @@ class ImageSegmentation(Task):
     def examples(self, n: int) -> list[dict[str, Any]]:
         return self.reading.examples(n)
 
-    def show(self, row: dict[str, Any]) -> dict[str, str]:
-        return self.reading.show(row)
+    def sections(self, metric: Accumulator, scores: Any, read: Any) -> list[Section]:
+        """As any task; examples are strips of images, with the colours of the classes above."""
+        from hftl.tasks.metrics.segments import colour
 
-    def show_wrong(self, row: dict[str, Any], answer: Callable[[], Any]) -> dict[str, str]:
+        made = super().sections(metric, scores, read)
+        for gallery in (one for one in made if isinstance(one, Gallery)):
+            gallery.wide, gallery.note = True, STRIPS
+            gallery.legend = [[name, "#{:02x}{:02x}{:02x}".format(*colour(i))] for i, name in enumerate(metric.names)]
+        return made
+
+    def show(self, row: dict[str, Any], answer: Callable[[], Any] | None = None) -> Example:
         """The image, its mask and what the model said, side by side."""
+        if answer is None:
+            return self.reading.show(row)
         image = open_image(row["image"])
         image.thumbnail((SHOWN, SHOWN))
         said = answer()
@@ -247,7 +261,7 @@ class ImageSegmentation(Task):
         strip = Image.new("RGB", (3 * image.width + 8, image.height), "white")
         for i, part in enumerate(parts):
             strip.paste(part, (i * (image.width + 4), 0))
-        return {"image": data_uri(strip, 3 * SHOWN + 8)}
+        return Example(images=[data_uri(strip, 3 * SHOWN + 8)])
 
 
 class Read(Sequence):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from hftl.errors import UserError
 from hftl.tasks.metrics.bootstrap import Score, Statistic
+from hftl.tasks.sections import Section
 
 IGNORED = -100  # torch's `ignore_index`
 Decide = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -21,12 +22,14 @@ class Accumulator:
         headline: the metric that a run is chosen and judged by.
         unit: what the n of a score counts.
         lower: metrics of which less is better.
+        wrong: heading of the examples that `mistakes` names.
         decided: (outputs, labels) -> predictions and labels as metrics of `evaluate` take them: one answer a row.
     """
 
     headline: ClassVar[str]
     unit: ClassVar[str] = "row"
     lower: ClassVar[frozenset[str]] = frozenset()
+    wrong: ClassVar[str] = "Most confidently wrong, on test"
     decided: ClassVar[Any] = None  # a static method of those that have it
 
     def __init__(self, names: Sequence[str] = ()) -> None:
@@ -55,12 +58,13 @@ class Accumulator:
         """Return every metric with its 95 % interval, headline first. Raises UserError when there was no example."""
         return {name: score for statistic in self._filled() for name, score in statistic.scores().items()}
 
-    def confusion(self) -> list[list[int]]:
-        """Rows true, columns predicted; `[]` where an example has not exactly one class."""
-        return []
+    @property
+    def classes(self) -> dict[str, str]:
+        """Metrics of a single class, by name, with the class; they are not among a report's main numbers."""
+        return {}
 
-    def calibration(self, bins: int = 10) -> list[dict[str, float]]:
-        """Non-empty bins of confidence, `low < confidence <= high`, with accuracy and count; `[]` for regression."""
+    def sections(self, scores: Mapping[str, Mapping[str, Score]]) -> list[Section]:
+        """What a report draws beside its numbers; `scores` are those of valid and test, and this holds test."""
         return []
 
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
@@ -69,7 +73,11 @@ class Accumulator:
         A row is its number in the order of `update`, from 0, dropped rows counted.
         A regression gives the largest errors, with the absolute error in place of a confidence.
         """
-        raise NotImplementedError
+        return []
+
+    def sure(self, confidence: float) -> str:
+        """How a mistake's confidence is put in words after its prediction."""
+        return f"with {confidence:.3f}"
 
     def paired(self) -> Statistic:
         """The headline metric with one cell for each example, to be compared with another model's on the same ones."""

@@ -6,6 +6,7 @@ Only small columns of each batch are kept, never all logits. Values and 95 % int
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 from hftl.errors import UserError
 from hftl.tasks.metrics import bootstrap, calibration
 from hftl.tasks.metrics.accumulator import IGNORED, Accumulator, finite, narrow, shapes
-from hftl.tasks.metrics.bootstrap import Statistic, Values
+from hftl.tasks.metrics.bootstrap import Score, Statistic, Values
+from hftl.tasks.sections import LIMITS, Section, Words, by_class, confused, reliability
 
 RANKING_CAP = 20_000_000  # scores (examples x classes) kept for the ranking metrics: 80 MB of float32
 LISTED_CLASSES = 20  # per-class F1 is listed up to here
@@ -74,13 +76,31 @@ class SingleLabel(Accumulator):
         each = [f"f1_{name}" for name in self.names] if len(self.names) <= LISTED_CLASSES else []
         return list(dict.fromkeys(["accuracy", "f1_macro", "matthews", *each, "ece", "log_loss", "auroc"]))
 
+    @property
+    def classes(self) -> dict[str, str]:
+        listed = self.names if len(self.names) <= LISTED_CLASSES else []
+        return {f"f1_{name}": name for name in listed if name != "macro"}
+
+    def sections(self, scores: Mapping[str, Mapping[str, Score]]) -> list[Section]:
+        counts = self.confusion()
+        most = max(map(sum, counts)) / sum(map(sum, counts))
+        every = ["Every input gets one of the labels above, also one that fits none of them."]
+        return [
+            *by_class("F1", self.classes, scores),
+            Words(heading=LIMITS, sentences=every),
+            *confused(self.names, counts, most),
+            *reliability("confidence", "accuracy", self.calibration()),
+        ]
+
     def confusion(self) -> list[list[int]]:
+        """Rows true, columns predicted."""
         matrix = np.zeros((len(self.names), len(self.names)), dtype=np.int64)
         true, predicted, counts = self._cells()
         matrix[true, predicted] = counts
         return matrix.tolist()
 
     def calibration(self, bins: int = 10) -> list[dict[str, float]]:
+        """Non-empty bins of confidence, `low < confidence <= high`, with accuracy and count."""
         return calibration.reliability(
             self._column("confidence"), self._column("predicted") == self._column("label"), bins
         )
@@ -174,6 +194,9 @@ class MultiLabel(Accumulator):
             chosen = np.sort(np.argpartition(self._column("key"), limit)[:limit])
             self._columns = {name: [self._column(name)[chosen]] for name in self._columns}
 
+    def sections(self, scores: Mapping[str, Mapping[str, Score]]) -> list[Section]:
+        return reliability("probability", "frequency", self.calibration())
+
     def calibration(self, bins: int = 10) -> list[dict[str, float]]:
         """Bins of the probability of a label against its frequency, over all (example, label) pairs."""
         return calibration.reliability(self._probability().ravel(), self._column("label").ravel(), bins)
@@ -233,6 +256,7 @@ class Regression(Accumulator):
 
     headline = "pearson"
     lower = frozenset({"mse", "mae"})
+    wrong = "Largest errors, on test"
 
     @staticmethod
     def decided(outputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -255,6 +279,9 @@ class Regression(Accumulator):
         score, label = self._column("score"), self._column("label")
         error = np.abs(score - label)
         return [(i, f"{label[i]:.4g}", f"{score[i]:.4g}", float(error[i])) for i in _largest(error, most)]
+
+    def sure(self, confidence: float) -> str:
+        return f"off by {confidence:.4g}"
 
     def _statistics(self) -> list[Statistic]:
         score, label = self._column("score"), self._column("label")

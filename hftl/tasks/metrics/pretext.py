@@ -37,10 +37,6 @@ class Pretext(Accumulator):
         kept = finite(logits[logits[:, -1] != 0])
         self._keep(**dict(zip(self.columns, kept.T, strict=True)))
 
-    def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
-        """None: a hidden item is no row."""
-        return []
-
     def _statistics(self) -> list[Statistic]:
         loss, items = self._column("loss"), self._column("label")
 

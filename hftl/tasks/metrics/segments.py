@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from hftl.tasks.metrics import bootstrap
 from hftl.tasks.metrics.accumulator import Accumulator, finite, shapes
-from hftl.tasks.metrics.bootstrap import Statistic, Values
+from hftl.tasks.metrics.bootstrap import Score, Statistic, Values
+from hftl.tasks.sections import Section, by_class, confused
 
 WHITE = (255, 255, 255)
 LISTED_CLASSES = 20  # per-class IoU is listed up to here
@@ -30,6 +33,7 @@ class Segments(Accumulator):
 
     headline = "mean_iou"
     unit = "image"
+    wrong = "Most pixels wrong, on test"
 
     def reset(self) -> None:
         super().reset()
@@ -37,8 +41,17 @@ class Segments(Accumulator):
 
     @property
     def reported(self) -> list[str]:
-        each = [f"iou_{name}" for name in self.names] if len(self.names) <= LISTED_CLASSES else []
-        return ["mean_iou", "pixel_accuracy", *each]
+        return ["mean_iou", "pixel_accuracy", *self.classes]
+
+    @property
+    def classes(self) -> dict[str, str]:
+        return {f"iou_{name}": name for name in self.names} if len(self.names) <= LISTED_CLASSES else {}
+
+    def sections(self, scores: Mapping[str, Mapping[str, Score]]) -> list[Section]:
+        counts = self.confusion()
+        pixels = [sum(row) for row in counts]
+        trivial = max(pixels) / sum(pixels) / sum(map(bool, pixels))  # IoU of that class; all others' is 0
+        return by_class("IoU", self.classes, scores) + confused(self.names, counts, trivial)
 
     def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
         """Add a batch of confusion counts. Raises UserError where they do not fit the classes."""
@@ -55,6 +68,7 @@ class Segments(Accumulator):
         self._keep(label=pixels[kept], row=row[kept], true=largest // classes, said=largest % classes)
 
     def confusion(self) -> list[list[int]]:
+        """Rows true, columns predicted, in pixels of all images."""
         return self._confusion.tolist()
 
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
@@ -63,6 +77,9 @@ class Segments(Accumulator):
         wrong = 1 - self._column("hits").sum(axis=1) / self._column("label")
         order = [i for i in np.argsort(-wrong, kind="stable")[:most] if wrong[i] > 0]
         return [(int(row[i]), self.names[true[i]], self.names[said[i]], float(wrong[i])) for i in order]
+
+    def sure(self, confidence: float) -> str:
+        return f"({100 * confidence:.1f} % of its pixels wrong)"
 
     def _statistics(self) -> list[Statistic]:
         hits, actual, guessed = (self._column(name).astype(np.float64) for name in ("hits", "actual", "guessed"))
@@ -75,7 +92,6 @@ class Segments(Accumulator):
                 "mean_iou": bootstrap.ratio(each.sum(axis=1), (union > 0).sum(axis=1)),
                 "pixel_accuracy": hit.sum(axis=1) / true.sum(axis=1),
             }
-            listed = enumerate(self.names if len(self.names) <= LISTED_CLASSES else [])
-            return found | {f"iou_{name}": each[:, index] for index, name in listed}
+            return found | {name: each[:, index] for index, name in enumerate(self.classes)}
 
         return [bootstrap.per_example(len(hits), of)]

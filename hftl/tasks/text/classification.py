@@ -17,6 +17,7 @@ from hftl.tasks.augment import Augmentation, augmentation_of
 from hftl.tasks.augment.text import changed
 from hftl.tasks.base import Pretrained, Source, generator, some
 from hftl.tasks.classification import PROBLEM_TYPES, Classification
+from hftl.tasks.sections import Example
 
 if TYPE_CHECKING:
     import datasets
@@ -152,7 +153,7 @@ class TextClassification(Classification):
     def changed(self) -> bool:
         return augmentation_of(self.augment, "text", self._target) is not None
 
-    def before_after(self, encoded: Any) -> list[dict[str, str]]:
+    def before_after(self, encoded: Any) -> list[Example]:
         import numpy as np
 
         found = augmentation_of(self.augment, "text", self._target)
@@ -161,7 +162,7 @@ class TextClassification(Classification):
         rng, plain = np.random.default_rng(0), encoded.with_format(None)
         words = plain if self._target is None else self._target
         return [
-            {"before": self.show(row)["text"], "after": self.show(altered(row, found, rng, words))["text"]}
+            Example(texts=[*self.show(row).texts, *self.show(altered(row, found, rng, words)).texts])
             for row in some(encoded)
         ]
 
@@ -215,8 +216,9 @@ class TextClassification(Classification):
         words = ("a film and a book that was very good and is not too long " * n).split()
         return [{"text": " ".join(words[i : 2 + 4 * i])} for i in range(n)]
 
-    def show(self, row: dict[str, Any]) -> dict[str, str]:
-        return {"text": " / ".join(row[role][:SHOWN] for role in ("text", "text_pair") if row.get(role) is not None)}
+    def show(self, row: dict[str, Any], answer: Callable[[], Any] | None = None) -> Example:
+        parts = [row[role][:SHOWN] for role in ("text", "text_pair") if row.get(role) is not None]
+        return Example(texts=[" / ".join(parts)])
 
 
 def read_part(texts: list[str]) -> list[str]:

@@ -189,6 +189,3 @@ class MaskedText(Task):
         model = model.merge_and_unload() if hasattr(model, "peft_config") else model
         HiddenTokens.off(model)
         return model, weights
-
-    def show(self, row: dict[str, Any]) -> dict[str, str]:
-        return self.reading.show(row)

@@ -12,6 +12,7 @@ from hftl.data.types import Labels
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, RUN, flag
 from hftl.tasks.base import IGNORED, Pretrained, Source, Task
+from hftl.tasks.sections import Example
 from hftl.tasks.text.classification import LONGEST, fingerprint, longest
 
 if TYPE_CHECKING:
@@ -143,8 +144,8 @@ class TokenClassification(Task):
         words = ("Ada went from London to Paris and wrote to the Royal Society " * n).split()
         return [{"tokens": words[i : 2 + 4 * i]} for i in range(n)]
 
-    def show(self, row: dict[str, Any]) -> dict[str, str]:
-        return {"text": " ".join(row["tokens"])}
+    def show(self, row: dict[str, Any], answer: Callable[[], Any] | None = None) -> Example:
+        return Example(texts=[" ".join(row["tokens"])])
 
 
 def on_first(words: list[int | None], tags: list[int]) -> list[int]:
