@@ -5,6 +5,7 @@ Every pass here is over arrays of a few bytes a row; texts are fetched only for 
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
@@ -75,20 +76,17 @@ def _duplicates(train: Split) -> Check:
 
 def _overlap(splits: dict[str, Split]) -> Check:
     found, details = [], []
-    names = list(splits)
-    for i, one in enumerate(names):
-        for other in names[i + 1 :]:
-            inside = np.isin(splits[other].scan.keys, splits[one].scan.keys)
-            if inside.any():
-                found.append(f"{int(inside.sum()):,} of {other} are in {one} too")
-                rows = np.flatnonzero(inside)[:_EXAMPLES]
-                details += [{"splits": f"{one}, {other}", "row": _show(splits[other], int(row))} for row in rows]
+    for one, other in itertools.combinations(splits, 2):
+        inside = np.isin(splits[other].scan.keys, splits[one].scan.keys)
+        if inside.any():
+            found.append(f"{int(inside.sum()):,} of {other} are in {one} too")
+            rows = np.flatnonzero(inside)[:_EXAMPLES]
+            details += [{"splits": f"{one}, {other}", "row": _show(splits[other], int(row))} for row in rows]
     if not found:
         return Check("overlap", "ok", "no row is in two splits")
     what = "rows" if len(found) == 1 else "rows of splits"
-    return Check(
-        "overlap", "warn", f"the same {what} in two splits make results look better: {'; '.join(found)}", details
-    )
+    sentence = f"the same {what} in two splits make results look better: {'; '.join(found)}"
+    return Check("overlap", "warn", sentence, details)
 
 
 def _balance(train: Split, reading: Reading) -> Check:

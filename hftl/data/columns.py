@@ -6,17 +6,17 @@ import datasets
 
 from hftl.data.formats.images import as_images
 from hftl.data.roles import Role
-from hftl.data.source import Table
+from hftl.data.source import RawSplit
 from hftl.errors import UserError, suggest
 
 
-def find_columns(table: Table, roles: dict[str, Role], mapped: dict[str, str]) -> dict[str, str]:
+def find_columns(raw: RawSplit, roles: dict[str, Role], mapped: dict[str, str]) -> dict[str, str]:
     """Role -> column: as mapped, else the first candidate that is there, whatever its case.
 
     Raises:
         UserError: a required role without a column, or a mapped column that is not there.
     """
-    there = table.data.column_names
+    there = raw.data.column_names
     found: dict[str, str] = {}
     for role, wanted in mapped.items():
         if role not in roles:
@@ -24,7 +24,7 @@ def find_columns(table: Table, roles: dict[str, Role], mapped: dict[str, str]) -
                 f"Expected --text, --image or another input of this task; {role!r} is none.{suggest(role, roles)}"
             )
         if wanted not in there:
-            raise UserError(_missing(wanted, role, table, found, near=wanted))
+            raise UserError(_missing(wanted, role, raw, found, near=wanted))
         if wanted in found.values():
             raise UserError(f"Expected a column of its own for --{role}; {wanted!r} has another role. Pass another.")
         found[role] = wanted
@@ -38,21 +38,21 @@ def find_columns(table: Table, roles: dict[str, Role], mapped: dict[str, str]) -
         if column is not None:
             found[role] = column
         elif need.required:
-            raise UserError(_missing(need.candidates[0], role, table, found, near=""))
+            raise UserError(_missing(need.candidates[0], role, raw, found, near=""))
     return {role: found[role] for role in roles if role in found}
 
 
-def _missing(wanted: str, role: str, table: Table, found: dict[str, str], near: str) -> str:
-    there = [name if len(name) <= 30 else name[:27] + "..." for name in table.data.column_names]
+def _missing(wanted: str, role: str, raw: RawSplit, found: dict[str, str], near: str) -> str:
+    there = [name if len(name) <= 30 else name[:27] + "..." for name in raw.data.column_names]
     free = [name for name in there if name not in found.values()]
     # labels tend to come last, inputs first
     guess = (free[-1] if role == "label" else free[0]) if free else "COLUMN"
     listed = ", ".join(there[:12]) + (" ..." if len(there) > 12 else "")
     hint = suggest(near, there) if near else ""
-    return f"Expected a column {wanted!r} in {table.name}; it has {listed}.{hint} Pass --{role} {guess}."
+    return f"Expected a column {wanted!r} in {raw.name}; it has {listed}.{hint} Pass --{role} {guess}."
 
 
-def inputs(table: Table, columns: dict[str, str], roles: dict[str, Role]) -> datasets.Dataset:
+def inputs(raw: RawSplit, columns: dict[str, str], roles: dict[str, Role]) -> datasets.Dataset:
     """The input columns under the names of their roles; images stay undecoded.
 
     Raises:
@@ -62,28 +62,28 @@ def inputs(table: Table, columns: dict[str, str], roles: dict[str, Role]) -> dat
     checks = {"text": _check_text, "words": _check_words}
     for role, column in wanted:
         if check := checks.get(roles[role].kind):
-            check(table, role, column)
+            check(raw, role, column)
     pieces = []
     for role, column in wanted:
-        piece = table.data.select_columns([column])
+        piece = raw.data.select_columns([column])
         piece = piece if column == role else piece.rename_column(column, role)
         if roles[role].kind == "image":
-            piece = as_images(piece, role, table.root, f"column {column!r} of {table.name}")
+            piece = as_images(piece, role, raw.root, f"column {column!r} of {raw.name}")
         pieces.append(piece)
     return pieces[0] if len(pieces) == 1 else datasets.concatenate_datasets(pieces, axis=1)
 
 
-def _check_words(table: Table, role: str, column: str) -> None:
-    inner = getattr(table.data.features[column], "feature", None)
+def _check_words(raw: RawSplit, role: str, column: str) -> None:
+    inner = getattr(raw.data.features[column], "feature", None)
     if getattr(inner, "dtype", "") not in ("string", "large_string"):
         raise UserError(
-            f"Expected a list of words in each row of column {column!r} of {table.name}, as jsonl and parquet have it. "
+            f"Expected a list of words in each row of column {column!r} of {raw.name}, as jsonl and parquet have it. "
             f"Pass --{role} COLUMN."
         )
 
 
-def _check_text(table: Table, role: str, column: str) -> None:
-    feature = table.data.features[column]
+def _check_text(raw: RawSplit, role: str, column: str) -> None:
+    feature = raw.data.features[column]
     dtype = getattr(feature, "dtype", type(feature).__name__)
     if dtype not in ("string", "large_string"):
-        raise UserError(f"Expected text in column {column!r} of {table.name}; it holds {dtype}. Pass --{role} COLUMN.")
+        raise UserError(f"Expected text in column {column!r} of {raw.name}; it holds {dtype}. Pass --{role} COLUMN.")

@@ -13,12 +13,12 @@ import numpy as np
 
 from hftl.data.carve import generator
 from hftl.data.formats.images import loose_images
-from hftl.data.source import Opened, Table, one_set, open_source
+from hftl.data.source import Opened, RawSplit, one_set, open_source
 from hftl.data.types import Target
 from hftl.errors import UserError, suggest
 
 
-def set_aside(opened: Opened, target: Target, seed: int) -> tuple[Table | None, Table | None]:
+def set_aside(opened: Opened, target: Target, seed: int) -> tuple[RawSplit | None, RawSplit | None]:
     """Take the target's rows out of `opened`: those to train with, whose labels nothing reads, and those to test on.
 
     Of a domain that is a value of a column, its rows of train and valid are to train with and those of test to test
@@ -36,7 +36,7 @@ def set_aside(opened: Opened, target: Target, seed: int) -> tuple[Table | None, 
     for name in ("unlabelled", "target_test"):
         if getattr(target, name) is not None:
             raise UserError(f"--target takes its rows from --data, and --{name} from elsewhere. Leave out one of them.")
-    taken: dict[str, Table] = {}
+    taken: dict[str, RawSplit] = {}
     seen: set[str] = set()
     for split, rows in opened.splits.items():
         if target.domain not in rows.data.column_names:
@@ -80,7 +80,7 @@ def _own(opened: Opened, target: Target) -> Target:
     return replace(target, target_test=None) if bundled == {"target_test"} else target
 
 
-def _halves(opened: Opened, taken: dict[str, Table], seed: int) -> tuple[Table, Table]:
+def _halves(opened: Opened, taken: dict[str, RawSplit], seed: int) -> tuple[RawSplit, RawSplit]:
     train = taken["train"]
     if "test" in taken and len(taken["test"].data):
         return train, taken["test"]
@@ -90,7 +90,7 @@ def _halves(opened: Opened, taken: dict[str, Table], seed: int) -> tuple[Table, 
     return train.take(np.sort(order[:half]), "unlabelled half"), train.take(np.sort(order[half:]), "test half")
 
 
-def _one(source: Any, split: str, name: str) -> Table | None:
+def _one(source: Any, split: str, name: str) -> RawSplit | None:
     """The rows of a source of its own: all of it, or its `split` where it has several."""
     if source is None:
         return None

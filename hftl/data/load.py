@@ -17,7 +17,7 @@ from hftl.data.domains import set_aside
 from hftl.data.formats.images import loose_images
 from hftl.data.roles import Reading, Role, asked_word
 from hftl.data.scan import check_paths
-from hftl.data.source import WORDS, Opened, Table, one_set, open_source
+from hftl.data.source import WORDS, Opened, RawSplit, one_set, open_source
 from hftl.data.split import Split, read_split, whole_fingerprint
 from hftl.data.types import SPLITS, Check, Labels, Splits, Target
 from hftl.errors import UserError
@@ -74,10 +74,10 @@ def load(
         unlabelled, other = set_aside(opened, target or Target(), seed)
     if "train" not in opened.splits:
         raise UserError(f"Expected a train split in {opened.name}; it has {', '.join(opened.splits) or 'none'}.")
-    with _quiet(sum(len(table.data) for table in opened.splits.values()) < _MANY_ROWS):
+    with _quiet(sum(len(raw.data) for raw in opened.splits.values()) < _MANY_ROWS):
         loading = _Loading(opened, roles, columns or {}, set(given), seed)
         if other is not None:
-            loading.tables[TARGET] = other
+            loading.raw[TARGET] = other
         loading.unlabelled = unlabelled
         return loading.run(word, on_bad_row, max_train_samples)
 
@@ -95,37 +95,37 @@ def read(
     with _quiet(True):
         loose = loose_images(source)
         opened = open_source(source if loose is None else loose, revision)
-        table = one_set(opened, "test", opened.name)
+        raw = one_set(opened, "test", opened.name)
         wanted = {role: need for role, need in roles.items() if need.kind != "label"}
-        given = inputs(table, find_columns(table, wanted, columns or {}), wanted)
-        check_paths(given, [role for role in given.column_names if wanted[role].kind == "image"], table.roots)
+        given = inputs(raw, find_columns(raw, wanted, columns or {}), wanted)
+        check_paths(given, [role for role in given.column_names if wanted[role].kind == "image"], raw.roots)
         return given
 
 
 class _Loading:
-    """The state of one `load`: tables by split, and what was noted on the way."""
+    """The state of one `load`: raw splits, and what was noted on the way."""
 
     def __init__(
         self, opened: Opened, roles: dict[str, Role], columns: dict[str, str], given: set[str], seed: int
     ) -> None:
-        self.tables = {split: opened.splits[split] for split in SPLITS if split in opened.splits}
+        self.raw = {split: opened.splits[split] for split in SPLITS if split in opened.splits}
         self.source, self.notes = opened.name, list(opened.notes)
         self.roles, self.mapped, self.given, self.seed = roles, columns, given, seed
         self.columns: dict[str, dict[str, str]] = {}
         self.checks: list[Check] = []
-        self.unlabelled: Table | None = None
+        self.unlabelled: RawSplit | None = None
         if opened.others:
             self.notes.append(f"{opened.name} also has the splits {', '.join(opened.others)}, which were not used")
 
     def run(self, word: str | None, on_bad_row: str, max_train_samples: int | None) -> Splits:
-        self.columns["train"] = find_columns(self.tables["train"], self.roles, self.mapped)
+        self.columns["train"] = find_columns(self.raw["train"], self.roles, self.mapped)
         labels, reading, found = Labels(word or "", []), None, dict[str, Any]()
         if "label" in self.roles:
             word, reading, found = self._read_labels(word)
             labels = Labels(word, list(reading.names), list(reading.values))
-        for split in self.tables:
+        for split in self.raw:
             self._find_columns(split)
-        splits = {split: self._split(split, reading, found.get(split)) for split in self.tables}
+        splits = {split: self._split(split, reading, found.get(split)) for split in self.raw}
         if self.unlabelled is not None:
             splits[UNLABELLED] = self._without_labels(self.unlabelled)
         splits = self._drop_bad(splits, on_bad_row)
@@ -162,7 +162,7 @@ class _Loading:
         found = {"train": self._look("train", first)}
         word = word or next((word for word, one in offered.items() if one.fits(found["train"])), next(iter(offered)))
         reading = offered[word].settle(found["train"], offered)
-        for split in [split for split in self.tables if split != "train"]:
+        for split in [split for split in self.raw if split != "train"]:
             self._find_columns(split)
             if "label" in self.columns[split]:
                 found[split] = self._look(split, first)
@@ -174,37 +174,37 @@ class _Loading:
         return word, reading, found
 
     def _look(self, split: str, reading: Reading) -> Any:
-        return reading.look(self.tables[split], self.columns[split]["label"], lambda: self._inputs(split))
+        return reading.look(self.raw[split], self.columns[split]["label"], lambda: self._inputs(split))
 
     def _inputs(self, split: str) -> datasets.Dataset:
-        return inputs(self.tables[split], self.columns[split], self.roles)
+        return inputs(self.raw[split], self.columns[split], self.roles)
 
     def _split(self, split: str, reading: Reading | None, found: Any) -> Split:
         column = self.columns[split].get("label", "")
-        return read_split(self.tables[split], self._inputs(split), self.roles, column, reading, found)
+        return read_split(self.raw[split], self._inputs(split), self.roles, column, reading, found)
 
-    def _without_labels(self, table: Table) -> Split:
+    def _without_labels(self, raw: RawSplit) -> Split:
         """Rows of the target, scanned like all others; their columns are those of train where they are there."""
         wanted = {role: need for role, need in self.roles.items() if need.kind != "label"}
-        columns = find_columns(table, wanted, self._of_train(table, wanted))
-        return read_split(table, inputs(table, columns, wanted), wanted)
+        columns = find_columns(raw, wanted, self._of_train(raw, wanted))
+        return read_split(raw, inputs(raw, columns, wanted), wanted)
 
     def _find_columns(self, split: str) -> None:
         """The columns of another split: those of train where they are there; only the label may be missing."""
         if split not in self.columns:
-            table, train = self.tables[split], self.columns["train"]
+            raw, train = self.raw[split], self.columns["train"]
             roles = {role: replace(self.roles[role], required=role != "label") for role in train}
-            self.columns[split] = find_columns(table, roles, self._of_train(table, roles))
+            self.columns[split] = find_columns(raw, roles, self._of_train(raw, roles))
 
-    def _of_train(self, table: Table, roles: dict[str, Role]) -> dict[str, str]:
-        there = table.data.column_names
+    def _of_train(self, raw: RawSplit, roles: dict[str, Role]) -> dict[str, str]:
+        there = raw.data.column_names
         return {role: column for role, column in self.columns["train"].items() if role in roles and column in there}
 
     def _leave_out(self, split: str) -> None:
-        table = self.tables.pop(split)
+        raw = self.raw.pop(split)
         if split in self.given or split == TARGET:
             flag = "target_test" if split == TARGET else split
-            raise UserError(f"Expected labels in {table.name}; it has none. Leave --{flag} out; hftl predict reads it.")
+            raise UserError(f"Expected labels in {raw.name}; it has none. Leave --{flag} out; hftl predict reads it.")
         self.notes.append(f"the {split} split of {self.source} has no labels (missing, or all -1) and was left out")
 
     def _drop_bad(self, splits: dict[str, Split], on_bad_row: str) -> dict[str, Split]:
@@ -253,7 +253,7 @@ def _open(source: Any, revision: str | None, reading: Reading | None) -> Opened:
     return replace(open_source(folders), name=str(source))
 
 
-def _given(one: Any, split: str, opened: Opened, reading: Reading | None) -> Table:
+def _given(one: Any, split: str, opened: Opened, reading: Reading | None) -> RawSplit:
     if isinstance(one, str) and one in opened.others:
         return opened.others.pop(one)
     return one_set(_open(one, None, reading), split, f"--{split} {one}")
@@ -261,21 +261,21 @@ def _given(one: Any, split: str, opened: Opened, reading: Reading | None) -> Tab
 
 def _split_by_column(opened: Opened, mapped: dict[str, str]) -> None:
     """Honour a column `split` that says train, valid or test in each row."""
-    table = opened.splits.get("train")
-    if table is None or len(opened.splits) > 1 or "split" not in table.data.column_names or "split" in mapped.values():
+    raw = opened.splits.get("train")
+    if raw is None or len(opened.splits) > 1 or "split" not in raw.data.column_names or "split" in mapped.values():
         return
     codes = {word: SPLITS.index(split) for word, split in WORDS.items()}
     found = []
-    for batch in table.data.select_columns(["split"]).iter(10_000):
+    for batch in raw.data.select_columns(["split"]).iter(10_000):
         found += [codes.get(str(value).strip().lower(), -1) for value in batch["split"]]
     places = np.array(found, np.int8)
     if (places < 0).any() or not (places == 0).any():
-        opened.notes.append(f"the column 'split' of {table.name} was not used: not every row has train, valid or test")
+        opened.notes.append(f"the column 'split' of {raw.name} was not used: not every row has train, valid or test")
         return
     for code, split in enumerate(SPLITS):
         here = np.flatnonzero(places == code)
         if len(here):
-            opened.splits[split] = table.take(here, split)
+            opened.splits[split] = raw.take(here, split)
 
 
 @contextmanager

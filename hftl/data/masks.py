@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from hftl.data.pixels import MaskScan
-    from hftl.data.source import Table
+    from hftl.data.source import RawSplit
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Masks(Reading):
 
         return paired_folders(source)
 
-    def look(self, table: Table, column: str, inputs: Callable[[], datasets.Dataset]) -> Any:
+    def look(self, raw: RawSplit, column: str, inputs: Callable[[], datasets.Dataset]) -> Any:
         import datasets
 
         from hftl.data.pixels import scan_masks
 
-        rows = datasets.concatenate_datasets([inputs(), self.encode(table, column)], axis=1)
-        return scan_masks(rows, table.roots, f"the masks of {table.name}")
+        rows = datasets.concatenate_datasets([inputs(), self.encode(raw, column)], axis=1)
+        return scan_masks(rows, raw.roots, f"the masks of {raw.name}")
 
     def settle(self, train: MaskScan, offered: Mapping[str, Reading]) -> Self:
         """The classes: those of the file of names, in its order, or else the values found in train.
@@ -65,10 +65,10 @@ class Masks(Reading):
     def check_same(self, train: Any, other: Any, split: str) -> None:
         """Values that train lacks are flaws of single rows."""
 
-    def encode(self, table: Table, column: str) -> datasets.Dataset:
+    def encode(self, raw: RawSplit, column: str) -> datasets.Dataset:
         from hftl.data.formats.images import as_images
 
-        return as_images(table.labels(column), "label", table.root, f"column {column!r} of {table.name}", "label")
+        return as_images(raw.labels(column), "label", raw.root, f"column {column!r} of {raw.name}", "label")
 
     def held(self, batches: Iterator[np.ndarray], found: MaskScan) -> np.ndarray:
         return found.pixels

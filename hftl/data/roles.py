@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import datasets
     import numpy as np
 
-    from hftl.data.source import Table
+    from hftl.data.source import RawSplit
 
 _ENCODING = 2  # part of the cache key of encoded columns: raise it when `cells` of a reading changes
 
@@ -64,9 +64,9 @@ class Reading:
         """Split -> rows of a source that only this reading makes sense of; None of any other."""
         return None
 
-    def look(self, table: Table, column: str, inputs: Callable[[], datasets.Dataset]) -> Any:
+    def look(self, raw: RawSplit, column: str, inputs: Callable[[], datasets.Dataset]) -> Any:
         """What a column of labels holds; `inputs` gives the columns of the other roles."""
-        return survey(table.labels(column), f"column {column!r} of {table.name}", self.splits_texts)
+        return survey(raw.labels(column), f"column {column!r} of {raw.name}", self.splits_texts)
 
     def fits(self, train: Any) -> bool:
         """Whether this is the natural reading of a column; where none is, the first that the task names is taken."""
@@ -101,15 +101,15 @@ class Reading:
     def _new(self, train: Any, other: Any) -> set[str]:
         return other.values | (set() if train.words_are_missing else other.words)
 
-    def encode(self, table: Table, column: str) -> datasets.Dataset:
-        """The column `label` of a table, encoded; a missing label is -1, NaN or, of a tag, -100."""
+    def encode(self, raw: RawSplit, column: str) -> datasets.Dataset:
+        """The column `label`, encoded; a missing label is -1, NaN or, of a tag, -100."""
         import datasets
 
-        raw, value = table.labels(column), datasets.Value(self.dtype)
-        return raw.map(
+        cells, value = raw.labels(column), datasets.Value(self.dtype)
+        return cells.map(
             _encode,
             batched=True,
-            fn_kwargs={"reading": self, "class_names": class_names(raw), "version": _ENCODING},
+            fn_kwargs={"reading": self, "class_names": class_names(cells), "version": _ENCODING},
             features=datasets.Features({"label": datasets.List(value) if self.listed else value}),
             desc="Reading labels",
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +93,9 @@ def _scan(
                 if not text or text.isspace():
                     reason[i] = reason[i] or f"an empty {role}"
         else:
-            for i, seen in enumerate(_look_at_all(batch[role], roots)):
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # PIL decodes outside Python's lock
+                looks = list(pool.map(functools.partial(_look, roots=roots), batch[role]))
+            for i, seen in enumerate(looks):
                 sums[i].update(seen.digest)
                 width[i], height[i], mode[i] = seen.width, seen.height, seen.mode
                 reason[i] = reason[i] or seen.reason
@@ -113,12 +115,6 @@ class _Seen:
     height: int = 0
     mode: str = ""
     reason: str = ""
-
-
-def _look_at_all(cells: list[Any], roots: list[str] | None) -> Iterator[_Seen]:
-    # PIL decodes outside Python's lock, so threads help
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        yield from pool.map(lambda cell: _look(cell, roots), cells)
 
 
 def _look(cell: dict[str, Any] | None, roots: list[str] | None) -> _Seen:

@@ -1,4 +1,4 @@
-"""Open what `--data` names: a table for each split, with the columns that the source has."""
+"""Open what `--data` names: the rows of each split, with the columns that the source has."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 @dataclass
-class Table:
-    """The rows of one split. `root` is the folder that file names in them are relative to; None: there is none."""
+class RawSplit:
+    """The rows of one split, as the source has them."""
 
     data: datasets.Dataset
     name: str  # for messages
-    root: Path | None = None
+    root: Path | None = None  # the folder that file names in them are relative to
     trusted: bool = False  # a person's own code made them, so they may name any file
 
-    def take(self, rows: np.ndarray, what: str) -> Table:
+    def take(self, rows: np.ndarray, what: str) -> RawSplit:
         """Some of the rows, named by what they are."""
         return replace(self, data=self.data.select(rows), name=f"{self.name} ({what})")
 
@@ -56,8 +56,8 @@ class Opened:
     """`splits` holds only train, valid and test, each where it was found; `others` what the Hub has besides."""
 
     name: str
-    splits: dict[str, Table]
-    others: dict[str, Table] = field(default_factory=dict)
+    splits: dict[str, RawSplit]
+    others: dict[str, RawSplit] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -73,7 +73,7 @@ def open_source(source: Any, revision: str | None = None) -> Opened:
         UserError: nothing is there, or it cannot be read.
     """
     if isinstance(source, datasets.Dataset):
-        return Opened("a Dataset", {"train": Table(source.with_format(None), "the Dataset", trusted=True)})
+        return Opened("a Dataset", {"train": RawSplit(source.with_format(None), "the Dataset", trusted=True)})
     if isinstance(source, Mapping):
         return _mapping(source, revision)
     if isinstance(source, list | tuple):
@@ -88,12 +88,12 @@ def open_source(source: Any, revision: str | None = None) -> Opened:
         raise UserError("Expected a path or a Hub id as data; it is empty. Pass --data FILE.")
     if name.startswith("hftl:"):
         splits = bundled(name.removeprefix("hftl:"))
-        return Opened(name, {split: Table(rows, f"{name} ({split})") for split, rows in splits.items()})
+        return Opened(name, {split: RawSplit(rows, f"{name} ({split})") for split, rows in splits.items()})
     path = expanded(name)
     if path.is_dir():
         return _folder(path, name)
     if path.is_file():
-        return Opened(name, {"train": _file_table([path], path.parent)})
+        return Opened(name, {"train": _file_rows([path], path.parent)})
     if any(mark in name for mark in "*?["):
         return _file_set(sorted(Path().glob(name)) if not path.is_absolute() else sorted(_glob(path)), name)
     if path.suffix.lower() in {*FORMATS, ".txt", ".xlsx"} or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -103,7 +103,7 @@ def open_source(source: Any, revision: str | None = None) -> Opened:
     return _hub(name, revision)
 
 
-def one_set(opened: Opened, split: str, named: str) -> Table:
+def one_set(opened: Opened, split: str, named: str) -> RawSplit:
     """The rows of a source: all of it, or one split where it has several.
 
     Args:
@@ -140,7 +140,7 @@ def _mapping(source: Mapping[str, Any], revision: str | None) -> Opened:
     return Opened(", ".join(map(str, source.values())) if plain else f"a {type(source).__name__}", *_named(tables))
 
 
-def _file_table(paths: list[Path], root: Path) -> Table:
+def _file_rows(paths: list[Path], root: Path) -> RawSplit:
     for path in paths:
         if path.suffix.lower() in PACKED:
             raise unpack_first(path)
@@ -150,7 +150,7 @@ def _file_table(paths: list[Path], root: Path) -> Table:
         if not path.is_file():
             raise UserError(f"Expected a file at {path}; there is none. Check the path.")
     name = paths[0].name if len(paths) == 1 else f"{paths[0].name} and {len(paths) - 1} more"
-    return Table(read_files(paths), name, root)
+    return RawSplit(read_files(paths), name, root)
 
 
 def _file_set(paths: list[Path], name: str) -> Opened:
@@ -163,7 +163,7 @@ def _file_set(paths: list[Path], name: str) -> Opened:
     unnamed = grouped.pop("", [])
     notes = [f"{path.name} was not read: its name names no split" for path in unnamed] if grouped else []
     grouped = grouped or {"train": unnamed}
-    splits = {split: _file_table(files, files[0].parent) for split, files in grouped.items()}
+    splits = {split: _file_rows(files, files[0].parent) for split, files in grouped.items()}
     return Opened(name, splits, notes=notes)
 
 
@@ -172,7 +172,7 @@ def _folder(folder: Path, name: str) -> Opened:
         return _saved(folder, name)
     table = _metadata(folder)
     if table:
-        return Opened(name, {"train": Table(table, f"{folder.name}/metadata", folder)})
+        return Opened(name, {"train": RawSplit(table, f"{folder.name}/metadata", folder)})
     files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in FORMATS and p.name[0] != ".")
     if any(split_of(path.stem) == "train" for path in files):
         return _file_set([path for path in files if split_of(path.stem)], name)
@@ -180,7 +180,7 @@ def _folder(folder: Path, name: str) -> Opened:
     if "train" in inside:
         return Opened(name, {str(split): _split_folder(path) for split, path in inside.items()})
     if class_folders(folder):
-        return Opened(name, {"train": Table(read_class_folders(folder), folder.name, folder)})
+        return Opened(name, {"train": RawSplit(read_class_folders(folder), folder.name, folder)})
     files = [path for path in files if path.name not in ("dataset_info.json", "dataset.json")]
     if files:
         return _file_set(files, name)
@@ -191,16 +191,16 @@ def _folder(folder: Path, name: str) -> Opened:
     )
 
 
-def _split_folder(folder: Path) -> Table:
+def _split_folder(folder: Path) -> RawSplit:
     """What lies under train/, valid/ or test/: images with metadata, images by class, or files."""
     table = _metadata(folder)
     if table:
-        return Table(table, f"{folder.name}/metadata", folder)
+        return RawSplit(table, f"{folder.name}/metadata", folder)
     if class_folders(folder):
-        return Table(read_class_folders(folder), folder.name, folder)
+        return RawSplit(read_class_folders(folder), folder.name, folder)
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in FORMATS)
     if files:
-        return _file_table(files, folder)
+        return _file_rows(files, folder)
     raise UserError(f"Expected images by class or data files in {folder}; there are none. Add some.")
 
 
@@ -217,13 +217,13 @@ def _saved(folder: Path, name: str) -> Opened:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{name} looks like save_to_disk's, but cannot be read: {reason}. Save it again.") from error
     splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
-    found = _named({key: Table(rows, f"{folder.name} ({key})", folder) for key, rows in splits.items()})
+    found = _named({key: RawSplit(rows, f"{folder.name} ({key})", folder) for key, rows in splits.items()})
     return Opened(name, *found)
 
 
-def _named(tables: dict[str, Table]) -> tuple[dict[str, Table], dict[str, Table]]:
+def _named(tables: dict[str, RawSplit]) -> tuple[dict[str, RawSplit], dict[str, RawSplit]]:
     """Sort splits by the names that hftl has for them, and the rest."""
-    splits: dict[str, Table] = {}
+    splits: dict[str, RawSplit] = {}
     others = {}
     for key, table in tables.items():
         split = split_of(key)
@@ -240,7 +240,7 @@ def _hub(name: str, revision: str | None) -> Opened:
         loaded = load_dataset(repository, config or None, revision=revision)
     except (OSError, DatasetsError, RuntimeError, ValueError) as error:
         raise UserError(_hub_trouble(name, error)) from error
-    found, others = _named({key: Table(rows, f"{name} ({key})") for key, rows in loaded.items()})
+    found, others = _named({key: RawSplit(rows, f"{name} ({key})") for key, rows in loaded.items()})
     return Opened(name, found, others)
 
 

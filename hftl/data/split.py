@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from hftl.data.roles import Reading, Role
 from hftl.data.scan import Scan, scan
-from hftl.data.source import Table
+from hftl.data.source import RawSplit
 from hftl.data.types import SPLITS, Labels
 
 _BATCH = 10_000
@@ -65,7 +65,7 @@ def whole_fingerprint(splits: dict[str, Split], labels: Labels) -> str:
 
 
 def read_split(
-    table: Table,
+    raw: RawSplit,
     inputs: datasets.Dataset,
     roles: dict[str, Role],
     column: str = "label",
@@ -80,11 +80,11 @@ def read_split(
         found: what the reading's `look` saw in it.
     """
     kinds = {role: roles[role].kind for role in inputs.column_names if roles[role].kind != "domain"}
-    scanned = scan(inputs, kinds, table.roots)
+    scanned = scan(inputs, kinds, raw.roots)
     if reading is None:
-        return Split(inputs, scanned, table.name)
-    data = datasets.concatenate_datasets([inputs, reading.encode(table, column)], axis=1)
-    split = Split(data, scanned, table.name, reading, reading.held(_batches(data), found))
+        return Split(inputs, scanned, raw.name)
+    data = datasets.concatenate_datasets([inputs, reading.encode(raw, column)], axis=1)
+    split = Split(data, scanned, raw.name, reading, reading.held(_batches(data), found))
     for row, why in reading.flaws(data, split.label_batches(), found):
         scanned.reasons.setdefault(row, why)
     return split
