@@ -134,7 +134,9 @@ MODELS = {
         given=other_weights,
         command="image",
     ),
-    "weights for a whole model": Case("--weights other.safetensors", ("leave --weights out",), given=other_weights),
+    "weights for a model": Case(
+        "--weights other.safetensors", ("leave --weights out",), given=other_weights, command="image"
+    ),
     "one token": Case("--max_length 1", ("--max_length 1 leaves no room", "Pass 3 or more")),
 }
 
