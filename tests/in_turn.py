@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from torch.distributed.tensor import DTensor
 
 from hftl import Recipe, Trainer
 from hftl.run import outcome
+from hftl.train.resume import manifest
+from hftl.train.resume.stopping import REQUEST, Stopped
 
 
 class Stop(BaseException):
@@ -27,37 +30,45 @@ class Stop(BaseException):
 
 
 @contextlib.contextmanager
-def broken_off(at: int | None) -> Iterator[None]:
-    """Leave a run before this step of it, in every process."""
+def broken_off(at: int | None, asked: int | None) -> Iterator[None]:
+    """Leave a run before a step of it, in every process, or ask the second process alone to stop there."""
     step = Trainer.training_step
 
     def stepping(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == at:
             raise Stop
+        if self.state.global_step == asked and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *args, **kwargs)
 
     Trainer.training_step = stepping
     try:
-        with contextlib.suppress(Stop):
+        with contextlib.suppress(Stop, Stopped), REQUEST.listening():
             yield
     finally:
         Trainer.training_step = step
 
 
+def left(folder: Path) -> dict[str, Any]:
+    """The checkpoints of a run that was broken off: their files, and what is wrong with them."""
+    found = sorted((folder / "checkpoints").glob("checkpoint-*"))
+    return {one.name: [sorted(file.name for file in one.iterdir()), manifest.fault(one)] for one in found}
+
+
 def noted(settings: dict[str, Any]) -> dict[str, Any]:
     """What this process knows of a run once it is over."""
     kept = []
-    stop = settings.pop("stop", None)
+    stops = broken_off(settings.pop("stop", None), settings.pop("asked", None))
     measure = outcome.measure
     outcome.measure = lambda run: kept.append(run) or measure(run)
     report = None
     try:
-        with broken_off(stop):
+        with stops:
             report = Recipe(**settings).run()
     finally:
         outcome.measure = measure
     if report is None:
-        return {}
+        return {"left": left(Path(settings["output_dir"]))}
     trainer = kept[0].trainer
     parameters = list(trainer.model.parameters())
     return {

@@ -9,14 +9,12 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from cut_runs import ROOT, Killed, at_step, kills, same, send, stopped
+from cut_runs import Killed, at_step, kills, same, send, stopped
 
 from hftl import Recipe
 from hftl.errors import UserError
@@ -99,36 +97,6 @@ def test_a_reader_of_rows_outlives_the_first_sigterm_and_another_child_does_not(
     monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: None)
     stopping.Request.heard(request, signal.SIGINT)
     assert sent == [signal.SIGTERM, signal.SIGINT]
-
-
-@pytest.mark.launch
-def test_two_processes_agree_on_the_step_where_one_of_them_was_asked(text, tmp_path):
-    """The second process alone is asked, at step 5: both end one step later, and go on as if nothing had been."""
-    script = tmp_path / "recipe.py"
-    script.write_text(
-        "import os, signal\nfrom hftl import Recipe, main\nfrom hftl.train.trainer import Trainer\n"
-        "plain = Trainer.training_step\ndef step(self, *a, **k):\n"
-        "    if self.state.global_step == 5 and os.environ['RANK'] == os.environ.get('ASKED'):\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\n    return plain(self, *a, **k)\n"
-        "Trainer.training_step = step\nif __name__ == '__main__':\n    main(Recipe())\n"
-    )
-    flags = [f"--{name}={value}" for name, value in (text | {"num_train_epochs": 1}).items()]
-
-    def start(folder: str, *more: str, **env: str) -> subprocess.CompletedProcess:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        words = [*launcher, str(script), *flags, "--output_dir", str(tmp_path / folder), *more]
-        env = os.environ | {"PYTHONPATH": str(ROOT)} | env
-        return subprocess.run(words, capture_output=True, text=True, env=env, timeout=300, check=False)
-
-    assert start("whole").returncode == 0
-    found = start("cut", ASKED="1")
-    assert "Stopped by SIGTERM. Add --resume" in found.stderr, found.stderr[-3000:]
-    kept = next((tmp_path / "cut" / "checkpoints").iterdir())
-    assert not manifest.fault(kept)
-    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in kept.iterdir()}
-    assert 6 <= int(kept.name[11:]) < 8
-    assert start("cut", "--resume").returncode == 0
-    same(tmp_path / "whole", tmp_path / "cut")
 
 
 # --- kills ---

@@ -19,6 +19,7 @@ import transformers
 import yaml
 from safetensors.torch import load_file
 from scipy import stats
+from test_recipes import launch
 
 from hftl import MultiTaskRecipe, Recipe, Report, load
 from hftl.cli.main import main
@@ -526,7 +527,7 @@ def test_two_processes_end_as_one(still_bert, reviews_csv, pairs_csv, tmp_path):
     common = ["--model", still_bert, "--tasks", f"mood={reviews_csv}", f"pairs={pairs_csv}", "--optim", "sgd"]
     common += ["--learning_rate", "0.05", "--max_steps", "6", "--pcgrad", "--gradient_accumulation_steps", "3"]
     size = "--per_device_train_batch_size"
-    start(1, *common, size, "8", "--output_dir", str(tmp_path / "one"))
+    launch("multitask.py", *common, size, "8", "--output_dir", str(tmp_path / "one"), "--disable_tqdm")
     start(2, *common, size, "4", "--output_dir", str(tmp_path / "two"))
     for task in ("mood", "pairs"):
         one, two = (load_file(tmp_path / name / task / "model.safetensors") for name in ("one", "two"))

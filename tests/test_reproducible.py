@@ -53,7 +53,6 @@ def untimed(folder: Path) -> dict[str, Any]:
     ("script", "flags"),
     [
         ("text_cls", "--augment EDA(alpha=0.3)"),
-        ("text_cls", "--full_determinism"),
         ("image_cls", "--full_determinism --augment Flip --dataloader_num_workers 2"),
     ],
 )

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from cut_runs import same
 from in_turn import noted
 from PIL import Image
 from safetensors.torch import load_file
@@ -128,10 +129,13 @@ def together(request, places) -> dict[str, Any]:
         ("image", made["image"] | {"strategy": "Full"}),
     ):
         one |= twice | size | {"optim": "adamw_torch", "learning_rate": 0.01, "cache_gb": 0.0}
-        work += [(f"{name} whole", one), (f"{name} cut", one | {"stop": 9}), (f"{name} cut", one | {"resume": True})]
-    both = launch(LAUNCHERS[kind], [given | {"output_dir": str(out / name)} for name, given in work], out)
-    ended = [(name, each) for (name, _), *each in zip(work, *both, strict=True) if each[0]]
-    return dict(ended) | {"kind": kind, "out": out}
+        work += [(f"{name} whole", one), (f"{name} asked", one | {"asked": 2, "output_dir": str(out / f"{name} cut")})]
+        work += [(f"{name} stopped", one | {"stop": 9, "resume": True, "output_dir": str(out / f"{name} cut")})]
+        work += [(f"{name} cut", one | {"resume": True})]
+    both = launch(LAUNCHERS[kind], [{"output_dir": str(out / name)} | given for name, given in work], out)
+    found = {name: each for (name, _), *each in zip(work, *both, strict=True)}
+    cut = {name: found.pop(name)[0]["left"] for name in list(found) if "left" in found[name][0]}
+    return found | {"kind": kind, "out": out, "left": cut}
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -168,7 +172,7 @@ def test_no_row_is_lost_or_counted_twice_where_two_does_not_divide_them(alone, t
 
 
 def test_the_processes_agree_on_when_to_stop_and_on_the_best_checkpoint(together) -> None:
-    for name, (first, second) in ((k, v) for k, v in together.items() if k not in ("kind", "out")):
+    for name, (first, second) in ((k, v) for k, v in together.items() if k not in ("kind", "out", "left")):
         assert first["best"] == second["best"], name
         assert first["scores"] == second["scores"], name
         assert losses(first, "eval_loss") == losses(second, "eval_loss"), name
@@ -209,9 +213,14 @@ def test_each_folder_is_whole_and_loads_in_one_process(places, together) -> None
 
 @pytest.mark.parametrize("name", ["text", "image"])
 def test_broken_off_and_resumed_is_never_broken_off(name: str, together) -> None:
-    whole, cut = (weights(together["out"] / f"{name} {how}") for how in ("whole", "cut"))
-    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+    """One process alone is asked, at step 2: both end within two, go on, and are broken off in the second epoch."""
+    ((kept, (files, fault)),) = together["left"][f"{name} asked"].items()
+    assert not fault
+    assert 3 <= int(kept.removeprefix("checkpoint-")) < 5
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(files)
+    assert {"text": "checkpoint-8", "image": "checkpoint-6"}[name] in together["left"][f"{name} stopped"]
     assert losses(together[f"{name} whole"][0], "eval_loss") == losses(together[f"{name} cut"][0], "eval_loss")
+    same(together["out"] / f"{name} whole", together["out"] / f"{name} cut")
 
 
 def test_one_cache_is_filled_by_both(together) -> None:
