@@ -67,6 +67,8 @@ def noted(settings: dict[str, Any]) -> dict[str, Any]:
             report = Recipe(**settings).run()
     finally:
         outcome.measure = measure
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # the first process may still be sealing a checkpoint that the next run looks for
     if report is None:
         return {"left": left(Path(settings["output_dir"]))}
     trainer = kept[0].trainer

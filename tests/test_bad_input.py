@@ -31,12 +31,19 @@ from bad_inputs import (
     planted,
     planted_adapter,
     read_only,
+    recipe,
     run,
     truncated,
     without,
     words,
 )
 
+from hftl import Recipe
+from hftl.cli import main as cli
+from hftl.data.types import SINGLE, Labels
+from hftl.errors import UserError
+from hftl.run.prepare import source_of
+from hftl.run.settings import task_class
 from hftl.train.trainer import Trainer
 
 CHECKPOINT = {"half/checkpoints/checkpoint-1/trainer_state.json": "{}"}
@@ -134,11 +141,16 @@ MODELS = {
         given=other_weights,
         command="image",
     ),
-    "weights for a model": Case(
+    "weights for a whole model": Case(
         "--weights other.safetensors", ("leave --weights out",), given=other_weights, command="image"
     ),
+    "weights for texts": Case("--weights other.safetensors", ("--weights belongs to image-classification",)),
     "one token": Case("--max_length 1", ("--max_length 1 leaves no room", "Pass 3 or more")),
 }
+
+WHOLE = ("unknown task", "unknown model", "a pickle for weights", "truncated weights", "a model with code of its own")
+WHOLE += ("a full disk while a model is fetched", "weights for texts", "one token")
+"""The models that go through the whole command line: one for each place that refuses them."""
 
 SETTINGS = {
     "unknown flag": Case("--learnign_rate 1", ("no flag --learnign_rate", "Did you mean '--learning_rate'?")),
@@ -337,7 +349,7 @@ CASES = {
     for group, cases in (
         ("data", DATA),
         ("images", IMAGES),
-        ("models", MODELS),
+        ("models", {name: case for name, case in MODELS.items() if name in WHOLE}),
         ("settings", SETTINGS),
         ("folders", FOLDERS),
         ("runs", RUNS),
@@ -350,6 +362,23 @@ CURE = re.compile(
     r"|did you mean|it reads|such as|as in|or the like|takes)\b",
     re.IGNORECASE,
 )
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in WHOLE])
+def test_a_model_that_cannot_be_is_refused_in_one_sentence_where_it_is_built(name: str, world: World) -> None:
+    case = MODELS[name]
+    arrange(case, world)
+    given = recipe("text_cls").settings() | {"model": world.bert}
+    if case.command == "image":
+        given = recipe("image_cls").settings() | {"model": world.cnn}
+    asked = cli.merge(Recipe(**given), words(case, world))
+    with pytest.raises(UserError) as refused:
+        asked.part(task_class(asked.task)).build(source_of(asked), Labels(SINGLE, ["negative", "positive"]))
+    sentence = str(refused.value)
+    assert "\n" not in sentence
+    assert all(piece in sentence for piece in case.says), sentence
+    assert CURE.search(sentence), sentence
+    assert not (world.here / "owned").exists()
 
 
 @pytest.mark.parametrize("name", CASES)
