@@ -30,7 +30,7 @@ from hftl.tasks.image.masked import MaskedImage, plain_vit
 from hftl.tasks.metrics.pretext import MaskedTokens
 from hftl.tasks.networks.hidden_tokens import HiddenTokens
 from hftl.tasks.networks.masking import Masking
-from hftl.tasks.networks.views import MAE, SimMIM, contrast, patch_mask
+from hftl.tasks.networks.views import contrast, mae, patch_mask, simmim
 from hftl.tasks.networks.vocabulary import extend, new_words, pieces
 from hftl.tasks.origin import resolve
 from hftl.tasks.text.masked import MaskedText
@@ -232,9 +232,9 @@ def test_pseudo_perplexity_is_the_exponential_of_the_models_own_mean_loss(bert, 
     labels, metric = batch["labels"], MaskedTokens()
     with torch.no_grad():
         own = model(**batch)
-        HiddenTokens.over(model, inputs_of(batch))
+        learn = HiddenTokens(model, inputs_of(batch))
         for part in (slice(0, 2), slice(2, 6)):
-            made = model(**{name: value[part] for name, value in batch.items()})
+            made = learn(model, {name: value[part] for name, value in batch.items()})
             metric.update(made["logits"].numpy(), labels[part].numpy())
     found = metric.compute()
     right = (own.logits.argmax(-1) == labels)[labels != -100].float().mean().item()
@@ -259,16 +259,15 @@ def test_a_head_that_reads_hidden_tokens_alone_costs_and_teaches_the_same(family
     own.backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    HiddenTokens.over(model, given)
-    assert model.apart
-    made = model(**batch)
+    learn = HiddenTokens(model, given)
+    assert learn.apart
+    made = learn(model, batch)
     made["loss"].backward()
     assert made["loss"].item() == pytest.approx(own.item(), rel=1e-6)
     assert {name for name, p in model.named_parameters() if p.grad is not None} == set(gradients)
     for name, parameter in model.named_parameters():
         if name in gradients:
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-7)
-    HiddenTokens.off(model)
     assert model(**given).logits.shape == (6, 12, len(tokenizer))
 
 
@@ -285,18 +284,18 @@ def test_a_head_that_looks_at_other_tokens_is_given_all_of_them(bert, tokenizer)
     model.cls = Neighbours(model.cls)
     batch = masked_batch(tokenizer)
     own = model(**batch).loss.item()
-    HiddenTokens.over(model, inputs_of(batch))
-    assert not model.apart
-    assert model(**batch)["loss"].item() == pytest.approx(own, rel=1e-6)
+    learn = HiddenTokens(model, inputs_of(batch))
+    assert not learn.apart
+    assert learn(model, batch)["loss"].item() == pytest.approx(own, rel=1e-6)
 
 
 def test_what_stays_in_sight_gets_no_logits(bert, tokenizer):
     model = transformers.AutoModelForMaskedLM.from_pretrained(bert).eval()
     batch = masked_batch(tokenizer)
-    HiddenTokens.over(model, inputs_of(batch))
+    learn = HiddenTokens(model, inputs_of(batch))
     shapes = []
     model.cls.register_forward_hook(lambda module, args, output: shapes.append(output.shape))
-    model(**batch)
+    learn(model, batch)
     assert shapes == [(1, int((batch["labels"] != -100).sum()), len(tokenizer))]
 
 
@@ -469,24 +468,23 @@ class Guess(nn.Module):
     config = SimpleNamespace(norm_pix_loss=False)
 
     def forward(self, pixel_values, **others):
-        return SimpleNamespace(reconstruction=torch.zeros(2, 3, 8, 8), logits=torch.zeros(2, 4, 48))
+        return {"reconstruction": torch.zeros(2, 3, 8, 8), "logits": torch.zeros(2, 4, 48)}
 
     def patchify(self, pixels):
         return pixels.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 4, 5, 1).reshape(len(pixels), 4, 48)
 
 
-@pytest.mark.parametrize("pretext", [SimMIM, MAE])
+@pytest.mark.parametrize("pretext", [simmim, mae])
 def test_the_loss_is_that_of_hidden_patches_alone(pretext):
     model = Guess()
-    pretext.over(model)
     labels = torch.tensor([[0, -100, -100, -100], [-100, -100, 0, 0]])
     pixels = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    before = model(pixels, labels)
+    before = pretext(model, {"pixel_values": pixels, "labels": labels})
     seen, hidden = pixels.clone(), pixels.clone()
     seen[0, :, :4, 4:] += 7  # the second patch of the first image, which is not hidden
     hidden[0, :, :4, :4] += 7
-    assert torch.equal(model(seen, labels)["loss"], before["loss"])
-    assert model(hidden, labels)["loss"] > before["loss"] + 1
+    assert torch.equal(pretext(model, {"pixel_values": seen, "labels": labels})["loss"], before["loss"])
+    assert pretext(model, {"pixel_values": hidden, "labels": labels})["loss"] > before["loss"] + 1
     assert before["logits"][:, 1].tolist() == [1, 2]
     assert before["loss"] == pytest.approx((before["logits"][:, 0].sum() / 3).item())
 
@@ -500,8 +498,8 @@ def test_the_loss_is_transformers_own(kind, method, vits):
     labels = torch.stack([torch.tensor(task._hide(image, train=False)) for image in pixels])
     asked = {"bool_masked_pos": labels == 0} if method == "simmim" else {"noise": (labels == 0).float()}
     with torch.no_grad():
-        ours = model(pixels, labels=labels)["loss"].item()
-        theirs = model.plain.forward(model, pixels, **asked)
+        ours = task.forward(model, {"pixel_values": pixels, "labels": labels})["loss"].item()
+        theirs = model(pixels, **asked)
     assert ours == pytest.approx(theirs.loss.item(), rel=1e-5)
     if method == "mae":
         assert torch.equal(theirs.mask.bool(), labels == 0)

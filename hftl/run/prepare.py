@@ -207,6 +207,7 @@ def make_trainer(
         strategy=strategy,
         streams=streams,
         anatomy=anatomy(pretrained.model, pretrained.fresh),
+        forward=task.forward,
         item_losses=task.item_losses(splits.labels, splits.train),
         cache=kept(recipe, rows, collate, args),
         max_tokens=task.max_tokens_per_batch,

@@ -127,6 +127,10 @@ class Task:
         """Return a function that makes one batch of encoded rows."""
         raise NotImplementedError
 
+    def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        """What a model makes of a batch in training: `loss`, the mean over its items, and `logits`."""
+        return model(**inputs)
+
     def metric(self, labels: Labels) -> Accumulator:
         """An empty accumulator for these labels: it says the headline, what n counts, and of what less is better."""
         raise NotImplementedError

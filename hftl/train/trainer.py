@@ -41,6 +41,7 @@ class Trainer(RowReader):
     Args:
         strategy: how the weights meet the task; `strategy.prepare` is applied to the model here.
         anatomy: where each parameter sits, computed from the model as it was loaded.
+        forward: `(model, inputs) -> outputs`, a mapping with `loss` and `logits`, in place of `model(**inputs)`.
         item_losses: `(logits, labels) -> losses` of shape (items,) to train on in place of the model's own loss.
         cache, max_tokens, longest: as `RowReader` takes them.
         streams: rows without labels by name, for a strategy that reads them; no frozen work is kept then.
@@ -59,6 +60,7 @@ class Trainer(RowReader):
         *,
         strategy: Strategy | None = None,
         anatomy: Anatomy | None = None,
+        forward: Callable[[nn.Module, dict[str, Any]], Any] | None = None,
         item_losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         cache: Cache | None = None,
         streams: Mapping[str, Stream] | None = None,
@@ -69,11 +71,13 @@ class Trainer(RowReader):
     ) -> None:
         self.strategy = strategy or Strategy()
         self.anatomy = anatomy or anatomy_of(model)
+        self.forward = forward or (lambda model, inputs: model(**inputs))
         self.item_losses = item_losses
         blocks = {type(model.get_submodule(name)).__name__ for name in self.anatomy.stack}
         model = self.strategy.prepare(model, self.anatomy)
         self.beside = beside(model, self.strategy, streams or {}, args, packing) if self.strategy.streams else None
         self.groups: list[RateGroup] = rate_groups(model, self.anatomy, self.strategy)
+        args.label_names = args.label_names or ["labels"]  # the base class would read them off the signature of forward
         args.logging_nan_inf_filter = False  # the base class would log the last finite loss, and `log` here see nothing
         if packing and args.torch_compile:
             raise UserError("--packing and --torch_compile do not go together. Leave out one of them.")
@@ -123,7 +127,8 @@ class Trainer(RowReader):
             model = self.model  # what was compiled is the whole forward pass
         if self.packing is not None:
             self.packing.check(inputs)
-        outputs = model(**inputs)
+        with self.accelerator.autocast():
+            outputs = self.forward(model, inputs)
         labels = inputs["labels"]
         if self.item_losses is not None:
             loss = self.item_losses(outputs["logits"], labels).mean()

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 SHARES = {"simmim": 0.6, "mae": 0.75, "simclr": 0.0}
 SQUARE = 32
 """Pixels of a square that SimMIM hides, where at least four go beside each other (Xie et al. 2022, section 4.1.2)."""
-WIDTH = 128
-"""Of SimCLR's projection (Chen et al. 2020, section 2.1)."""
 
 
 @dataclass
@@ -81,16 +79,18 @@ class MaskedImage(Task):
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
         from hftl.tasks.loading import load_config
-        from hftl.tasks.networks.views import METHODS
 
         config = None if source.model.startswith("timm:") else load_config(source)
         self.chosen = fitting(config) if self.method == "auto" else self.method
         if self.chosen == "simclr" and self.mask is not None:
             raise UserError("--mask is for SimMIM and MAE; SimCLR hides nothing. Leave it out.")
         self.share = self.mask or SHARES[self.chosen]
-        made = {"simmim": self._simmim, "mae": self._mae, "simclr": self._simclr}[self.chosen](source, config)
-        METHODS[self.chosen].over(made.model)
-        return made
+        return {"simmim": self._simmim, "mae": self._mae, "simclr": self._simclr}[self.chosen](source, config)
+
+    def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        from hftl.tasks.networks.views import METHODS
+
+        return METHODS[self.chosen](model, inputs)
 
     def processor(self, source: Source, model: nn.Module) -> Any:
         return self.reading.processor(source, model)
@@ -127,16 +127,18 @@ class MaskedImage(Task):
         return made
 
     def _simclr(self, source: Source, config: Any) -> Pretrained:
-        from torch import nn
+        from hftl.tasks.networks.views import WIDTH, project
 
         names = [str(i) for i in range(WIDTH)]
         made = self.reading.build(source, Labels("single_label_classification", names))
-        head = getattr(made.model, "timm_model", None)
-        fresh = made.fresh if head is None else {f"timm_model.{name}" for name in _classifier(head)}
-        made.model.projector = nn.Sequential(nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
-        projector = {name for name, _ in made.model.named_parameters() if name.startswith("projector.")}
-        self.head, self.size = fresh, size_of(made.processor)
-        return Pretrained(made.model, made.processor, made.fresh | fresh | projector, made.revision)
+        self.size = size_of(made.processor)
+        layer = project(made.model, self.size)
+        if layer is None:
+            raise UserError(f"SimCLR needs a linear layer on top, and {source.model} has none. Pass another --model.")
+        own = {name for name, _ in made.model.named_parameters()}
+        self.head = {name for name in own if name.startswith(f"{layer}.")}
+        projector = {name for name in own if name.startswith("projector.")}
+        return Pretrained(made.model, made.processor, made.fresh | self.head | projector, made.revision)
 
     def _lay_out(self, made: Pretrained, source: Source) -> None:
         """Note how many patches there are beside each other, and hold the processor against the model."""
@@ -204,10 +206,7 @@ class MaskedImage(Task):
 
     def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
         """The encoder, as any recipe for images takes it: MAE's as a plain ViT, SimCLR's without projection."""
-        from hftl.tasks.networks.over import Pretext
-
         model = model.merge_and_unload() if hasattr(model, "peft_config") else model
-        Pretext.off(model)
         if self.chosen == "mae":
             return plain_vit(model), None
         if self.chosen == "simclr":
@@ -274,13 +273,6 @@ def plain_vit(model: Any) -> Any:
     )
     vit.load_state_dict(model.vit.state_dict())
     return vit
-
-
-def _classifier(model: Any) -> list[str]:
-    """Names of the parameters of a timm model's last layer."""
-    own = model.get_classifier()
-    heads = {id(p) for one in (own if isinstance(own, tuple) else (own,)) for p in one.parameters()}
-    return [name for name, p in model.named_parameters() if id(p) in heads]
 
 
 def _seed(raw: bytes) -> int:

@@ -11,51 +11,45 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import is_compiled_module
 from torch import nn
 
 from hftl.models.untouched import untouched
-from hftl.tasks.networks.over import Pretext
+from hftl.models.wrapped import bare
 
 
-class HiddenTokens(Pretext):
-    """The tokens that were hidden (Devlin et al. 2019, section 3.1).
+class HiddenTokens:
+    """The loss of the tokens that were hidden (Devlin et al. 2019, section 3.1).
 
-    `logits` are (rows, 3): of each row's hidden tokens the summed loss, how many are right, and their number.
-    Without labels the model is itself.
+    Args:
+        model: one for masked tokens.
+        example: a batch without labels, on which is tried whether the head says of a token the same without the others.
     """
 
-    base_model: Any
-    apart: bool
-    """Whether the head says of a token the same without the others."""
+    def __init__(self, model: Any, example: dict[str, torch.Tensor]) -> None:
+        self.apart = _agrees(model, example)
 
-    def forward(self, labels: torch.Tensor | None = None, **inputs: Any) -> Any:
-        if labels is None:
-            return super().forward(**inputs)
+    def __call__(self, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`loss`, the mean over hidden tokens; `logits` (rows, 3): of each row the summed loss, right ones, number."""
+        labels = inputs["labels"]
         here = labels != -100
-        logits, wanted = self.guesses(here, inputs, self.apart).float(), labels[here]
-        losses = nn.functional.cross_entropy(logits, wanted, reduction="none")
+        given = {name: value for name, value in inputs.items() if name != "labels"}
+        # torch.compile does not look again whether there is a hook
+        logits = guesses(model, given, here, self.apart and not is_compiled_module(model)).float()
+        losses = nn.functional.cross_entropy(logits, labels[here], reduction="none")
         found = logits.new_zeros(*labels.shape, 3)
         found[here] = torch.stack(
-            [losses.detach(), (logits.argmax(-1) == wanted).float(), torch.ones_like(losses)], dim=-1
+            [losses.detach(), (logits.argmax(-1) == labels[here]).float(), torch.ones_like(losses)], dim=-1
         )
         return {"loss": losses.sum() / here.sum().clamp(min=1), "logits": found.sum(1)}
 
-    def guesses(self, here: torch.Tensor, inputs: dict[str, Any], apart: bool) -> torch.Tensor:
-        """(tokens, vocabulary): logits where `here`, (rows, width), is true; `apart` gives the head these alone."""
-        if not apart:
-            return super().forward(**inputs)["logits"][here]
-        with _kept(self.base_model, here):
-            return super().forward(**inputs)["logits"][0]
 
-    @classmethod
-    def over(cls, model: Any, example: dict[str, torch.Tensor] | None = None) -> None:
-        """As the base class; whether the head can go without the other tokens is tried on an example, and compared.
-
-        Args:
-            example: a batch without labels; without one the head is given all tokens.
-        """
-        super().over(model)
-        model.apart = example is not None and _agrees(model, example)
+def guesses(model: Any, inputs: dict[str, torch.Tensor], here: torch.Tensor, apart: bool) -> torch.Tensor:
+    """(tokens, vocabulary): logits where `here`, (rows, width), is true; `apart` gives the head these alone."""
+    if not apart:
+        return model(**inputs)["logits"][here]
+    with _kept(bare(model).base_model, here):
+        return model(**inputs)["logits"][0]
 
 
 def _agrees(model: Any, example: dict[str, torch.Tensor]) -> bool:
@@ -65,7 +59,7 @@ def _agrees(model: Any, example: dict[str, torch.Tensor]) -> bool:
     with untouched(model), torch.no_grad():
         model.eval()
         try:
-            whole, some = (model.guesses(here, example, apart) for apart in (False, True))
+            whole, some = (guesses(model, example, here, apart) for apart in (False, True))
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError):
             return False
     return whole.shape == some.shape and bool((whole - some).abs().max() <= 1e-4 * whole.abs().max())

@@ -1,6 +1,7 @@
 """Pretext tasks on images: what is hidden, what is guessed from the rest, and its loss row by row. Knows no files.
 
-The `logits` of each are of shape (rows, 2): the summed loss of each row and its number of places.
+Each takes `labels` that say where a loss is asked for (-100: nowhere), and gives `loss`, the mean over these places,
+and `logits` of shape (rows, 2): the summed loss of each row and its number of places.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
-from hftl.tasks.networks.over import Pretext
+from hftl.models.head import output_layer
+from hftl.models.untouched import untouched
+from hftl.models.wrapped import bare
 
 TEMPERATURE = 0.5
 """Of SimCLR; Chen et al. 2020, appendix B.9, for images as small as CIFAR's."""
+WIDTH = 128
+"""Of SimCLR's projection (Chen et al. 2020, section 2.1)."""
 
 
 def two_views(size: tuple[int, int]) -> v2.Transform:
@@ -48,46 +53,55 @@ def summed(losses: torch.Tensor, here: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"loss": sums.sum() / places.sum().clamp(min=1), "logits": torch.stack([sums, places.float()], dim=1)}
 
 
-class SimMIM(Pretext):
+def simmim(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Hidden patches are replaced by a learned token, and their pixels guessed; L1 (Xie et al. 2022)."""
-
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, **others: Any) -> dict[str, torch.Tensor]:
-        here = labels != -100
-        guess = super().forward(pixel_values, bool_masked_pos=here, **others).reconstruction
-        error = (pixel_values - guess).abs().mean(1, keepdim=True)
-        patch = pixel_values.shape[-1] // round(here.shape[1] ** 0.5)
-        return summed(nn.functional.avg_pool2d(error, patch).flatten(1), here)
+    pixels, here = inputs["pixel_values"], inputs["labels"] != -100
+    guess = model(pixel_values=pixels, bool_masked_pos=here)["reconstruction"]
+    error = (pixels - guess).abs().mean(1, keepdim=True)
+    patch = pixels.shape[-1] // round(here.shape[1] ** 0.5)
+    return summed(nn.functional.avg_pool2d(error, patch).flatten(1), here)
 
 
-class MAE(Pretext):
+def mae(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Hidden patches are left out of the encoder, and a small decoder guesses their pixels; MSE (He et al. 2022)."""
-
-    config: Any
-    patchify: Any
-
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, **others: Any) -> dict[str, torch.Tensor]:
-        here = labels != -100
-        guess = super().forward(pixel_values, noise=here.float(), **others).logits  # it hides the largest noise
-        target = self.patchify(pixel_values)
-        if self.config.norm_pix_loss:
-            spread, mean = torch.var_mean(target, dim=-1, keepdim=True)
-            target = (target - mean) / (spread + 1e-6) ** 0.5
-        return summed(((guess - target) ** 2).mean(-1), here)
+    pixels, here, plain = inputs["pixel_values"], inputs["labels"] != -100, bare(model)
+    guess = model(pixel_values=pixels, noise=here.float())["logits"]  # it hides the largest noise
+    target = plain.patchify(pixels)
+    if plain.config.norm_pix_loss:
+        spread, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        target = (target - mean) / (spread + 1e-6) ** 0.5
+    return summed(((guess - target) ** 2).mean(-1), here)
 
 
-class SimCLR(Pretext):
+def simclr(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Two views of an image are to be found among those of all images of the batch (Chen et al. 2020).
 
-    Takes pixels (rows, 2, channels, height, width). The model's own last layer is the first of the projection head,
-    `projector` the rest; both are thrown away in the end.
+    Takes pixels (rows, 2, channels, height, width), and a model that `project` has given its projection.
     """
+    made = model(pixel_values=inputs["pixel_values"].flatten(0, 1))["logits"]
+    losses = contrast(made.unflatten(0, (-1, 2)), TEMPERATURE)
+    return summed(losses[:, None], (inputs["labels"] != -100)[:, None])
 
-    projector: Any
 
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor, **others: Any) -> dict[str, torch.Tensor]:
-        made = self.projector(super().forward(pixel_values.flatten(0, 1), **others).logits)
-        losses = contrast(made.unflatten(0, (-1, 2)), TEMPERATURE)
-        return summed(losses[:, None], (labels != -100)[:, None])
+def project(model: Any, size: tuple[int, int]) -> str | None:
+    """Let a classifier of WIDTH classes go on to SimCLR's projection; return the name of its last layer.
+
+    That layer is the first of the projection, `projector` the rest; both are thrown away in the end. None, and nothing
+    done, where no linear layer gives the logits.
+
+    Args:
+        size: height and width of an image.
+    """
+    with untouched(model):
+        layer = output_layer(model.eval(), {"pixel_values": torch.zeros(1, 3, *size)})
+    if layer is None:
+        return None
+    model.projector = nn.Sequential(nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+    # A hook, so that it is within the forward pass, where DDP looks for what is used
+    model.get_submodule(layer).register_forward_hook(
+        lambda module, args, output: model.projector(output) if hasattr(model, "projector") else output
+    )
+    return layer
 
 
 def contrast(views: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -102,4 +116,4 @@ def contrast(views: torch.Tensor, temperature: float) -> torch.Tensor:
     return nn.functional.cross_entropy(alike, other, reduction="none").view(-1, 2).mean(1)
 
 
-METHODS: dict[str, type[Pretext]] = {"simmim": SimMIM, "mae": MAE, "simclr": SimCLR}
+METHODS = {"simmim": simmim, "mae": mae, "simclr": simclr}

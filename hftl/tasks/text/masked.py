@@ -68,6 +68,7 @@ class MaskedText(Task):
 
     _texts: Sequence[str] = field(default=(), init=False, repr=False)
     """Of train; the words that are added come from there."""
+    _learn: Any = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def reading(self) -> TextClassification:
@@ -99,8 +100,13 @@ class MaskedText(Task):
             shown = ", ".join(words[:8]) + (" ..." if len(words) > 8 else "")
             sentence = f"{len(words):,} words of train were added to the vocabulary: {shown}"
             checks.append(Check("vocabulary", "note", sentence if words else "no word of train is split into pieces"))
-        HiddenTokens.over(model, self.reading.collate(tokenizer)([tokenizer("one two three"), tokenizer("four")]))
+        self._learn = HiddenTokens(
+            model, self.reading.collate(tokenizer)([tokenizer("one two three"), tokenizer("four")])
+        )
         return Pretrained(model, tokenizer, fresh, revision, checks)
+
+    def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        return self._learn(model, inputs)
 
     def processor(self, source: Source, model: nn.Module) -> Any:
         tokenizer = self.reading.processor(source, model)
@@ -184,8 +190,6 @@ class MaskedText(Task):
 
     def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
         """The whole model; an adapter is merged into it, so that any recipe can go on from there."""
-        from hftl.tasks.networks.hidden_tokens import HiddenTokens
 
         model = model.merge_and_unload() if hasattr(model, "peft_config") else model
-        HiddenTokens.off(model)
         return model, weights
