@@ -16,6 +16,7 @@ from reports import PIXEL, classification, hostile, regression
 
 from hftl.results.report.page import html
 from hftl.results.report.report import Report
+from hftl.tasks.sections import Example, Gallery
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -74,8 +75,10 @@ def measured(folder: Path, report: Report, *flags: str) -> dict[str, dict]:
 
 
 def images() -> Report:
-    wrong = [{"image": PIXEL, "label": "3", "prediction": "8", "confidence": 0.97}] * 12
-    return classification(labels=list("0123456789"), task="image-classification", wrong=wrong)
+    report = classification(labels=list("0123456789"), task="image-classification")
+    wrong = Example(images=[PIXEL], label="3", prediction="8", words="with 0.970")
+    report.of(Gallery)[0].examples = [wrong] * 12
+    return report
 
 
 CASES = {

@@ -99,12 +99,7 @@ class Baseline(Section):
 
 
 KINDS: dict[str, type[Section]] = {
-    "table": Table,
-    "curve": Curve,
-    "matrix": Matrix,
-    "gallery": Gallery,
-    "words": Words,
-    "baseline": Baseline,
+    kind.__name__.lower(): kind for kind in (Table, Curve, Matrix, Gallery, Words, Baseline)
 }
 
 
