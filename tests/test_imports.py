@@ -56,10 +56,11 @@ WORDED = TASKS | {"PIXELS", "TAGS", "SINGLE", "MULTI", "REGRESSION", "PROBLEM_TY
 NAMED = {
     "strategies.align": "transformers' config says which loss its head has",
     "train.cache.cache": "transformers' config again",
+    "run.settings": "the default of --task",
     "testing": "what it makes is for one task",
     "results.report.earlier": "report.json of earlier versions named them",
     # still to be moved into the tasks
-    **dict.fromkeys(("run", "settings", "studies"), "open"),
+    "studies.together": "open",
 }
 """Modules and packages outside `tasks` that name a task or a kind of label -> why."""
 

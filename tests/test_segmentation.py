@@ -22,11 +22,12 @@ from hftl import MultiTaskRecipe, Recipe, Report, load
 from hftl.cli.main import hftl, main
 from hftl.data.load import load as load_data
 from hftl.data.masks import names_in
+from hftl.data.types import IGNORED
 from hftl.errors import UserError
 from hftl.models.shared import MultiTaskModel
 from hftl.tasks.image.segmentation import ImageSegmentation, painted
 from hftl.tasks.metrics.segments import Segments
-from hftl.tasks.networks.dense import IGNORED, as_map, confusion, segmenter_of
+from hftl.tasks.networks.dense import as_map, confusion, segmenter_of
 from hftl.tasks.sections import Gallery
 
 TASK, NAMES = "image-segmentation", ["grey", "red", "blue"]

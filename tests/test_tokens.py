@@ -18,9 +18,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from hftl import Recipe, Report, load, testing
 from hftl.cli.main import hftl, main
 from hftl.data.load import load as load_data
+from hftl.data.types import IGNORED
 from hftl.errors import UserError
 from hftl.tasks.metrics.entities import Entities, spans
-from hftl.tasks.text.tagging import IGNORED, TokenClassification, on_first
+from hftl.tasks.text.tagging import TokenClassification, on_first
 
 QUICK = {"learning_rate": 5e-3, "per_device_train_batch_size": 8, "disable_tqdm": True, "num_train_epochs": 6}
 

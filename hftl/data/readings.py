@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hftl.data.roles import Reading, other_word
 from hftl.data.survey import MOST_CLASSES, Survey, key, number, ordered, split_cell
-from hftl.data.types import Check, quoted
+from hftl.data.types import IGNORED, Check, quoted
 from hftl.errors import UserError
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class Tags(Reading):
         return replace(self, names=tuple(train.class_names or ordered(train.values)))
 
     def cells(self, cells: list[Any], class_names: list[str] | None) -> list[Any]:
-        ids: dict[str | None, int] = {None: -100} | {name: i for i, name in enumerate(self.names)}
+        ids: dict[str | None, int] = {None: IGNORED} | {name: i for i, name in enumerate(self.names)}
         return [[ids[key(value, class_names)] for value in cell or []] for cell in cells]
 
     def flaws(self, data: datasets.Dataset, batches: Iterable[np.ndarray], found: Any) -> Iterator[tuple[int, str]]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from hftl.data.roles import Reading, Role
 from hftl.data.scan import Scan, scan
 from hftl.data.source import RawSplit
-from hftl.data.types import SPLITS, Labels
+from hftl.data.types import IGNORED, SPLITS, Labels
 
 _BATCH = 10_000
 
@@ -96,7 +96,7 @@ def _batches(data: datasets.Dataset) -> Iterator[np.ndarray]:
         if isinstance(cells, pa.ListArray):
             flat, sizes = cells.flatten().to_numpy(zero_copy_only=False), np.diff(cells.offsets.to_numpy())
             if flat.dtype == np.int64:  # tags: as many as there are words
-                padded = np.full((len(cells), sizes.max(initial=0)), -100, np.int64)
+                padded = np.full((len(cells), sizes.max(initial=0)), IGNORED, np.int64)
                 padded[np.arange(padded.shape[1]) < sizes[:, None]] = flat
                 yield padded
             else:

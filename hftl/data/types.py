@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("train", "valid", "test")
+IGNORED = -100
+"""The label of what enters neither loss nor metric, as torch's cross-entropy has it."""
 
 
 def quoted(value: object) -> str:

@@ -151,7 +151,7 @@ def read_data(recipe: RecipeSettings, task: Task) -> Splits:
         valid=recipe.valid,
         test=recipe.test,
         seed=recipe.seed,
-        read_as=task.problem_type,
+        read_as=task.read_as,
         on_bad_row=recipe.on_bad_row,
         max_train_samples=recipe.max_train_samples,
         revision=recipe.data_revision,

@@ -20,9 +20,6 @@ from hftl.data.types import Check, Labels, Splits
 from hftl.errors import UserError
 from hftl.tasks.sections import Example, Gallery, Section
 
-IGNORED = -100
-"""The label of what enters neither loss nor metric, as torch's cross-entropy has it."""
-
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -81,8 +78,6 @@ class Task:
     """Whether `written` merges an adapter into the model."""
 
     # What a run asks of every task; a task that offers one as a flag declares it as a field.
-    problem_type: str | None = None
-    """How labels are read, where the labels themselves do not tell; None where they do."""
     max_tokens_per_batch: int | None = None
     packing: bool = False
     metrics: Sequence[str] = ()
@@ -102,7 +97,12 @@ class Task:
         """The labels that a saved config names."""
         id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
         names = config.get("label_names") or [id2label[key] for key in sorted(id2label, key=int)]
-        return Labels(self.problem_type or "", list(names))
+        return Labels(next(iter(self.roles["label"].reads)), list(names))
+
+    @property
+    def read_as(self) -> str | None:
+        """Which reading of its role the label takes, or what is learned without a label; None lets the column tell."""
+        return None
 
     def settle(self, splits: Splits) -> None:
         """Look at the settings and at the rows, before anything is built.

@@ -45,6 +45,10 @@ class Classification(Task):
     )
     metrics: list[str] = flag(None, "further metrics of `evaluate`, by name or path", OUT, factory=list)
 
+    @property
+    def read_as(self) -> str | None:
+        return self.problem_type
+
     def item_losses(self, labels: Labels, train: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
         """Cross-entropy in which each class counts the same (King & Zeng 2001), or None for the model's own loss.
 

@@ -224,7 +224,7 @@ def task_of(word: str, settable: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     if name == CHECKPOINTS or hasattr(nn.ModuleDict, name):
         raise UserError(f"--tasks has a task called {name!r}, a name that is taken here. Give it another.")
     given = [part.partition("=") for part in parts[1:]]
-    task = next((value for setting, _, value in reversed(given) if setting == "task"), "text-classification")
+    task = next((value for setting, _, value in reversed(given) if setting == "task"), Recipe.task)
     known, settings = Recipe.own(task), {"data": source}
     for setting, _, value in given:
         if setting not in settable:

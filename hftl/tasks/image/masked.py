@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.data.roles import Role
-from hftl.data.types import Labels
+from hftl.data.types import IGNORED, Labels
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, flag
 from hftl.tasks.base import Pretrained, Source, Task
@@ -35,7 +35,7 @@ class MaskedImage(Task):
 
     name: ClassVar[str] = "image-feature-extraction"
     auto: ClassVar[str] = "AutoModelForMaskedImageModeling"
-    problem_type = "pretext"
+    read_as = "pretext"
     whole: ClassVar[bool] = True
     usage: ClassVar[dict[str, str]] = {
         "auto": auto,
@@ -191,7 +191,7 @@ class MaskedImage(Task):
 
         seed = None if train else _seed(np.ascontiguousarray(torch.as_tensor(pixels).numpy()).tobytes())
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return torch.where(patch_mask(self.side, self.unit, self.share, generator), 0, -100).tolist()
+        return torch.where(patch_mask(self.side, self.unit, self.share, generator), 0, IGNORED).tolist()
 
     def metric(self, labels: Labels) -> Accumulator:
         from hftl.tasks.metrics.pretext import Pretext as Losses

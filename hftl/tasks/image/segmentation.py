@@ -12,11 +12,11 @@ from PIL import Image
 
 from hftl.data.masks import Masks
 from hftl.data.roles import Role
-from hftl.data.types import Labels, Splits
+from hftl.data.types import IGNORED, Labels, Splits
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, flag
 from hftl.tasks.augment import Augmentation, augmentation_of
-from hftl.tasks.base import IGNORED, Pretrained, Source, Task, generator
+from hftl.tasks.base import Pretrained, Source, Task, generator
 from hftl.tasks.image.classification import ImageClassification, changed, data_uri, open_image, size_of
 from hftl.tasks.sections import Example, Gallery, Section
 
@@ -45,7 +45,6 @@ class ImageSegmentation(Task):
 
     name: ClassVar[str] = "image-segmentation"
     auto: ClassVar[str] = "AutoModelForSemanticSegmentation"
-    problem_type = "image_segmentation"
     usage: ClassVar[dict[str, str]] = {
         "auto": auto,
         "script": "recipes/segment.py",
@@ -79,7 +78,7 @@ class ImageSegmentation(Task):
     """Unlabelled images of the target, which an augmentation may read."""
 
     def __post_init__(self) -> None:
-        reads = {self.problem_type: Masks(self.classes, tuple(self.ignored))}
+        reads = {"image_segmentation": Masks(self.classes, tuple(self.ignored))}
         # an instance's own, in place of the class's
         self.roles = self.roles | {"label": replace(self.roles["label"], reads=reads)}  # type: ignore[misc]
 

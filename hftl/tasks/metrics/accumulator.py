@@ -11,7 +11,6 @@ from hftl.errors import UserError
 from hftl.tasks.metrics.bootstrap import Score, Statistic
 from hftl.tasks.sections import Section
 
-IGNORED = -100  # torch's `ignore_index`
 Decide = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 

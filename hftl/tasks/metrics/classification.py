@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from hftl.data.types import IGNORED
 from hftl.errors import UserError
 from hftl.tasks.metrics import bootstrap, calibration
-from hftl.tasks.metrics.accumulator import IGNORED, Accumulator, finite, narrow, shapes
+from hftl.tasks.metrics.accumulator import Accumulator, finite, narrow, shapes
 from hftl.tasks.metrics.bootstrap import Score, Statistic, Values
 from hftl.tasks.sections import LIMITS, Section, Words, by_class, confused, reliability
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hftl.data.types import IGNORED
 from hftl.tasks.metrics import bootstrap
-from hftl.tasks.metrics.accumulator import IGNORED, Accumulator, finite, shapes, softmax
+from hftl.tasks.metrics.accumulator import Accumulator, finite, shapes, softmax
 from hftl.tasks.metrics.bootstrap import Statistic, Values
 
 LISTED_TYPES = 20  # per-type F1 is listed up to here

@@ -14,8 +14,8 @@ import transformers
 from torch import nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
+from hftl.data.types import IGNORED
 from hftl.errors import UserError
-from hftl.tasks.base import IGNORED
 
 ENDING = "ForSemanticSegmentation"
 

@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import is_compiled_module
 from torch import nn
 
+from hftl.data.types import IGNORED
 from hftl.models.untouched import untouched
 from hftl.models.wrapped import bare
 
@@ -32,7 +33,7 @@ class HiddenTokens:
     def __call__(self, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`loss`, the mean over hidden tokens; `logits` (rows, 3): of each row the summed loss, right ones, number."""
         labels = inputs["labels"]
-        here = labels != -100
+        here = labels != IGNORED
         given = {name: value for name, value in inputs.items() if name != "labels"}
         # torch.compile does not look again whether there is a hook
         logits = guesses(model, given, here, self.apart and not is_compiled_module(model)).float()

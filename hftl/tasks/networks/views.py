@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torchvision.transforms import v2
 
+from hftl.data.types import IGNORED
 from hftl.models.head import output_layer
 from hftl.models.untouched import untouched
 from hftl.models.wrapped import bare
@@ -55,7 +56,7 @@ def summed(losses: torch.Tensor, here: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def simmim(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Hidden patches are replaced by a learned token, and their pixels guessed; L1 (Xie et al. 2022)."""
-    pixels, here = inputs["pixel_values"], inputs["labels"] != -100
+    pixels, here = inputs["pixel_values"], inputs["labels"] != IGNORED
     guess = model(pixel_values=pixels, bool_masked_pos=here)["reconstruction"]
     error = (pixels - guess).abs().mean(1, keepdim=True)
     patch = pixels.shape[-1] // round(here.shape[1] ** 0.5)
@@ -64,7 +65,7 @@ def simmim(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 def mae(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Hidden patches are left out of the encoder, and a small decoder guesses their pixels; MSE (He et al. 2022)."""
-    pixels, here, plain = inputs["pixel_values"], inputs["labels"] != -100, bare(model)
+    pixels, here, plain = inputs["pixel_values"], inputs["labels"] != IGNORED, bare(model)
     guess = model(pixel_values=pixels, noise=here.float())["logits"]  # it hides the largest noise
     target = plain.patchify(pixels)
     if plain.config.norm_pix_loss:
@@ -80,7 +81,7 @@ def simclr(model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     """
     made = model(pixel_values=inputs["pixel_values"].flatten(0, 1))["logits"]
     losses = contrast(made.unflatten(0, (-1, 2)), TEMPERATURE)
-    return summed(losses[:, None], (inputs["labels"] != -100)[:, None])
+    return summed(losses[:, None], (inputs["labels"] != IGNORED)[:, None])
 
 
 def project(model: Any, size: tuple[int, int]) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.data.roles import Role
-from hftl.data.types import Check, Labels, Splits
+from hftl.data.types import IGNORED, Check, Labels, Splits
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, flag
 from hftl.tasks.base import Pretrained, Source, Task
@@ -35,7 +35,7 @@ class MaskedText(Task):
 
     name: ClassVar[str] = "fill-mask"
     auto: ClassVar[str] = "AutoModelForMaskedLM"
-    problem_type = "masked_tokens"
+    read_as = "masked_tokens"
     whole: ClassVar[bool] = True
     usage: ClassVar[dict[str, str]] = {
         "auto": auto,
@@ -169,7 +169,7 @@ class MaskedText(Task):
             inputs = padded([{name: ids for name, ids in row.items() if name != "labels"} for row in rows])
             width, left = inputs["input_ids"].shape[1], processor.padding_side == "left"
             if "labels" in rows[0]:
-                return inputs | {"labels": wide([row["labels"] for row in rows], width, -100, left)}
+                return inputs | {"labels": wide([row["labels"] for row in rows], width, IGNORED, left)}
             words = wide([row["word"] for row in rows], width, -1, left) if "word" in rows[0] else None
             ids, labels = masking(inputs["input_ids"], words)
             return inputs | {"input_ids": ids, "labels": labels}

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.data.readings import Tags
 from hftl.data.roles import Role
-from hftl.data.types import Labels
+from hftl.data.types import IGNORED, Labels
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, RUN, flag
-from hftl.tasks.base import IGNORED, Pretrained, Source, Task
+from hftl.tasks.base import Pretrained, Source, Task
 from hftl.tasks.sections import Example
 from hftl.tasks.text.classification import LONGEST, fingerprint, longest
 
@@ -30,7 +30,6 @@ class TokenClassification(Task):
 
     name: ClassVar[str] = "token-classification"
     auto: ClassVar[str] = "AutoModelForTokenClassification"
-    problem_type = "token_classification"
     usage: ClassVar[dict[str, str]] = {
         "auto": auto,
         "script": "recipes/token_cls.py",
