@@ -40,7 +40,7 @@ from bad_inputs import (
 
 from hftl import Recipe
 from hftl.cli import main as cli
-from hftl.data.types import SINGLE, Labels
+from hftl.data.types import Labels
 from hftl.errors import UserError
 from hftl.run.prepare import source_of
 from hftl.run.settings import task_class
@@ -373,7 +373,7 @@ def test_a_model_that_cannot_be_is_refused_in_one_sentence_where_it_is_built(nam
         given = recipe("image_cls").settings() | {"model": world.cnn}
     asked = cli.merge(Recipe(**given), words(case, world))
     with pytest.raises(UserError) as refused:
-        asked.part(task_class(asked.task)).build(source_of(asked), Labels(SINGLE, ["negative", "positive"]))
+        asked.part(task_class(asked.task)).build(source_of(asked), Labels("single_label_classification", ["no", "yes"]))
     sentence = str(refused.value)
     assert "\n" not in sentence
     assert all(piece in sentence for piece in case.says), sentence
