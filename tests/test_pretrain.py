@@ -22,7 +22,7 @@ from test_recipes import launch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
 
-from hftl import Recipe, load, testing
+from hftl import Recipe, Trainer, load, testing
 from hftl.data.types import Labels
 from hftl.errors import UserError
 from hftl.tasks.base import Source
@@ -487,6 +487,20 @@ def test_the_loss_is_that_of_hidden_patches_alone(pretext):
     assert pretext(model, {"pixel_values": hidden, "labels": labels})["loss"] > before["loss"] + 1
     assert before["logits"][:, 1].tolist() == [1, 2]
     assert before["loss"] == pytest.approx((before["logits"][:, 0].sum() / 3).item())
+
+
+def test_a_checkpoint_gives_back_all_weights_of_a_model_whose_file_names_them_otherwise(vits, tmp_path):
+    model = transformers.AutoModelForImageClassification.from_pretrained(vits["vit"])
+    trainer = Trainer(model, transformers.TrainingArguments(str(tmp_path), use_cpu=True))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer.save_model(str(tmp_path / "kept"))
+    assert not set(load_file(tmp_path / "kept" / "model.safetensors")) <= set(before)
+    trainer.state.best_model_checkpoint = str(tmp_path / "kept")
+    for take_up in (trainer._load_best_model, lambda: trainer._load_from_checkpoint(str(tmp_path / "kept"))):
+        for parameter in model.parameters():
+            nn.init.zeros_(parameter)
+        take_up()
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize(("kind", "method"), [("vit", "simmim"), ("mae", "mae")])

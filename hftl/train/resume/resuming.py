@@ -14,10 +14,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import transformers
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import nested_gather
 
-from hftl.errors import explained
+from hftl.errors import UserError, explained
+from hftl.models.wrapped import bare
 from hftl.train.resume import manifest
 from hftl.train.resume.stopping import NAMES, REQUEST, Stopped
 
@@ -31,6 +33,7 @@ class ResumableTrainer(transformers.Trainer):
     def __init__(self, **others: Any) -> None:
         super().__init__(**others)
         self._limit: int | None = None
+        self._missing: list[str] = []
         self._resumed: str | None = None
         self._spent, self._since = 0.0, time.monotonic()
         self.add_callback(_Stopping(self))
@@ -83,6 +86,40 @@ class ResumableTrainer(transformers.Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with explained("resume", resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+            self._load_renamed(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_renamed(self.state.best_model_checkpoint)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Note what the base class has not found in a checkpoint; what is tied, it has found under another name."""
+        model: Any = self.model
+        state, missing = model.state_dict(), set(load_result.missing_keys)
+        there = {value.data_ptr() for name, value in state.items() if name not in missing}
+        self._missing = [name for name in load_result.missing_keys if state[name].data_ptr() not in there]
+
+    def _load_renamed(self, checkpoint: str | None) -> None:
+        """Load the weights that the file names otherwise than the model.
+
+        A checkpoint is written with the names of the Hub's files, which for a ViT and others are not the model's; the
+        base class looks for the latter alone, warns, and would go on without these weights (transformers 5.24).
+        """
+        missing, self._missing = self._missing, []
+        if not missing or checkpoint is None:
+            return
+        model: Any = bare(self.model)
+        found, info = type(model).from_pretrained(checkpoint, config=model.config, output_loading_info=True)
+        state = found.state_dict()
+        if beyond := [name for name in missing if name not in state]:  # the class does not know it: SimCLR's projector
+            held = {k: v for file in Path(checkpoint).glob("model*.safetensors") for k, v in load_file(file).items()}
+            state |= {name: value for name in beyond for k, value in held.items() if k.endswith(f".{name}")}
+        if lost := [name for name in missing if name not in state or name in info["missing_keys"]]:
+            raise UserError(
+                f"{checkpoint} lacks {len(lost)} of the model's tensors, such as {lost[0]}. Pass --overwrite to start "
+                "again."
+            )
+        model.load_state_dict({name: state[name] for name in missing}, strict=False)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with explained("resume", checkpoint):
