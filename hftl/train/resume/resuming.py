@@ -113,13 +113,14 @@ class ResumableTrainer(transformers.Trainer):
         state = found.state_dict()
         if beyond := [name for name in missing if name not in state]:  # the class does not know it: SimCLR's projector
             held = {k: v for file in Path(checkpoint).glob("model*.safetensors") for k, v in load_file(file).items()}
-            state |= {name: value for name in beyond for k, value in held.items() if k.endswith(f".{name}")}
+            state |= {name: value for name in beyond for k, value in held.items() if f".{k}".endswith(f".{name}")}
         if lost := [name for name in missing if name not in state or name in info["missing_keys"]]:
             raise UserError(
                 f"{checkpoint} lacks {len(lost)} of the model's tensors, such as {lost[0]}. Pass --overwrite to start "
                 "again."
             )
-        model.load_state_dict({name: state[name] for name in missing}, strict=False)
+        # not timm's own way, which takes each name for one of the encoder's
+        torch.nn.Module.load_state_dict(model, {name: state[name] for name in missing}, strict=False)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with explained("resume", checkpoint):
