@@ -7,7 +7,6 @@ modules of one class; what is registered before it is the stem, what is register
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,12 +16,8 @@ from torch import nn
 
 from hftl.errors import UserError
 from hftl.models.layout import ancestors, largest_lists, layout, owner_of, size, within
+from hftl.models.wrapped import OUTER, inside
 
-_OUTER = ("base_model.model.", "module.", "_orig_mod.")
-_INNER = re.compile(
-    r"(?<![^.])(?:modules_to_save\.[^.]+|original_module|base_layer"
-    r"|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)
 _Spot = tuple[int | None, bool]  # depth (None without a stack), fresh
 
 
@@ -132,9 +127,9 @@ class Anatomy:
     def _known(self, name: str) -> str:
         """The name that a parameter bore when this anatomy was made."""
         while name not in self._tensors:
-            outer = next((p for p in _OUTER if name.startswith(p) and p.split(".")[0] not in self._modules), None)
+            outer = next((p for p in OUTER if name.startswith(p) and p.split(".")[0] not in self._modules), None)
             if outer is None:
-                return _INNER.sub("", name)
+                return inside(name)
             name = name.removeprefix(outer)
         return name
 

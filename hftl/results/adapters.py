@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hftl.errors import UserError
+from hftl.models.wrapped import out_of_peft
 from hftl.results.predict import Predictor, load
 
 
@@ -46,7 +47,7 @@ def load_adapters(folders: Mapping[str, str | Path]) -> dict[str, Predictor]:
 def base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers, by the name that those of the base have there; copies of whole modules are left out."""
     named: dict[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    plain = {path.removeprefix("base_model.model.").removeprefix("base_model."): path for path in named}
+    plain = {out_of_peft(path).removeprefix("base_model."): path for path in named}
     copies = ("modules_to_save", "original_module")
     return {
         inner.replace(".base_layer.", "."): named[path]

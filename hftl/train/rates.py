@@ -14,6 +14,7 @@ from torch import nn
 
 from hftl.errors import UserError
 from hftl.models.anatomy import Anatomy, Place
+from hftl.models.wrapped import out_of_torch
 from hftl.strategies.base import Strategy
 
 POINTS = tuple(i / 200 for i in range(201))
@@ -64,13 +65,9 @@ def rate_groups(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> list[
 
 def follow(groups: Iterable[RateGroup], model: nn.Module) -> None:
     """Take up the parameters that a wrapper has put in the place of a model's own, by name."""
-    current = {_plain(name): parameter for name, parameter in model.named_parameters()}
+    current = {out_of_torch(name): parameter for name, parameter in model.named_parameters()}
     for group in groups:
-        group.parameters = {name: current[_plain(name)] for name in group.parameters}
-
-
-def _plain(name: str) -> str:
-    return name.replace("_orig_mod.", "").replace("_fsdp_wrapped_module.", "").removeprefix("module.")
+        group.parameters = {name: current[out_of_torch(name)] for name in group.parameters}
 
 
 def _refuse_clash(strategy: Strategy, anatomy: Anatomy, trained: list[str], model: nn.Module) -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from transformers.trainer_utils import speed_metrics
 
 from hftl.errors import UserError
+from hftl.models.wrapped import out_of_peft
 from hftl.train.mixing import Plan, TaskBatches
 from hftl.train.pcgrad import Surgery
 from hftl.train.rows import Rows
@@ -103,7 +104,7 @@ class MultiTaskTrainer(Trainer):
             raise UserError(
                 "One encoder for several tasks is not split over processes. Launch without FSDP, DeepSpeed."
             )
-        common = [p for g in self.groups for n, p in g.parameters.items() if self.whole.common(_inner(n))]
+        common = [p for g in self.groups for n, p in g.parameters.items() if self.whole.common(out_of_peft(n))]
         self.surgery = Surgery(common, self._averaged, args.seed) if pcgrad else None
 
     @property
@@ -191,8 +192,3 @@ class MultiTaskTrainer(Trainer):
             kept = {n: v for n, v in state.items() if seen.setdefault(v.data_ptr(), n) == n or not v.numel()}
             state_dict = {n: v.contiguous() for n, v in kept.items()}  # channels last is no order of a file
         super()._save(output_dir, state_dict)
-
-
-def _inner(name: str) -> str:
-    """The name of a parameter inside what peft puts around a model."""
-    return name.removeprefix("base_model.model.")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from hftl.models.anatomy import anatomy
+from hftl.models.wrapped import PEFT, out_of_peft
 from hftl.results.folder import OutputFolder, unwrap
 from hftl.results.report.report import Report, TaskRow
 from hftl.run import outcome
@@ -107,10 +108,10 @@ def standalone(run: MultiRun, name: str) -> Any:
     if run.recipe.adapters or hasattr(run.trainer.model, "peft_config"):
         model = run.strategy.prepare(model, anatomy(model, pretrained.fresh))
     source = unwrap(run.trainer).state_dict()
-    outer = "base_model.model." if hasattr(run.trainer.model, "peft_config") else ""
+    outer = PEFT if hasattr(run.trainer.model, "peft_config") else ""
     given = {}
     for own, value in model.state_dict().items():
-        plain = own.removeprefix("base_model.model.")
+        plain = out_of_peft(own)
         if run.recipe.adapters:
             plain = task_adapters.name_of(plain, name)
         if "original_module" in own and outer + whole.where(name, plain) not in source:
@@ -158,10 +159,10 @@ def _others(run: MultiRun, name: str) -> str:
 
 def _trained(run: MultiRun, name: str, model: nn.Module) -> int:
     """Parameters of a task's own model that were trained."""
-    trained = {n.removeprefix("base_model.model.") for group in run.trainer.groups for n in group.parameters}
+    trained = {out_of_peft(n) for group in run.trainer.groups for n in group.parameters}
 
     def source(own: str) -> str:
-        plain = own.removeprefix("base_model.model.")
+        plain = out_of_peft(own)
         return run.trainer.whole.where(name, task_adapters.name_of(plain, name) if run.recipe.adapters else plain)
 
     return sum(p.numel() for own, p in model.named_parameters() if source(own) in trained)
