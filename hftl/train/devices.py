@@ -25,7 +25,7 @@ def shard_on_cpu() -> None:
     """Make accelerate's FSDP mean FSDP without a GPU, too; must come before the Trainer is made.
 
     accelerate reads an FSDP config for every kind of device but the CPU: there its processes would each hold the whole
-    model, under DDP, and nothing would be said (`AcceleratorState.__init__`, 1.15).
+    model, under DDP, and nothing would be said (`AcceleratorState.__init__`, 1.15). It has no setting for that.
     """
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if asked and PartialState().distributed_type == DistributedType.MULTI_CPU:
@@ -80,6 +80,7 @@ class _Watch(threading.Thread):
         self.patience, self.ended = patience, threading.Event()
         self.rank, self.of = dist.get_rank(), dist.get_world_size()
         self.neighbour = (self.rank + 1) % self.of
+        # torch gives out the store that its processes met at by no public name, and one of our own needs a free port
         store: Any = dist.distributed_c10d._get_default_store()
         self.store = store.clone()  # the processes' own connection is held by whoever waits for another
         _Watch.on, _Watch.turn = True, _Watch.turn + 1

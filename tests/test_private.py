@@ -1,0 +1,93 @@
+"""Private names of libraries that hftl relies on, each with what it relies on and the file to look at on a change."""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from typing import Any
+
+import datasets
+import peft
+import pytest
+import torch.distributed as dist
+import transformers
+from accelerate.state import PartialState
+from datasets.packaged_modules.json import json as json_reader
+from torch import nn
+from transformers.trainer_pt_utils import BatchRebalanceSampler
+
+from hftl.models import wrapped
+
+METHODS = {
+    "_save_checkpoint": ("model trial", "train/resume/resuming.py"),
+    "_get_output_dir": ("trial", "train/resume/resuming.py"),
+    "_load_from_checkpoint": ("resume_from_checkpoint model", "train/resume/resuming.py"),
+    "_load_best_model": ("", "train/resume/resuming.py"),
+    "_issue_warnings_after_load": ("load_result", "train/resume/resuming.py"),
+    "_load_optimizer_and_scheduler": ("checkpoint", "train/resume/resuming.py, train/trainer.py"),
+    "_load_rng_state": ("checkpoint", "train/resume/resuming.py"),
+    "_init_training_state": (
+        "max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial",
+        "train/resume/resuming.py",
+    ),
+    "_finalize_training": ("trial num_train_samples start_time", "train/resume/resuming.py"),
+    "_save": ("output_dir state_dict", "train/several.py"),
+    "_save_optimizer_and_scheduler": ("output_dir", "train/trainer.py"),
+    "_clip_grad_norm": ("model", "train/trainer.py"),
+    "_prepare_for_training": ("max_steps train_dataloader resume_from_checkpoint", "train/trainer.py"),
+    "_get_train_sampler": ("train_dataset", "train/reading.py, train/several.py"),
+    "_get_eval_sampler": ("eval_dataset", "train/reading.py"),
+    "_get_num_items_in_batch": ("batch_samples device", "train/several.py"),
+}
+"""Methods of transformers.Trainer that are overridden or called -> their parameters, and where in hftl/."""
+
+ATTRIBUTES = {
+    "_tr_loss": "train/resume/resuming.py",
+    "_total_loss_scalar": "train/resume/resuming.py",
+    "_globalstep_last_logged": "train/resume/resuming.py",
+    "_initial_global_step": "train/resume/resuming.py",
+    "_train_batch_size": "train/memory.py, train/several.py",
+}
+"""Attributes of transformers.Trainer -> where in hftl/."""
+
+NAMES = [
+    (dist.distributed_c10d, "_get_default_store", "train/devices.py"),
+    (PartialState, "_shared_state", "train/devices.py"),
+    (datasets.Dataset.from_dict({"a": [1]}), "_fingerprint", "tasks/text/classification.py, tasks/text/masked.py"),
+    (transformers.AutoModel, "_model_mapping", "tasks/networks/dense.py"),
+    (json_reader, "paj", "data/formats/loading.py"),
+    (BatchRebalanceSampler, "__iter__", "train/sampling.py, train/mixing.py"),
+]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_private_method_of_the_trainer_takes_what_it_took(name: str) -> None:
+    parameters, file = METHODS[name]
+    assert hasattr(transformers.Trainer, name), f"transformers.Trainer has no {name} any more: see hftl/{file}"
+    found = [word for word in inspect.signature(getattr(transformers.Trainer, name)).parameters if word != "self"]
+    assert found == parameters.split(), f"transformers.Trainer.{name} takes {found} now: see hftl/{file}"
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_a_private_attribute_of_the_trainer_is_still_used(name: str) -> None:
+    used = f"self.{name}" in inspect.getsource(transformers.Trainer)
+    assert used, f"transformers.Trainer has no {name} any more: see hftl/{ATTRIBUTES[name]}"
+
+
+@pytest.mark.parametrize(("owner", "name", "file"), NAMES, ids=[name for _, name, _ in NAMES])
+def test_a_private_name_of_a_library_is_there(owner: Any, name: str, file: str) -> None:
+    assert hasattr(owner, name), f"{owner} has no {name} any more: see hftl/{file}"
+
+
+def test_the_trainer_still_lets_that_sampler_alone_vary_the_size_of_batches() -> None:
+    source = inspect.getsource(transformers.Trainer)
+    assert "BatchRebalanceSampler" in source, "see hftl/train/sampling.py: TokenBudget need not be one any more"
+
+
+def test_peft_names_what_it_wraps_as_it_did() -> None:
+    model = nn.Sequential(OrderedDict(body=nn.Linear(2, 2), head=nn.Linear(2, 2)))
+    names = [name for name, _ in model.named_parameters()]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["body"], modules_to_save=["head"]))
+    held = [name for name, _ in adapted.named_parameters() if "lora_" not in name and "original_module" not in name]
+    found = [wrapped.inside(wrapped.out_of_peft(name)) for name in held]
+    assert sorted(found) == sorted(names), "peft names what it wraps otherwise: see hftl/models/wrapped.py"
