@@ -18,9 +18,9 @@ from hftl.data.roles import Role
 from hftl.data.types import Labels, Splits
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, flag
-from hftl.tasks.augment import augmentation_of
+from hftl.tasks.augment import Augmentation, augmentation_of
 from hftl.tasks.augment.image import RandAugment
-from hftl.tasks.base import Pretrained, Source, generator, some
+from hftl.tasks.base import Pretrained, Source, Task, generator, some
 from hftl.tasks.classification import PROBLEM_TYPES, Classification
 from hftl.tasks.sections import Example
 
@@ -32,23 +32,10 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ImageClassification(Classification):
-    """A label for an image, by any `AutoModelForImageClassification`, timm's models included."""
+class Images(Task):
+    """What tasks share whose rows are images: how one is opened, augmented, laid out for the model, keyed and shown."""
 
-    name: ClassVar[str] = "image-classification"
-    auto: ClassVar[str] = "AutoModelForImageClassification"
-    usage: ClassVar[dict[str, str]] = {
-        "auto": auto,
-        "script": "recipes/image_cls.py",
-        "new": "images",
-        "example": '"image.png"',
-        "processor": "image_processor",
-    }
     decoded: ClassVar[bool] = True
-    roles: ClassVar[dict[str, Role]] = {
-        "image": Role("image", ("image", "img", "images", "file_name", "path")),
-        "label": Role("label", ("label", "labels", "fine_label", "target", "class", "category"), reads=PROBLEM_TYPES),
-    }
 
     weights: str | None = flag(None, "a .safetensors file for a bare --model timm:NAME", IN)
     image: str | None = flag(None, "the column that holds the image or its file name", IN)
@@ -57,22 +44,16 @@ class ImageClassification(Classification):
     _target: Any = field(default=None, init=False, repr=False)
     """Unlabelled images of the target, which an augmentation may read."""
 
-    @classmethod
-    def reads(cls, config: dict[str, Any]) -> bool:
-        return super().reads(config) or ("architectures" not in config and "architecture" in config)  # timm's own form
-
     def settle(self, splits: Splits) -> None:
         self._target = splits.unlabelled
 
-    def build(self, source: Source, labels: Labels) -> Pretrained:
-        from hftl.tasks.loading import load_pretrained
+    def augmentation(self) -> Augmentation | None:
+        """What `augment` names, fit for this task; None for none."""
+        return augmentation_of(self.augment, "image", self._target)
 
-        if source.model.startswith("timm:"):
-            from hftl.tasks.networks.bare_timm import bare_timm  # timm costs a quarter of a second
-
-            return bare_timm(source, labels)
-        model, fresh, revision = load_pretrained(self.auto, source, labels)
-        return Pretrained(model, self.processor(source, model), fresh, revision)
+    def reading(self, processor: Any) -> Callable[[list[Any]], list[Any]]:
+        """How the cells of labels become labels of the model."""
+        return list
 
     def processor(self, source: Source, model: nn.Module) -> Any:
         from hftl.tasks.loading import load_processor
@@ -85,14 +66,14 @@ class ImageClassification(Classification):
         `pixel_values` has shape (channels, height, width), as the model's own processor makes it. The
         randomness of an augmentation is torch's.
         """
-        found = augmentation_of(self.augment, "image", self._target) if train else None
+        found, labels = self.augmentation() if train else None, self.reading(processor)
 
         def read(batch: dict[str, list]) -> dict[str, Any]:
             images = [open_image(value) for value in batch["image"]]
             if found is not None:
                 images = [changed(image, found, generator(), self._target) for image in images]
             made = {"pixel_values": list(processor(images, return_tensors="pt")["pixel_values"])}
-            return made | ({"labels": batch["label"]} if "label" in batch else {})
+            return made | ({"labels": labels(batch["label"])} if "label" in batch else {})
 
         return rows.with_transform(read)
 
@@ -111,22 +92,13 @@ class ImageClassification(Classification):
 
         return rows.with_transform(read), self.collate(processor)
 
-    def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
-        """A timm network's weights get timm's own names, so that `timm.create_model` reads the folder, too."""
-        import transformers
-
-        if not isinstance(model, transformers.TimmWrapperForImageClassification):
-            return model, weights
-        held = model.state_dict() if weights is None else weights
-        return model, {name.removeprefix("timm_model."): value for name, value in held.items()}
-
     def changed(self) -> bool:
-        return augmentation_of(self.augment, "image", self._target) is not None
+        return self.augmentation() is not None
 
     def before_after(self, encoded: Any) -> list[Example]:
         import numpy as np
 
-        found = augmentation_of(self.augment, "image", self._target)
+        found = self.augmentation()
         if found is None:
             return []
         rng = np.random.default_rng(0)
@@ -137,7 +109,7 @@ class ImageClassification(Classification):
 
     def identify(self, rows: Any, processor: Any) -> list[bytes]:
         told = json.dumps(processor.to_dict(), sort_keys=True, default=str).encode()
-        images = rows.with_format(None)["image"]
+        images = rows.select_columns(["image"]).with_format(None)["image"]
         return [hashlib.blake2b(told + content(image), digest_size=16).digest() for image in images]
 
     def examples(self, n: int) -> list[dict[str, Any]]:
@@ -148,6 +120,48 @@ class ImageClassification(Classification):
 
     def show(self, row: dict[str, Any], answer: Callable[[], Any] | None = None) -> Example:
         return Example(images=[data_uri(open_image(row["image"]))])
+
+
+@dataclass
+class ImageClassification(Classification, Images):
+    """A label for an image, by any `AutoModelForImageClassification`, timm's models included."""
+
+    name: ClassVar[str] = "image-classification"
+    auto: ClassVar[str] = "AutoModelForImageClassification"
+    usage: ClassVar[dict[str, str]] = {
+        "auto": auto,
+        "script": "recipes/image_cls.py",
+        "new": "images",
+        "example": '"image.png"',
+        "processor": "image_processor",
+    }
+    roles: ClassVar[dict[str, Role]] = {
+        "image": Role("image", ("image", "img", "images", "file_name", "path")),
+        "label": Role("label", ("label", "labels", "fine_label", "target", "class", "category"), reads=PROBLEM_TYPES),
+    }
+
+    @classmethod
+    def reads(cls, config: dict[str, Any]) -> bool:
+        return super().reads(config) or ("architectures" not in config and "architecture" in config)  # timm's own form
+
+    def build(self, source: Source, labels: Labels) -> Pretrained:
+        from hftl.tasks.loading import load_pretrained
+
+        if source.model.startswith("timm:"):
+            from hftl.tasks.networks.bare_timm import bare_timm  # timm costs a quarter of a second
+
+            return bare_timm(source, labels)
+        model, fresh, revision = load_pretrained(self.auto, source, labels)
+        return Pretrained(model, self.processor(source, model), fresh, revision)
+
+    def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
+        """A timm network's weights get timm's own names, so that `timm.create_model` reads the folder, too."""
+        import transformers
+
+        if not isinstance(model, transformers.TimmWrapperForImageClassification):
+            return model, weights
+        held = model.state_dict() if weights is None else weights
+        return model, {name.removeprefix("timm_model."): value for name, value in held.items()}
 
 
 def changed(image: Image.Image, found: Any, rng: np.random.Generator, target: datasets.Dataset | None) -> Image.Image:
@@ -169,10 +183,8 @@ def stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     """One batch of images of one size, with labels where they are known."""
     import torch
 
-    made = {"pixel_values": torch.stack([torch.as_tensor(row["pixel_values"]) for row in rows])}
-    if "labels" in rows[0]:
-        made["labels"] = torch.as_tensor([row["labels"] for row in rows])
-    return made
+    names = [name for name in ("pixel_values", "labels") if name in rows[0]]
+    return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in names}
 
 
 def content(value: Any) -> bytes:

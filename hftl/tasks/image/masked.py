@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hftl.data.roles import Role
 from hftl.data.types import IGNORED, Labels
 from hftl.errors import UserError
-from hftl.settings.fields import HOW, IN, flag
+from hftl.settings.fields import HOW, flag
 from hftl.tasks.base import Pretrained, Source, Task
-from hftl.tasks.image.classification import ImageClassification, content, open_image, size_of, stack
+from hftl.tasks.image.classification import ImageClassification, Images, content, open_image, size_of
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from hftl.tasks.metrics.accumulator import Accumulator
+    from hftl.tasks.sections import Example
 
 SHARES = {"simmim": 0.6, "mae": 0.75, "simclr": 0.0}
 SQUARE = 32
@@ -26,7 +27,7 @@ SQUARE = 32
 
 
 @dataclass
-class MaskedImage(Task):
+class MaskedImage(Images):
     """What was hidden of an image, or which view belongs to it.
 
     Training images are hidden anew whenever they are read; those of valid and test always alike, as their content
@@ -45,11 +46,8 @@ class MaskedImage(Task):
         "processor": "image_processor",
         "next": "recipes/image_cls.py",
     }
-    decoded: ClassVar[bool] = True
     roles: ClassVar[dict[str, Role]] = {"image": ImageClassification.roles["image"]}
 
-    weights: str | None = flag(None, "a .safetensors file for a bare --model timm:NAME", IN)
-    image: str | None = flag(None, "the column that holds the image or its file name", IN)
     mask: float | None = flag(None, "the share of patches to hide; else 0.6, or 0.75 for MAE", HOW, range="(0, 1)")
     method: str = flag(
         "auto",
@@ -57,7 +55,6 @@ class MaskedImage(Task):
         HOW,
         choices=("auto", *SHARES),
     )
-    augment: str = flag("none", "random changes of train: Sketch(0.5) | FDA(beta=0.01); see hftl augmentations", HOW)
 
     # Known when the model is built.
     chosen: str = field(default="", init=False)
@@ -71,11 +68,6 @@ class MaskedImage(Task):
     """Height and width of the images that the processor makes."""
     head: set[str] = field(default_factory=set, init=False, repr=False)
     """Parameters that are thrown away in the end."""
-
-    @property
-    def reading(self) -> ImageClassification:
-        """How images are read: as for classification."""
-        return ImageClassification(augment=self.augment)
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
         from hftl.tasks.loading import load_config
@@ -91,9 +83,6 @@ class MaskedImage(Task):
         from hftl.tasks.networks.views import METHODS
 
         return METHODS[self.chosen](model, inputs)
-
-    def processor(self, source: Source, model: nn.Module) -> Any:
-        return self.reading.processor(source, model)
 
     def _simmim(self, source: Source, config: Any) -> Pretrained:
         import transformers
@@ -130,7 +119,7 @@ class MaskedImage(Task):
         from hftl.tasks.networks.views import WIDTH, project
 
         names = [str(i) for i in range(WIDTH)]
-        made = self.reading.build(source, Labels("single_label_classification", names))
+        made = ImageClassification().build(source, Labels("single_label_classification", names))
         self.size = size_of(made.processor)
         layer = project(made.model, self.size)
         if layer is None:
@@ -161,7 +150,7 @@ class MaskedImage(Task):
         `labels`: for each patch 0 where it is hidden, -100 elsewhere, or 0 where views are compared.
         """
         if self.chosen != "simclr":
-            return Hidden(self.reading.encode(rows, processor, train), self._hide, train)
+            return Hidden(super().encode(rows, processor, train), self._hide, train)
         if self.augment != "none":
             raise UserError("SimCLR changes images in its own way. Leave --augment out.")
         import torch
@@ -198,11 +187,13 @@ class MaskedImage(Task):
 
         return Losses()
 
-    def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
-        return stack
+    identify = Task.identify  # not by the image alone: what is kept of a row holds what is hidden of it, too
 
     def changed(self) -> bool:
         return True
+
+    def before_after(self, encoded: Any) -> list[Example]:
+        return []
 
     def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
         """The encoder, as any recipe for images takes it: MAE's as a plain ViT, SimCLR's without projection."""

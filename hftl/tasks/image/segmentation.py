@@ -14,10 +14,10 @@ from hftl.data.masks import Masks
 from hftl.data.roles import Role
 from hftl.data.types import IGNORED, Labels, Splits
 from hftl.errors import UserError
-from hftl.settings.fields import HOW, IN, flag
-from hftl.tasks.augment import Augmentation, augmentation_of
-from hftl.tasks.base import Pretrained, Source, Task, generator
-from hftl.tasks.image.classification import ImageClassification, changed, data_uri, open_image, size_of
+from hftl.settings.fields import IN, flag
+from hftl.tasks.augment import Augmentation
+from hftl.tasks.base import Pretrained, Source
+from hftl.tasks.image.classification import ImageClassification, Images, data_uri, open_image, size_of
 from hftl.tasks.sections import Example, Gallery, Section
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ STRIPS = (
 
 
 @dataclass
-class ImageSegmentation(Task):
+class ImageSegmentation(Images):
     """A class for each pixel, by any `AutoModelForSemanticSegmentation`, or by any encoder with a linear layer on top.
 
     An image and its mask are resized to one size, whatever their shape, and all is measured at that size.
@@ -52,9 +52,8 @@ class ImageSegmentation(Task):
         "example": '"image.png"',
         "processor": "image_processor",
     }
-    decoded: ClassVar[bool] = True
     roles: ClassVar[dict[str, Role]] = {
-        "image": Role("image", ("image", "img", "images", "file_name", "path")),
+        "image": ImageClassification.roles["image"],
         "label": Role(
             "label",
             ("mask", "masks", "label", "labels", "annotation", "segmentation_mask", "segmentation"),
@@ -62,32 +61,20 @@ class ImageSegmentation(Task):
         ),
     }
 
-    weights: str | None = flag(None, "a .safetensors file for a bare --model timm:NAME", IN)
-    image: str | None = flag(None, "the column that holds the image or its file name", IN)
     label: str | None = flag(None, "the column that holds the mask or its file name", IN)
     classes: str | None = flag(None, "a file that names the classes, a line each or JSON, by pixel value", IN)
     ignored: list[int] = flag(None, "pixel values that are no class", IN, factory=lambda: [255])
     image_size: str | None = flag(
         None, "height x width to resize to, such as 192x256; else the size that the model reads", IN
     )
-    augment: str = flag("none", "random changes of train: Sketch(0.5) | FDA(beta=0.01); see hftl augmentations", HOW)
 
     ids: np.ndarray = field(init=False, repr=False, compare=False)
     """(256,): the id of the class that a pixel's value stands for; known when the model is built."""
-    _target: Any = field(default=None, init=False, repr=False)
-    """Unlabelled images of the target, which an augmentation may read."""
 
     def __post_init__(self) -> None:
         reads = {"image_segmentation": Masks(self.classes, tuple(self.ignored))}
         # an instance's own, in place of the class's
         self.roles = self.roles | {"label": replace(self.roles["label"], reads=reads)}  # type: ignore[misc]
-
-    @property
-    def reading(self) -> ImageClassification:
-        """How images are read: as for classification."""
-        task = ImageClassification(augment=self.augment)
-        task._target = self._target
-        return task
 
     def usage_of(self, model: nn.Module) -> dict[str, str]:
         from hftl.tasks.networks.dense import LinearSegmenter
@@ -95,7 +82,7 @@ class ImageSegmentation(Task):
         return self.usage | ({"only": "hftl"} if isinstance(model, LinearSegmenter) else {})
 
     def settle(self, splits: Splits) -> None:
-        self._target = splits.unlabelled
+        super().settle(splits)
         if self.image_size is not None:
             size_in_words(self.image_size)
 
@@ -133,11 +120,11 @@ class ImageSegmentation(Task):
         if isinstance(config, transformers.TimmWrapperConfig):  # it is saved as a part of the model's settings
             cfg = config.pretrained_cfg
             bare = source.model.startswith("timm:")  # else the folder may be an adapter's, with a size of its own
-            saved = cfg if bare else self.reading.processor(source, model).data_config
+            saved = cfg if bare else super().processor(source, model).data_config
             size = asked or tuple(saved.get("input_size", (3, 224, 224))[1:])
             cfg |= {"input_size": [3, *size], "crop_pct": 1.0, "crop_mode": "squash"}
             return transformers.TimmWrapperImageProcessor(cfg, architecture=config.architecture)
-        processor = self.reading.processor(source, model)
+        processor = super().processor(source, model)
         height, width = asked or size_of(processor)
         processor.size = {"height": height, "width": width}
         for name in ("do_center_crop", "do_reduce_labels"):
@@ -145,22 +132,13 @@ class ImageSegmentation(Task):
                 setattr(processor, name, False)
         return processor
 
-    def encode(self, rows: datasets.Dataset, processor: Any, train: bool = False) -> datasets.Dataset:
-        """Decode, augment (in training) and normalise when a row is read.
+    def augmentation(self) -> Augmentation | None:
+        return in_place(super().augmentation())
 
-        Columns: `pixel_values` (channels, height, width), `labels` (height, width) with class ids, IGNORED for none.
-        """
-        found = in_place(augmentation_of(self.augment, "image", self._target)) if train else None
+    def reading(self, processor: Any) -> Callable[[list[Any]], list[Any]]:
+        """(height, width) class ids of each mask, IGNORED for none, at the size of the images."""
         size = size_of(processor)
-
-        def read(batch: dict[str, list]) -> dict[str, Any]:
-            images = [open_image(value) for value in batch["image"]]
-            if found is not None:
-                images = [changed(image, found, generator(), self._target) for image in images]
-            made = {"pixel_values": list(processor(images, return_tensors="pt")["pixel_values"])}
-            return made | ({"labels": [self._ids(mask, size) for mask in batch["label"]]} if "label" in batch else {})
-
-        return rows.with_transform(read)
+        return lambda masks: [self._ids(mask, size) for mask in masks]
 
     def _ids(self, mask: Any, size: tuple[int, int]) -> torch.Tensor:
         """(height, width) class ids of a mask, brought to a size without mixing classes."""
@@ -180,9 +158,6 @@ class ImageSegmentation(Task):
         from hftl.tasks.metrics.segments import Segments
 
         return Segments(labels.names)
-
-    def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
-        return stack
 
     def outputs(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
         """(n, classes, classes): of each image, the pixels of true class i said to be j; NaN for broken logits."""
@@ -223,18 +198,6 @@ class ImageSegmentation(Task):
         shares = {f"share_{name}": f"{share:.6f}" for name, share in answer["shares"].items()}
         return {"prediction": f"{file.parent.name}/{file.name}"} | shares
 
-    def changed(self) -> bool:
-        return self.reading.changed()
-
-    def before_after(self, encoded: Any) -> list[Example]:
-        return self.reading.before_after(encoded)
-
-    def identify(self, rows: Any, processor: Any) -> list[bytes]:
-        return self.reading.identify(rows.select_columns(["image"]), processor)
-
-    def examples(self, n: int) -> list[dict[str, Any]]:
-        return self.reading.examples(n)
-
     def sections(self, metric: Accumulator, scores: Any, read: Any) -> list[Section]:
         """As any task; examples are strips of images, with the colours of the classes above."""
         from hftl.tasks.metrics.segments import colour
@@ -248,7 +211,7 @@ class ImageSegmentation(Task):
     def show(self, row: dict[str, Any], answer: Callable[[], Any] | None = None) -> Example:
         """The image, its mask and what the model said, side by side."""
         if answer is None:
-            return self.reading.show(row)
+            return super().show(row)
         image = open_image(row["image"])
         image.thumbnail((SHOWN, SHOWN))
         said = answer()
@@ -274,14 +237,6 @@ class Read(Sequence):
 
     def __getitem__(self, number: Any) -> Any:
         return self.read(self.rows[int(number)])
-
-
-def stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """One batch of images of one size, with masks where they are known."""
-    import torch
-
-    names = [name for name in ("pixel_values", "labels") if name in rows[0]]
-    return {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in names}
 
 
 def in_place(found: Augmentation | None) -> Augmentation | None:

@@ -15,7 +15,7 @@ from hftl.settings import spec
 from hftl.settings.fields import HOW, IN, RUN, flag
 from hftl.tasks.augment import Augmentation, augmentation_of
 from hftl.tasks.augment.text import changed
-from hftl.tasks.base import Pretrained, Source, generator, some
+from hftl.tasks.base import Pretrained, Source, Task, generator, some
 from hftl.tasks.classification import PROBLEM_TYPES, Classification
 from hftl.tasks.sections import Example
 
@@ -35,54 +35,35 @@ SHOWN = 10_000
 
 
 @dataclass
-class TextClassification(Classification):
-    """A label for a text or for a pair of texts, by any `AutoModelForSequenceClassification`."""
+class Tokenised(Task):
+    """What tasks share that read tokens: how many of a row, and of a batch."""
 
-    name: ClassVar[str] = "text-classification"
-    auto: ClassVar[str] = "AutoModelForSequenceClassification"
-    usage: ClassVar[dict[str, str]] = {
-        "auto": auto,
-        "script": "recipes/text_cls.py",
-        "new": "new.csv",
-        "example": '"one text"',
-        "example_pair": '{"text": "one text", "text_pair": "another"}',
-        "processor": "tokenizer",
-        "arguments": ", truncation=True",  # a pipeline does not cut long texts unless told, and fails on them
-    }
-    roles: ClassVar[dict[str, Role]] = {
-        "text": Role("text", ("text", "sentence", "sentence1", "premise", "question1", "question", "review")),
-        "text_pair": Role("text", ("text_pair", "sentence2", "hypothesis", "question2"), required=False),
-        "label": Role("label", LABELS, reads=PROBLEM_TYPES),
-    }
-
-    text: str | None = flag(None, "the column that holds the text", IN)
-    text_pair: str | None = flag(None, "the column that holds the second text of a pair", IN)
     max_length: int | None = flag(
         None, "longest text in tokens, longer ones are cut; else the model's own", IN, range="[1, inf)"
     )
-    augment: str = flag("none", "random changes of train: EDA() | MaskedLM(); see hftl augmentations", HOW)
     max_tokens_per_batch: int | None = flag(
         None,
         "fill each batch with texts up to this many tokens, padding counted, in place of a number of rows",
         HOW,
         range="[1, inf)",
     )
-    packing: bool = flag(False, "pack texts end to end in place of padding them", RUN)
+
+
+@dataclass
+class Texts(Tokenised):
+    """What tasks share whose rows are texts: how one is augmented, tokenised, padded, keyed and shown."""
+
+    text: str | None = flag(None, "the column that holds the text", IN)
 
     _target: Any = field(default=None, init=False, repr=False)
     """Unlabelled texts of the target, from which an augmentation draws words."""
 
+    def augmentation(self) -> Augmentation | None:
+        """How training texts are changed when they are read; None for not at all."""
+        return None
+
     def settle(self, splits: Splits) -> None:
         self._target = splits.unlabelled
-
-    def build(self, source: Source, labels: Labels) -> Pretrained:
-        from hftl.tasks.loading import load_pretrained
-
-        model, fresh, revision = load_pretrained(self.auto, source, labels)
-        tokenizer = self.processor(source, model)
-        if getattr(model.config, "pad_token_id", None) is None:
-            model.config.pad_token_id = tokenizer.pad_token_id
-        return Pretrained(model, tokenizer, fresh, revision)
 
     def processor(self, source: Source, model: nn.Module) -> Any:
         from hftl.tasks.loading import load_processor
@@ -104,7 +85,7 @@ class TextClassification(Classification):
         """
         import datasets
 
-        found = augmentation_of(self.augment, "text", self._target) if train else None
+        found = self.augmentation() if train else None
         limit = limit_of(processor, self.max_length, "text_pair" in rows.column_names)
         if train:
             processor.model_max_length = limit  # goes into the folder, so that predictions are cut like training
@@ -150,13 +131,80 @@ class TextClassification(Classification):
 
         return batch
 
+    def identify(self, rows: datasets.Dataset, processor: Any) -> list[bytes]:
+        """As any task, in a tenth of the time: the tokens of a row are hashed as they lie in memory.
+
+        A row that is tokenised when it is read is known by its texts, and by how they are tokenised and cut.
+        """
+        if "input_ids" not in rows.column_names:
+            how = repr((_rules(processor), processor.model_max_length)).encode()
+            texts = rows.with_format(None).remove_columns("label")
+            return [hashlib.blake2b(key + how, digest_size=16).digest() for key in super().identify(texts, processor)]
+        names = [name for name in rows.column_names if name not in ("labels", "length")]
+        start = hashlib.blake2b(repr([(name, rows.features[name]) for name in names]).encode(), digest_size=16)
+        found = []
+        for table in rows.select_columns(names).with_format("arrow").iter(10_000):
+            cells = [_bytes_of(table[name].combine_chunks()) for name in names]
+            for row in zip(*cells, strict=True):
+                key = start.copy()
+                key.update(repr([len(cell) for cell in row]).encode())  # where one column ends and the next begins
+                key.update(b"".join(row))
+                found.append(key.digest())
+        return found
+
+    def examples(self, n: int) -> list[dict[str, Any]]:
+        words = ("a film and a book that was very good and is not too long " * n).split()
+        return [{"text": " ".join(words[i : 2 + 4 * i])} for i in range(n)]
+
+    def show(self, row: dict[str, Any], answer: Callable[[], Any] | None = None) -> Example:
+        parts = [row[role][:SHOWN] for role in ("text", "text_pair") if row.get(role) is not None]
+        return Example(texts=[" / ".join(parts)])
+
+
+@dataclass
+class TextClassification(Classification, Texts):
+    """A label for a text or for a pair of texts, by any `AutoModelForSequenceClassification`."""
+
+    name: ClassVar[str] = "text-classification"
+    auto: ClassVar[str] = "AutoModelForSequenceClassification"
+    usage: ClassVar[dict[str, str]] = {
+        "auto": auto,
+        "script": "recipes/text_cls.py",
+        "new": "new.csv",
+        "example": '"one text"',
+        "example_pair": '{"text": "one text", "text_pair": "another"}',
+        "processor": "tokenizer",
+        "arguments": ", truncation=True",  # a pipeline does not cut long texts unless told, and fails on them
+    }
+    roles: ClassVar[dict[str, Role]] = {
+        "text": Role("text", ("text", "sentence", "sentence1", "premise", "question1", "question", "review")),
+        "text_pair": Role("text", ("text_pair", "sentence2", "hypothesis", "question2"), required=False),
+        "label": Role("label", LABELS, reads=PROBLEM_TYPES),
+    }
+
+    text_pair: str | None = flag(None, "the column that holds the second text of a pair", IN)
+    augment: str = flag("none", "random changes of train: EDA() | MaskedLM(); see hftl augmentations", HOW)
+    packing: bool = flag(False, "pack texts end to end in place of padding them", RUN)
+
+    def build(self, source: Source, labels: Labels) -> Pretrained:
+        from hftl.tasks.loading import load_pretrained
+
+        model, fresh, revision = load_pretrained(self.auto, source, labels)
+        tokenizer = self.processor(source, model)
+        if getattr(model.config, "pad_token_id", None) is None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        return Pretrained(model, tokenizer, fresh, revision)
+
+    def augmentation(self) -> Augmentation | None:
+        return augmentation_of(self.augment, "text", self._target)
+
     def changed(self) -> bool:
-        return augmentation_of(self.augment, "text", self._target) is not None
+        return self.augmentation() is not None
 
     def before_after(self, encoded: Any) -> list[Example]:
         import numpy as np
 
-        found = augmentation_of(self.augment, "text", self._target)
+        found = self.augmentation()
         if found is None:
             return []
         rng, plain = np.random.default_rng(0), encoded.with_format(None)
@@ -190,35 +238,6 @@ class TextClassification(Classification):
             return made | {"input_ids": ids} | ({"labels": wanted} if view == "masked" else {})
 
         return encoded, batch
-
-    def identify(self, rows: datasets.Dataset, processor: Any) -> list[bytes]:
-        """As any task, in a tenth of the time: the tokens of a row are hashed as they lie in memory.
-
-        A row that is tokenised when it is read is known by its texts, and by how they are tokenised and cut.
-        """
-        if "input_ids" not in rows.column_names:
-            how = repr((_rules(processor), processor.model_max_length)).encode()
-            texts = rows.with_format(None).remove_columns("label")
-            return [hashlib.blake2b(key + how, digest_size=16).digest() for key in super().identify(texts, processor)]
-        names = [name for name in rows.column_names if name not in ("labels", "length")]
-        start = hashlib.blake2b(repr([(name, rows.features[name]) for name in names]).encode(), digest_size=16)
-        found = []
-        for table in rows.select_columns(names).with_format("arrow").iter(10_000):
-            cells = [_bytes_of(table[name].combine_chunks()) for name in names]
-            for row in zip(*cells, strict=True):
-                key = start.copy()
-                key.update(repr([len(cell) for cell in row]).encode())  # where one column ends and the next begins
-                key.update(b"".join(row))
-                found.append(key.digest())
-        return found
-
-    def examples(self, n: int) -> list[dict[str, Any]]:
-        words = ("a film and a book that was very good and is not too long " * n).split()
-        return [{"text": " ".join(words[i : 2 + 4 * i])} for i in range(n)]
-
-    def show(self, row: dict[str, Any], answer: Callable[[], Any] | None = None) -> Example:
-        parts = [row[role][:SHOWN] for role in ("text", "text_pair") if row.get(role) is not None]
-        return Example(texts=[" / ".join(parts)])
 
 
 def read_part(texts: list[str]) -> list[str]:

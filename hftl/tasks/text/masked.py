@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from hftl.data.roles import Role
 from hftl.data.types import IGNORED, Check, Labels, Splits
 from hftl.errors import UserError
-from hftl.settings.fields import HOW, IN, flag
-from hftl.tasks.base import Pretrained, Source, Task
-from hftl.tasks.text.classification import TextClassification, read_part
+from hftl.settings.fields import HOW, flag
+from hftl.tasks.base import Pretrained, Source
+from hftl.tasks.text.classification import TextClassification, Texts, read_part
 
 if TYPE_CHECKING:
     import datasets
@@ -26,7 +26,7 @@ _MASKING = 1  # part of the cache key of rows with fixed masks: raise it when a 
 
 
 @dataclass
-class MaskedText(Task):
+class MaskedText(Texts):
     """The tokens that were hidden in a text, by any `AutoModelForMaskedLM` (Devlin et al. 2019, section 3.1).
 
     Training texts are masked anew whenever they are read; those of valid and test keep one mask each, which their
@@ -47,10 +47,6 @@ class MaskedText(Task):
     }
     roles: ClassVar[dict[str, Role]] = {"text": TextClassification.roles["text"]}
 
-    text: str | None = flag(None, "the column that holds the text", IN)
-    max_length: int | None = flag(
-        None, "longest text in tokens, longer ones are cut; else the model's own", IN, range="[1, inf)"
-    )
     mask: float = flag(0.15, "the share of tokens to hide", HOW, range="(0, 1)")
     whole_words: bool = flag(False, "hide whole words, never single pieces of one", HOW)
     add_tokens: int = flag(
@@ -59,21 +55,9 @@ class MaskedText(Task):
         HOW,
         range="[0, inf)",
     )
-    max_tokens_per_batch: int | None = flag(
-        None,
-        "fill each batch with texts up to this many tokens, padding counted, in place of a number of rows",
-        HOW,
-        range="[1, inf)",
-    )
-
     _texts: Sequence[str] = field(default=(), init=False, repr=False)
     """Of train; the words that are added come from there."""
     _learn: Any = field(default=None, init=False, repr=False, compare=False)
-
-    @property
-    def reading(self) -> TextClassification:
-        """How texts are read: as for classification."""
-        return TextClassification(max_length=self.max_length)
 
     def settle(self, splits: Splits) -> None:
         self._texts = splits.train["text"]
@@ -100,16 +84,14 @@ class MaskedText(Task):
             shown = ", ".join(words[:8]) + (" ..." if len(words) > 8 else "")
             sentence = f"{len(words):,} words of train were added to the vocabulary: {shown}"
             checks.append(Check("vocabulary", "note", sentence if words else "no word of train is split into pieces"))
-        self._learn = HiddenTokens(
-            model, self.reading.collate(tokenizer)([tokenizer("one two three"), tokenizer("four")])
-        )
+        self._learn = HiddenTokens(model, super().collate(tokenizer)([tokenizer("one two three"), tokenizer("four")]))
         return Pretrained(model, tokenizer, fresh, revision, checks)
 
     def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         return self._learn(model, inputs)
 
     def processor(self, source: Source, model: nn.Module) -> Any:
-        tokenizer = self.reading.processor(source, model)
+        tokenizer = super().processor(source, model)
         if tokenizer.mask_token is None:
             raise UserError(
                 f"The tokenizer of {source.model} has no mask token, so nothing can be hidden. Pass a --model that was "
@@ -125,7 +107,7 @@ class MaskedText(Task):
         """
         import datasets
 
-        encoded = self.reading.encode(rows, processor, train)
+        encoded = super().encode(rows, processor, train)
         limit = min(self.max_length or processor.model_max_length, processor.model_max_length)
         if self.whole_words:
             encoded = datasets.concatenate_datasets([encoded, self._words(rows, processor, limit)], axis=1)
@@ -163,7 +145,7 @@ class MaskedText(Task):
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         from hftl.tasks.networks.masking import wide
 
-        masking, padded = self.masking(processor), self.reading.collate(processor)
+        masking, padded = self.masking(processor), super().collate(processor)
 
         def batch(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
             inputs = padded([{name: ids for name, ids in row.items() if name != "labels"} for row in rows])
@@ -184,9 +166,6 @@ class MaskedText(Task):
 
     def changed(self) -> bool:
         return True
-
-    def identify(self, rows: datasets.Dataset, processor: Any) -> list[bytes]:
-        return self.reading.identify(rows, processor)
 
     def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
         """The whole model; an adapter is merged into it, so that any recipe can go on from there."""

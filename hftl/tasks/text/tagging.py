@@ -10,10 +10,10 @@ from hftl.data.readings import Tags
 from hftl.data.roles import Role
 from hftl.data.types import IGNORED, Labels
 from hftl.errors import UserError
-from hftl.settings.fields import HOW, IN, RUN, flag
-from hftl.tasks.base import Pretrained, Source, Task
+from hftl.settings.fields import IN, RUN, flag
+from hftl.tasks.base import Pretrained, Source
 from hftl.tasks.sections import Example
-from hftl.tasks.text.classification import LONGEST, fingerprint, longest
+from hftl.tasks.text.classification import LONGEST, Tokenised, fingerprint, longest
 
 if TYPE_CHECKING:
     import datasets
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class TokenClassification(Task):
+class TokenClassification(Tokenised):
     """A tag for each word, by any `AutoModelForTokenClassification`; a word's first sub-word bears it."""
 
     name: ClassVar[str] = "token-classification"
@@ -47,15 +47,6 @@ class TokenClassification(Task):
 
     tokens: str | None = flag(None, "the column that holds the words of a text, as a list", IN)
     label: str | None = flag(None, "the column that holds the tags of the words, as a list", IN)
-    max_length: int | None = flag(
-        None, "longest text in tokens, longer ones are cut; else the model's own", IN, range="[1, inf)"
-    )
-    max_tokens_per_batch: int | None = flag(
-        None,
-        "fill each batch with texts up to this many tokens, padding counted, in place of a number of rows",
-        HOW,
-        range="[1, inf)",
-    )
     packing: bool = flag(False, "pack texts end to end in place of padding them", RUN)
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
