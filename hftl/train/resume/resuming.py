@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import nested_gather
 
-from hftl.errors import UserError, explained
+from hftl.errors import explained
 from hftl.models.wrapped import bare
 from hftl.train.resume import manifest
 from hftl.train.resume.stopping import NAMES, REQUEST, Stopped
@@ -89,8 +89,9 @@ class ResumableTrainer(transformers.Trainer):
             self._load_renamed(resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._load_renamed(self.state.best_model_checkpoint)
+        with explained("resume", self.state.best_model_checkpoint):
+            super()._load_best_model()
+            self._load_renamed(self.state.best_model_checkpoint)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Note what the base class has not found in a checkpoint; what is tied, it has found under another name."""
@@ -115,10 +116,7 @@ class ResumableTrainer(transformers.Trainer):
             held = {k: v for file in Path(checkpoint).glob("model*.safetensors") for k, v in load_file(file).items()}
             state |= {name: value for name in beyond for k, value in held.items() if f".{k}".endswith(f".{name}")}
         if lost := [name for name in missing if name not in state or name in info["missing_keys"]]:
-            raise UserError(
-                f"{checkpoint} lacks {len(lost)} of the model's tensors, such as {lost[0]}. Pass --overwrite to start "
-                "again."
-            )
+            raise RuntimeError(f"it lacks {len(lost)} of the model's tensors, such as {lost[0]}")
         # not timm's own way, which takes each name for one of the encoder's
         torch.nn.Module.load_state_dict(model, {name: state[name] for name in missing}, strict=False)
 
