@@ -240,9 +240,10 @@ def task_of(word: str, settable: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
 
 @contextmanager
 def about(name: str, settable: tuple[str, ...]) -> Iterator[None]:
-    """Name the task in what goes wrong with it, and let the cure be a flag of this recipe."""
+    """Name the task in what goes wrong with it, and say where a flag of one task is written."""
     try:
         yield
     except UserError as failure:
-        words = re.sub(rf"--({'|'.join(settable)}) (?!means )([^\s.,;]+)", r"',\1=\2' after its source", str(failure))
-        raise UserError(f"Task {name}: {words.replace('--data', '--tasks')}") from failure
+        flags = [setting for setting in settable if f"--{setting} " in str(failure)]
+        hint = f" In --tasks it is written ',{flags[0]}=...' after the source." if flags else ""
+        raise UserError(f"Task {name}: {failure}{hint}") from failure
