@@ -209,7 +209,23 @@ def tiny_image(folder: Path) -> dict[str, Any]:
     }
 
 
-TINY: dict[str, Callable[[Path], dict[str, Any]]] = {"text": tiny_text, "image": tiny_image}
+def tiny_choice(folder: Path) -> dict[str, Any]:
+    """Recipe settings for 160 questions, each with a good text among bad ones, and the tiny BERT; both are written."""
+    rng, rows = random.Random(0), []
+    for i in range(160):
+        choices = [" ".join(rng.choices(GOOD if i % 3 == at else BAD, k=3)) for at in range(3)]
+        rows.append({"question": f"what is good w{i % 50}", "choices": choices, "label": i % 3})
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return _TRAINING | {
+        "task": "multiple-choice",
+        "model": tiny_bert(folder / "bert"),
+        "data": str(folder / "rows.jsonl"),
+    }
+
+
+TINY: dict[str, Callable[[Path], dict[str, Any]]] = {"text": tiny_text, "image": tiny_image, "choice": tiny_choice}
+"""Tiny tasks by name. A task with rows here keeps the laws under some strategies, "text" and "image" under all."""
 _TRAINING = {"learning_rate": 2e-3, "num_train_epochs": 4, "per_device_train_batch_size": 8, "weight_decay": 0.0}
 
 

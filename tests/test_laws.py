@@ -38,8 +38,17 @@ ALIGNED = (
     "FixMatch(threshold=0.7)",
     "LoRA(r=4) | DANN(weight=0.1)",
 )
-CASES = [(strategy, task) for task in testing.TINY for strategy in (*STRATEGIES, *ALIGNED)]
+CASES = [(strategy, task) for task in ("text", "image") for strategy in (*STRATEGIES, *ALIGNED)]
 CASES += [("UDALM", "text"), ("LoRA(r=4) | UDALM", "text")]
+CHOSEN = (
+    "Full",
+    "Scratch",
+    "LastLayers(1)",
+    "LoRA(r=4)",
+    "LayerDecay(0.7)",
+    "DoRA(r=4)",
+)  # a random frozen BERT tells no choices apart
+CASES += [(strategy, "choice") for strategy in CHOSEN]
 TURN = [case for i, case in enumerate(CASES) if i % 2 == (case[1] == "image")]
 """Each strategy on one of the tasks, in turn: what every `pytest` goes through. The sweep goes through the rest."""
 REST = [case for case in CASES if case not in TURN]
