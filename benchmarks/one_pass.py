@@ -27,8 +27,8 @@ BATCH = 64
 
 def forward(run: Any, batches: list[list[int]]) -> float:
     """Seconds that the model takes for these rows."""
-    rows, model, device = run.rows["train"], run.trainer.model, run.trainer.args.device
-    collate = run.task.collate(run.pretrained.processor)
+    rows, model, device = run.part.rows["train"], run.trainer.model, run.trainer.args.device
+    collate = run.part.task.collate(run.part.pretrained.processor)
     precision = torch.autocast(device.type, dtype=torch.bfloat16, enabled=run.trainer.args.bf16)
     started = time.perf_counter()
     with ThreadPoolExecutor(1) as pool, torch.inference_mode(), precision:
@@ -52,7 +52,7 @@ def main() -> None:
     task = "text-classification" if Path(given.folder, "train.csv").is_file() else "image-classification"
     with tempfile.TemporaryDirectory() as scratch:
         run = Recipe(task=task, data=given.folder, model=given.model, cache_gb=0, output_dir=scratch + "/out").prepare()
-    rows, model = run.rows["train"], run.trainer.model.eval()
+    rows, model = run.part.rows["train"], run.trainer.model.eval()
     model.to(run.trainer.args.device)
     order = np.arange(len(rows)) if rows.lengths is None else np.argsort(-rows.lengths, kind="stable")
     batches = [order[start : start + BATCH].tolist() for start in range(0, len(order), BATCH)]

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from hftl.results.report.report import Report as Report
     from hftl.run.recipe import Recipe as Recipe
     from hftl.strategies.base import Strategy as Strategy
-    from hftl.studies.together.recipe import MultiTaskRecipe as MultiTaskRecipe
+    from hftl.studies.alone import EachAlone as EachAlone
     from hftl.train.trainer import Trainer as Trainer
 
 _HOMES = {
-    "MultiTaskRecipe": "hftl.studies.together.recipe",
+    "EachAlone": "hftl.studies.alone",
     "Recipe": "hftl.run.recipe",
     "Report": "hftl.results.report.report",
     "Strategy": "hftl.strategies.base",
@@ -32,6 +32,7 @@ _HOMES = {
 }
 _GONE = {
     "FeatureRecipe": "Write hftl.Recipe(strategy=\"Features(classifier='svm')\").",
+    "MultiTaskRecipe": "Write hftl.Recipe(tasks=[...]), and hftl.EachAlone(hftl.Recipe(tasks=[...])) to compare.",
     "PretrainRecipe": "Write hftl.Recipe(task='fill-mask'), or task='image-feature-extraction' for images.",
 }
 """Names of earlier versions -> what to write instead."""

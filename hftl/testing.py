@@ -61,8 +61,8 @@ def train_tiny(strategy: Strategy | str, settings: dict[str, Any], folder: Path)
     run.trainer.add_callback(last)
     run.train()
     report = outcome.measure(run)
-    rows = run.rows["test"].plain([0, 1, 2, 3])
-    probe = run.task.collate(run.pretrained.processor)(rows)
+    rows = run.part.rows["test"].plain([0, 1, 2, 3])
+    probe = run.part.task.collate(run.part.pretrained.processor)(rows)
     probe.pop("labels")
     with torch.inference_mode():
         probe["logits"] = run.trainer.model.eval()(**probe).logits.clone()
@@ -109,7 +109,7 @@ def the_folder_gives_the_same_logits(made: Outcome) -> None:
     """Loaded under another seed, the saved folder computes what the trained model did, to 1e-5."""
     transformers.set_seed(987)
     loaded = hub.load_folder(made.report.folder)
-    assert loaded.labels == made.run.splits.labels, f"the labels came back as {loaded.labels}"
+    assert loaded.labels == made.run.part.splits.labels, f"the labels came back as {loaded.labels}"
     with torch.inference_mode():
         found = loaded.model(**{name: value for name, value in made.probe.items() if name != "logits"}).logits
     far = (found - made.probe["logits"]).abs().max().item()

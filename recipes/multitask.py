@@ -9,9 +9,9 @@ way. With seed 42 in bfloat16 (n=200 each) the mood, alone 0.740, together reach
 -0.190 to -0.035), and the subject 0.820 as alone (-0.045 to 0.045). That is what the table is for.
 """
 
-from hftl import MultiTaskRecipe, main
+from hftl import EachAlone, Recipe, main
 
-RECIPE = MultiTaskRecipe(
+RECIPE = Recipe(
     model="sentence-transformers/all-MiniLM-L6-v2",
     tasks=["sentiment=hftl:reviews", "domain=hftl:reviews,label=domain"],
     learning_rate=1e-4,
@@ -20,4 +20,4 @@ RECIPE = MultiTaskRecipe(
 )
 
 if __name__ == "__main__":
-    main(RECIPE)
+    main(EachAlone(RECIPE))

@@ -335,8 +335,8 @@ def test_words_of_the_target_enter_the_texts(ready, tmp_path):
     (tmp_path / "target.csv").write_text("text\n" + "w49 w49 w49\n" * 5)
     augment = "EDA(alpha=0.5, operations=('replace',))"
     run = ready("text", augment=augment, unlabelled=str(tmp_path / "target.csv"))
-    word = run.pretrained.processor.convert_tokens_to_ids("w49")
-    assert all(word in row["input_ids"] for row in run.rows["train"].plain(list(range(20))))
+    word = run.part.pretrained.processor.convert_tokens_to_ids("w49")
+    assert all(word in row["input_ids"] for row in run.part.rows["train"].plain(list(range(20))))
 
 
 def test_a_masked_model_is_run_once_over_all_runs_and_its_versions_are_read(ready, masked_lm, monkeypatch):

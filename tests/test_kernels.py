@@ -156,7 +156,7 @@ def test_a_model_in_channels_last_saves_plain_tensors_and_reloads_the_same(image
     assert last, "the model was meant to train in channels_last"
     run.train()
     run.write(outcome.measure(run))
-    pixels = torch.stack([torch.as_tensor(row["pixel_values"]) for row in run.rows["test"].plain([0, 1, 2])])
+    pixels = torch.stack([torch.as_tensor(row["pixel_values"]) for row in run.part.rows["test"].plain([0, 1, 2])])
     with torch.inference_mode():
         expected = run.trainer.model.eval()(pixel_values=pixels).logits
         loaded = hub.load_folder(tmp_path / "run").model

@@ -21,22 +21,20 @@ from safetensors.torch import load_file
 from scipy import stats
 from test_recipes import launch
 
-from hftl import MultiTaskRecipe, Recipe, Report, load
-from hftl.cli.main import main
+from hftl import EachAlone, Recipe, Report, load
+from hftl.cli.main import main, merge
 from hftl.errors import UserError
 from hftl.models.shared import RATE, MultiTaskModel, Uncertainty
-from hftl.run import prepare as run
+from hftl.run import outcome, several
+from hftl.run.part import read_data
 from hftl.run.settings import task_class
-from hftl.studies.together import outcome as multitask_outcome
-from hftl.studies.together import prepare as multitask_run
-from hftl.studies.together.alone import verdict
+from hftl.studies.alone import verdict
 from hftl.tasks.metrics import bootstrap
 from hftl.tasks.metrics.bootstrap import Score
 from hftl.tasks.metrics.classification import SingleLabel
 from hftl.train.mixing import Plan, TaskBatches, proportions
 from hftl.train.pcgrad import Surgery, projected
 from hftl.train.sampling import LengthGrouped
-from hftl.train.startup import Clock
 
 SIZES = [3000, 500, 40]
 QUICK = {"learning_rate": 5e-3, "per_device_train_batch_size": 8, "disable_tqdm": True, "num_train_epochs": 2}
@@ -59,7 +57,7 @@ def both(tiny_bert, reviews_csv, pairs_csv, tmp_path_factory):
     folder = tmp_path_factory.mktemp("both") / "run"
     tasks = [f"mood={reviews_csv}", f"pairs={pairs_csv}"]
     settings = QUICK | {"num_train_epochs": 4}
-    MultiTaskRecipe(model=tiny_bert, tasks=tasks, output_dir=str(folder), **settings).run()
+    EachAlone(Recipe(model=tiny_bert, tasks=tasks, output_dir=str(folder), **settings)).run()
     return folder
 
 
@@ -279,7 +277,7 @@ def losses_of(folder: Path) -> list[tuple[float, float]]:
 def test_one_task_trains_as_in_a_run_of_its_own(strategy, tiny_bert, reviews_csv, tmp_path):
     settings = QUICK | {"model": tiny_bert, "strategy": strategy, "gradient_accumulation_steps": 2}
     Recipe(data=reviews_csv, output_dir=str(tmp_path / "alone"), **settings).run()
-    recipe = MultiTaskRecipe(tasks=[f"mood={reviews_csv}"], output_dir=str(tmp_path / "one"), compare=False, **settings)
+    recipe = Recipe(tasks=[f"mood={reviews_csv}"], output_dir=str(tmp_path / "one"), **settings)
     recipe.run()
     assert losses_of(tmp_path / "one") == losses_of(tmp_path / "alone")
     assert len(losses_of(tmp_path / "one")) > 10
@@ -307,13 +305,10 @@ def test_the_folder_of_each_task_loads_in_plain_transformers(both, reviews_csv):
 @pytest.mark.parametrize("how", [{"strategy": "LoRA(r=4)"}, {"strategy": "LoRA(r=4)", "adapters": True}, {}])
 def test_a_folder_gives_the_logits_of_the_model_of_all(how, tiny_bert, reviews_csv, pairs_csv, tmp_path):
     tasks = [f"mood={reviews_csv}", f"pairs={pairs_csv}"]
-    recipe = MultiTaskRecipe(
-        model=tiny_bert, tasks=tasks, compare=False, output_dir=str(tmp_path / "o"), **QUICK, **how
-    )
-    run = multitask_run.prepare(recipe, Clock())
+    recipe = Recipe(model=tiny_bert, tasks=tasks, output_dir=str(tmp_path / "o"), **QUICK, **how)
+    run = recipe.prepare()
     run.train()
-    report, _ = multitask_outcome.measure(run)
-    multitask_outcome.write(run, report)
+    run.write(outcome.measure(run))
     for name, part in run.parts.items():
         batch = part.task.collate(part.pretrained.processor)(part.rows["test"].rows.plain([0, 1, 2, 3]))
         batch.pop("labels")
@@ -339,9 +334,7 @@ def test_adapters_of_their_own_keep_tasks_from_each_other(still_bert, reviews_cs
     def scores(second: str, folder: str, **how: object) -> dict[str, Score]:
         tasks = [f"mood={reviews_csv}", f"next={second}"]
         settings = QUICK | {"num_train_epochs": 1, "early_stopping_patience": 0, "eval_strategy": "no"}
-        MultiTaskRecipe(
-            model=still_bert, tasks=tasks, compare=False, output_dir=str(tmp_path / folder), **settings, **how
-        ).run()
+        Recipe(model=still_bert, tasks=tasks, output_dir=str(tmp_path / folder), **settings, **how).run()
         return Report.from_folder(tmp_path / folder / "mood").test
 
     assert scores(reviews_csv, "a", adapters=True) == scores(str(other), "b", adapters=True)
@@ -387,8 +380,8 @@ def test_a_task_alone_has_the_model_of_a_run_alone(both, tiny_bert, reviews_csv,
 
 def test_the_mean_over_tasks_selects_the_checkpoint_and_stops_early(tiny_bert, reviews_csv, pairs_csv, tmp_path):
     tasks = [f"mood={reviews_csv}", f"pairs={pairs_csv}"]
-    settings = QUICK | {"num_train_epochs": 40, "early_stopping_patience": 2, "compare": False}
-    report = MultiTaskRecipe(model=tiny_bert, tasks=tasks, output_dir=str(tmp_path / "o"), **settings).run()
+    settings = QUICK | {"num_train_epochs": 40, "early_stopping_patience": 2}
+    report = Recipe(model=tiny_bert, tasks=tasks, output_dir=str(tmp_path / "o"), **settings).run()
     means = [entry["eval_mean"] for entry in report.history if "eval_mean" in entry]
     assert len(means) < 40
     assert len(means) == int(np.argmax(means)) + 1 + 2
@@ -402,9 +395,9 @@ def test_uncertainty_and_pcgrad_change_what_is_learnt(tiny_bert, reviews_csv, pa
     tasks = [f"mood={reviews_csv}", f"pairs={pairs_csv}"]
     found = []
     for i, how in enumerate([{}, {"weighting": "uncertainty"}, {"pcgrad": True}]):
-        settings = QUICK | {"num_train_epochs": 1, "gradient_accumulation_steps": 2, "compare": False} | how
+        settings = QUICK | {"num_train_epochs": 1, "gradient_accumulation_steps": 2} | how
         folder = tmp_path / str(i)
-        MultiTaskRecipe(model=tiny_bert, tasks=tasks, output_dir=str(folder), **settings).run()
+        Recipe(model=tiny_bert, tasks=tasks, output_dir=str(folder), **settings).run()
         found.append(Report.from_folder(folder / "pairs").test["mse"].value)
         notes = Report.from_folder(folder).data["notes"]
         assert any("learnt log-variance" in note for note in notes) == ("weighting" in how)
@@ -417,8 +410,8 @@ def test_recipe_yaml_gives_the_same_numbers(both, tiny_bert, reviews_csv, pairs_
     assert sources == ["mood=./reviews.csv", "pairs=./pairs.csv"]
     for name, lies in (("./reviews.csv", reviews_csv), ("./pairs.csv", pairs_csv)):  # where they lie is not told
         settings["tasks"] = [word.replace(name, lies) for word in settings["tasks"]]
-    settings |= {"model": tiny_bert, "output_dir": str(tmp_path / "o"), "compare": False}
-    again, first = MultiTaskRecipe(**settings).run(), Report.from_folder(both)
+    settings |= {"model": tiny_bert, "output_dir": str(tmp_path / "o")}
+    again, first = Recipe(**settings).run(), Report.from_folder(both)
     assert losses_of(tmp_path / "o") == losses_of(both)
     assert {name: score.value for name, score in again.test.items()} == {n: s.value for n, s in first.test.items()}
     assert "has changed" not in capsys.readouterr().out
@@ -432,8 +425,8 @@ def test_recipe_yaml_tells_which_task_has_other_data_than_it_had(both, reviews_c
     lies = {"./reviews.csv": str(fewer), "./pairs.csv": pairs_csv}
     settings["tasks"] = [word.replace(name, lies[name]) for word, name in zip(settings["tasks"], lies, strict=True)]
     said = {}
-    for name, recipe in multitask_run.recipes(MultiTaskRecipe(**settings)).items():
-        said[name] = [check.name for check in run.read_data(recipe, recipe.part(task_class(recipe.task))).checks]
+    for name, recipe in several.recipes(Recipe(**settings)).items():
+        said[name] = [check.name for check in read_data(recipe, recipe.part(task_class(recipe.task))).checks]
     assert "changed" in said["mood"]
     assert "changed" not in said["pairs"]
 
@@ -481,7 +474,7 @@ def test_bad_tasks_are_said_in_one_sentence(case, tiny_bert, reviews_csv, tmp_pa
     tasks, said = BAD[case]
     words = ["--tasks", *(task.format(reviews=reviews_csv) for task in tasks), "--output_dir", str(tmp_path / "o")]
     with pytest.raises(SystemExit) as stopped:
-        main(MultiTaskRecipe(model=tiny_bert), words)
+        main(Recipe(model=tiny_bert), words)
     assert stopped.value.code == 2
     err = capsys.readouterr().err.strip().splitlines()[-1]
     assert said in err
@@ -493,15 +486,23 @@ def test_settings_that_do_not_fit_are_refused(tiny_bert, reviews_csv, tmp_path):
     def refused(said: str, **settings: object) -> None:
         given = {"tasks": [f"mood={reviews_csv}"], "model": tiny_bert, "output_dir": str(tmp_path / "o")} | settings
         with pytest.raises(UserError, match=said):
-            MultiTaskRecipe(**given).run()
+            EachAlone(Recipe(**given)).run()
 
     refused("Pass --tasks name=source", tasks=[])
+
+    refused("--tasks is for training by steps", strategy="Features")
     refused("--tasks NAME=SOURCE,label=VALUE", label="score")
     refused("here there are several. Leave it out", packing=True)
     refused("--gradient_accumulation_steps", pcgrad=True)
     refused("they share none", pcgrad=True, adapters=True, gradient_accumulation_steps=2)
     refused("let it name LoRA", adapters=True, strategy="LinearProbe")
     refused("fits no mixture", label_smoothing_factor=0.1)
+    with pytest.raises(UserError, match="--mixing is for several tasks"):
+        Recipe(data=reviews_csv, model=tiny_bert, output_dir=str(tmp_path / "o"), mixing="uniform").run()
+    merged = merge(EachAlone(Recipe(tasks=["a=b"])), ["--no_compare", "--mixing", "uniform"])
+    assert (merged.compare, merged.recipe.mixing, merged.recipe.tasks) == (False, "uniform", ["a=b"])
+    several_of_one = merge(Recipe(data=reviews_csv, label="stars", num_train_epochs=5), ["--tasks", "a=b", "c=d"])
+    assert several_of_one.tasks == ["a=b", "c=d"], "what the recipe says of one task is no user's mistake"
 
 
 # --- two processes ---

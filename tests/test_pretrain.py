@@ -385,9 +385,9 @@ def test_a_checkpoint_without_a_head_is_told_of_in_a_note(bert, texts, tmp_path)
 
 def test_a_label_column_is_not_read(bert, reviews_csv, tmp_path):
     run = Recipe(task="fill-mask", model=bert, data=reviews_csv, output_dir=str(tmp_path / "o")).prepare()
-    assert run.splits.train.column_names == ["text"]
-    assert run.splits.columns == {"text": "text"}
-    assert run.splits.labels.names == []
+    assert run.part.splits.train.column_names == ["text"]
+    assert run.part.splits.columns == {"text": "text"}
+    assert run.part.splits.labels.names == []
 
 
 # --- words of a new domain ---

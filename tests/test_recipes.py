@@ -275,8 +275,8 @@ def test_pairs_of_texts_are_read_as_pairs(tiny_bert, tmp_path):
     same = [int((a in testing.GOOD) == (b in testing.GOOD)) for a, b in zip(first, second, strict=True)]
     data = datasets.Dataset.from_dict({"sentence1": first, "sentence2": second, "label": same})
     run = quick(tiny_bert, data, tmp_path / "o").prepare()
-    assert run.splits.columns == {"text": "sentence1", "text_pair": "sentence2", "label": "label"}
-    row = run.rows["train"][0]
+    assert run.part.splits.columns == {"text": "sentence1", "text_pair": "sentence2", "label": "label"}
+    row = run.part.rows["train"][0]
     assert row["input_ids"].count(3) == 2, "two [SEP]"
     assert 1 in row["token_type_ids"]
 
@@ -326,7 +326,7 @@ def test_a_bare_timm_network_takes_weights_from_a_file(tmp_path, colour_folder):
     recipe = quick("timm:test_resnet", colour_folder, tmp_path / "o", task="image-classification")
     recipe.weights, recipe.num_train_epochs, recipe.strategy = str(tmp_path / "net.safetensors"), 1, "LoRA(r=2)"
     run = recipe.prepare()
-    assert {name.rpartition(".")[0].rpartition(".")[2] for name in run.pretrained.fresh} == {"fc"}
+    assert {name.rpartition(".")[0].rpartition(".")[2] for name in run.part.pretrained.fresh} == {"fc"}
     weights = dict(run.trainer.model.named_parameters())
     stem = next(value for name, value in weights.items() if name.endswith("conv1.weight") or "conv1.0" in name)
     assert any(torch.equal(stem, value) for value in net.state_dict().values())

@@ -12,12 +12,12 @@ import torch
 import transformers
 from cut_runs import Killed, at_step, kill, same, send, stopped
 
-from hftl import MultiTaskRecipe, Recipe, Report
+from hftl import Recipe, Report
 
 TEXT = {"model": "{bert}", "data": "{reviews}"}
 IMAGE = {"task": "image-classification", "model": "{cnn}", "data": "{colours}"}
 DOMAINS = TEXT | {"data": "{domains}", "domain": "domain", "target": "pan"}
-TASKS = {"model": "{bert}", "tasks": ["mood={reviews}", "pairs={pairs}"], "compare": False, "mixing": "annealed"}
+TASKS = {"model": "{bert}", "tasks": ["mood={reviews}", "pairs={pairs}"], "mixing": "annealed"}
 
 ROWS: dict[str, dict[str, Any]] = {
     "rates by depth": TEXT | {"strategy": "LayerDecay(0.7)"},
@@ -55,8 +55,7 @@ def recipe(row: str, places: dict[str, str], folder: Path, **more: Any) -> Any:
         filled[name] = (
             value.format(**places) if one else [v.format(**places) for v in value] if isinstance(value, list) else value
         )
-    kind = MultiTaskRecipe if "tasks" in filled else Recipe
-    return kind(**filled)
+    return Recipe(**filled)
 
 
 @pytest.fixture

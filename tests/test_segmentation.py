@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 from torch import nn
 
-from hftl import MultiTaskRecipe, Recipe, Report, load
+from hftl import EachAlone, Recipe, Report, load
 from hftl.cli.main import hftl, main
 from hftl.data.load import load as load_data
 from hftl.data.masks import names_in
@@ -396,7 +396,7 @@ def both(tiny_cnn, colour_folder, scenes, tmp_path_factory):
         f"colour={colour_folder},task=image-classification",
         f"quarters={scenes},task={TASK},classes={scenes}/names.json,image_size=64",
     ]
-    report = MultiTaskRecipe(model=tiny_cnn, tasks=tasks, output_dir=str(folder), **QUICK).run()
+    report = EachAlone(Recipe(model=tiny_cnn, tasks=tasks, output_dir=str(folder), **QUICK)).run()
     return folder, report
 
 
@@ -428,8 +428,8 @@ def test_each_of_both_folders_holds_the_one_encoder_and_its_own_head(both, scene
 @pytest.mark.parametrize("how", [{"adapters": True}, {"pcgrad": True, "weighting": "uncertainty"}])
 def test_both_kinds_go_with_every_way_of_sharing(how, tiny_cnn, colour_folder, scenes, tmp_path):
     tasks = [f"quarters={scenes},task={TASK},image_size=64", f"colour={colour_folder},task=image-classification"]
-    own = QUICK | {"num_train_epochs": 1, "gradient_accumulation_steps": 2, "compare": False}
-    report = MultiTaskRecipe(model=tiny_cnn, tasks=tasks, output_dir=str(tmp_path / "o"), **own, **how).run()
+    own = QUICK | {"num_train_epochs": 1, "gradient_accumulation_steps": 2}
+    report = Recipe(model=tiny_cnn, tasks=tasks, output_dir=str(tmp_path / "o"), **own, **how).run()
     assert load(tmp_path / "o" / "colour")(f"{scenes}/images/0.png")["label"] in ("red", "blue")
     assert load(tmp_path / "o" / "quarters")(f"{scenes}/images/0.png")["mask"].size == (64, 64)
     assert report.tasks[0].metric == "mean_iou"
@@ -459,7 +459,7 @@ def test_the_images_of_one_task_do_not_move_the_statistics_of_another(tiny_cnn):
 def test_a_setting_of_masks_is_refused_for_another_task(tiny_cnn, colour_folder, tmp_path):
     tasks = [f"colour={colour_folder},task=image-classification,image_size=64"]
     with pytest.raises(UserError, match="--image_size belongs to image-segmentation; "):
-        MultiTaskRecipe(model=tiny_cnn, tasks=tasks, output_dir=str(tmp_path / "o")).run()
+        Recipe(model=tiny_cnn, tasks=tasks, output_dir=str(tmp_path / "o")).run()
     with pytest.raises(UserError, match="one vector a row, and image-segmentation has more"):
         Recipe(
             strategy="Features",

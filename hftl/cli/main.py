@@ -10,16 +10,16 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from hftl.cli import commands
 from hftl.cli import help as pages
 from hftl.cli.failures import say_errors
 from hftl.cli.flags import ALIASES, asks_help, read_flags, similar
 from hftl.errors import UserError, suggest
-from hftl.run.settings import fitting, of_tasks
+from hftl.run.settings import OF_ONE, fitting, of_tasks
 from hftl.run.steps import of_steps, strategy_of
-from hftl.settings.fields import Setting, training_settings
+from hftl.settings.fields import Setting, own_settings, training_settings
 from hftl.settings.spec import heads
 from hftl.settings.values import checked
 from hftl.tasks import augment
@@ -28,13 +28,14 @@ from hftl.train.resume.stopping import Left
 if TYPE_CHECKING:
     from hftl.results.report.report import Report
     from hftl.run.recipe import Recipe
+    from hftl.studies.alone import EachAlone
 
 
-def main(recipe: Recipe, argv: Sequence[str] | None = None) -> Report | None:
-    """Run a recipe with what the command line asks for. A script's last line: `main(RECIPE)`.
+def main(given: Recipe | EachAlone, argv: Sequence[str] | None = None) -> Report | None:
+    """Run a recipe, or a study of one, with what the command line asks for. A script's last line: `main(RECIPE)`.
 
     Args:
-        recipe: the settings to start from; `--config file.yaml` overrides them, and flags override both.
+        given: the settings to start from; `--config file.yaml` overrides them, and flags override both.
         argv: the words of the command line; `sys.argv[1:]` where None.
 
     Returns:
@@ -47,10 +48,10 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> Report | None:
     words = list(sys.argv[1:] if argv is None else argv)
     with say_errors():
         if asks_help(words):
-            pages.say(_recipe_help(recipe, words))
+            pages.say(_recipe_help(given, words))
             raise SystemExit(0)
-        merged = merge(recipe, words)
-    with say_errors(left=lambda: _left_in(merged.output_dir)):
+        merged = merge(given, words)
+    with say_errors(left=lambda: _left_in(recipe_of(merged).output_dir)):
         return merged.run()
 
 
@@ -67,30 +68,51 @@ def take_the_cores() -> None:
         del os.environ["OMP_NUM_THREADS"]
 
 
-def merge(recipe: Recipe, words: Sequence[str]) -> Recipe:
-    """The recipe with its settings overridden by the `--config` file and then by the flags in `words`.
+Given = TypeVar("Given", bound="Recipe | EachAlone")
+
+
+def merge(given: Given, words: Sequence[str]) -> Given:
+    """A recipe, or a study of one, overridden by the `--config` file and then by the flags in `words`.
 
     Raises:
         UserError: a name is unknown, or a value has the wrong type or lies out of range.
     """
-    filed = _from_file(path) if (path := _given("config", words)) is not None else {}
-    own = recipe.own(_given("task", words) or filed.get("task") or recipe.task)
+    recipe = recipe_of(given)
+    filed = _from_file(path) if (path := _word_of("config", words)) is not None else {}
+    own = _own(given, words, filed)
     elsewhere = {name: setting for name, whose in of_tasks().items() for setting in whose.values()}
-    known = training_settings() | elsewhere | own
+    known = training_settings() | elsewhere | recipe.own(recipe.task) | own
     known.pop("hub_token")  # Trainer writes it in clear into training_args.bin, which it uploads
     chosen = read_flags(words, known | {"config": pages.CONFIG})
     chosen.pop("config", None)
     settings: dict[str, Any] = {}
-    for given in (fitting(recipe.settings(), own), fitting(_checked(filed, known, str(path)), own), chosen):
-        if "strategy" in given and not strategy_of(given["strategy"]).steps:  # what is below was meant for steps
+    theirs = {name: getattr(given, name) for name in own_settings(type(given)) if given is not recipe}
+    for layer in (fitting(recipe.settings() | theirs, own), fitting(_checked(filed, known, str(path)), own), chosen):
+        if "strategy" in layer and not strategy_of(layer["strategy"]).steps:  # what is below was meant for steps
             settings = {name: value for name, value in settings.items() if not of_steps(name)}
-        settings |= given
-    merged = type(recipe)(**settings)
+        if layer.get("tasks"):  # what is below was meant for one
+            settings = {name: value for name, value in settings.items() if name not in OF_ONE}
+        settings |= layer
+    theirs = {name: settings.pop(name) for name in theirs}
+    merged: Any = type(recipe)(**settings)
     augment.read(merged.settings().get("augment", "none"))
-    return merged
+    return merged if given is recipe else replace(given, recipe=merged, **theirs)  # type: ignore[call-arg]
 
 
-def _given(name: str, words: Sequence[str]) -> str | None:
+def recipe_of(given: Recipe | EachAlone) -> Recipe:
+    """A recipe itself, or what a study is of."""
+    return getattr(given, "recipe", None) or cast("Recipe", given)
+
+
+def _own(given: Recipe | EachAlone, words: Sequence[str], filed: Mapping[str, Any]) -> dict[str, Setting]:
+    """What can be set beside TrainingArguments' names: of the task that is asked for, and of a study."""
+    recipe = recipe_of(given)
+    task = _word_of("task", words) or filed.get("task") or recipe.task
+    several = bool(_word_of("tasks", words) or filed.get("tasks") or recipe.several)
+    return recipe.own(task, several) | (own_settings(type(given)) if given is not recipe else {})
+
+
+def _word_of(name: str, words: Sequence[str]) -> str | None:
     """The value of a flag that decides how the others read; None where it has none."""
     found = None
     for word, following in zip(words, [*words[1:], "--"], strict=False):
@@ -118,15 +140,14 @@ def _checked(settings: Mapping[str, Any], known: Mapping[str, Setting], path: st
     return made
 
 
-def _recipe_help(recipe: Recipe, words: Sequence[str]) -> str:
+def _recipe_help(given: Recipe | EachAlone, words: Sequence[str]) -> str:
     at = next(i for i, word in enumerate(words) if word.startswith(("-h", "--help")))
     topic = words[at].partition("=")[2] or (words[at + 1] if at + 1 < len(words) else "")
     if page := pages.topic_page(topic):
         return page
-    own, values = recipe.own(_given("task", words) or recipe.task), recipe.settings()
+    own, values = _own(given, words, {}), recipe_of(given).settings()
     known = own | {name: setting for name, setting in training_settings().items() if name not in own}
-    left_out = {"hub_token", *getattr(recipe, "hidden", ())}
-    shown = [s for name, s in known.items() if (name in own or topic == "all") and name not in left_out]
+    shown = [s for name, s in known.items() if name in own or (topic == "all" and name != "hub_token")]
     settings = [replace(setting, default=values.get(setting.name, setting.default)) for setting in shown]
     script = sys.modules["__main__"]
     return pages.recipe_page(settings, script.__doc__ or "", sys.argv[0])

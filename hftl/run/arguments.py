@@ -3,6 +3,7 @@ what `hftl.train.kernels` asks of it."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,6 @@ import transformers
 from torch import nn
 
 from hftl.errors import UserError, suggest
-from hftl.run.scorer import Scorer
 from hftl.strategies import Strategy
 from hftl.tasks.metrics.criteria import CRITERIA
 from hftl.train import devices, kernels
@@ -119,11 +119,18 @@ def suit_machine(
 
 
 def selection(
-    args: transformers.TrainingArguments, scorer: Scorer, select: str = "source"
+    args: transformers.TrainingArguments,
+    names: Sequence[str],
+    lower: Collection[str],
+    others: bool = False,
+    select: str = "source",
 ) -> transformers.TrainingArguments:
-    """Keep the checkpoint that is best on valid by the task's headline metric, and say so to the base Trainer.
+    """Keep the checkpoint that is best on valid by the headline metric, and say so to the base Trainer.
 
     Args:
+        names: of the metrics, the headline first.
+        lower: of which less is better.
+        others: whether metrics of the user's own are measured, too, whose names are not known yet.
         select: else a criterion of `hftl.tasks.metrics.criteria`, or "oracle", the headline metric on the target.
     """
     if args.eval_strategy == "no":
@@ -132,17 +139,17 @@ def selection(
         if args.metric_for_best_model is not None:
             raise UserError("--select and --metric_for_best_model both choose the checkpoint. Leave out one of them.")
         args.metric_for_best_model = f"eval_{select}"
-        args.greater_is_better = CRITERIA.get(select, scorer.headline not in scorer.lower)
+        args.greater_is_better = CRITERIA.get(select, names[0] not in lower)
         return _kept_at_evaluations(args)
-    metric = (args.metric_for_best_model or scorer.headline).removeprefix("eval_")
-    if metric not in [*scorer.names, "loss"] and not scorer.extra:
+    metric = (args.metric_for_best_model or names[0]).removeprefix("eval_")
+    if metric not in [*names, "loss"] and not others:
         raise UserError(
-            f"--metric_for_best_model {metric} is not measured here; there is loss, {', '.join(scorer.names)}."
-            f"{suggest(metric, scorer.names)}"
+            f"--metric_for_best_model {metric} is not measured here; there is loss, {', '.join(names)}."
+            f"{suggest(metric, names)}"
         )
     args.metric_for_best_model = f"eval_{metric}"
-    if args.greater_is_better is None or metric in scorer.metric.reported:
-        args.greater_is_better = metric not in scorer.lower
+    if args.greater_is_better is None or metric in names:
+        args.greater_is_better = metric not in lower
     return _kept_at_evaluations(args)
 
 

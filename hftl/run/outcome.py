@@ -19,12 +19,14 @@ import torch
 from hftl.data.types import Target
 from hftl.results.report.report import Report, SourceOnly
 from hftl.run.adaptation import told
+from hftl.run.overall import overall
 from hftl.settings import spec
 from hftl.tasks.metrics.bootstrap import Score
-from hftl.tasks.sections import Section
+from hftl.tasks.sections import Gallery, Section
 from hftl.train.trainer import Trainer
 
 if TYPE_CHECKING:
+    from hftl.run.part import Part
     from hftl.run.prepare import Run
     from hftl.run.scorer import Scorer
     from hftl.run.settings import RecipeSettings
@@ -33,13 +35,20 @@ PACKAGES = ("hftl", "torch", "transformers", "datasets", "peft", "accelerate", "
 
 
 def measure(run: Run) -> Report:
-    """Measure the chosen model on valid, then on test, once, and write everything down."""
-    about = described(run) | (effort(run.trainer, len(run.splits.train)) if run.look is None else run.look.effort())
-    valid = measured(run, "valid")
-    target = measured(run, "target") if "target" in run.rows else {}
-    apart = by_domain(run) if run.recipe.part(Target).domain is not None else {}
-    test = measured(run, "test")
-    metric = run.scorer.metric  # holds test now
+    """Measure the chosen model on valid, then on test, once, and write everything down: of all tasks, and of each."""
+    run.reports = {name: measure_part(run, part) for name, part in run.parts.items()}
+    return overall(run) if run.recipe.several else run.reports[""]
+
+
+def measure_part(run: Run, part: Part) -> Report:
+    """The report on one task of the run."""
+    cost = effort(run.trainer, len(part.splits.train)) if run.look is None else run.look.effort()
+    about = described(run, part) | cost
+    valid = measured(run, part, "valid")
+    target = measured(run, part, "target") if "target" in part.rows else {}
+    apart = by_domain(run, part) if run.recipe.part(Target).domain is not None else {}
+    test = measured(run, part, "test")
+    metric = part.scorer.metric  # holds test now
     return Report(
         **about,
         valid=valid,
@@ -49,23 +58,23 @@ def measure(run: Run) -> Report:
         adaptation=None if run.domains is None else told(run.domains, run.trainer.state.log_history),
         headline=metric.headline,
         unit=metric.unit,
-        lower=sorted(run.scorer.lower),
+        lower=sorted(part.scorer.lower),
         classes=metric.classes,
-        sections=sections(run, {"valid": valid, "test": test}) + run.augmented,
+        sections=sections(run, part, {"valid": valid, "test": test}) + augmented(run, part),
         peak_memory=peak_memory(run.trainer),
         processes=run.trainer.args.world_size,
         startup=run.clock.seconds,
     )
 
 
-def by_domain(run: Run) -> dict[str, dict[str, Score]]:
+def by_domain(run: Run, part: Part) -> dict[str, dict[str, Score]]:
     """Every metric of test for each domain in it, by name."""
-    where = np.asarray(run.splits.test["domain"][:]).astype(str)
+    where = np.asarray(part.splits.test["domain"][:]).astype(str)
     found = {}
     for name in sorted(set(where.tolist())):
-        rows = run.rows["test"].part(np.flatnonzero(where == name))
+        rows = part.rows["test"].part(np.flatnonzero(where == name))
         got = run.trainer.evaluate(rows, metric_key_prefix="test")
-        found[name] = scored(run.scorer, {own: got[f"test_{own}"] for own in run.scorer.own_names})
+        found[name] = scored(part.scorer, {own: got[f"test_{own}"] for own in part.scorer.own_names})
     return found
 
 
@@ -84,12 +93,12 @@ def compared(report: Report, plain: Report) -> SourceOnly:
     return SourceOnly(plain.strategy, plain.folder, where, verdict, scores)
 
 
-def measured(run: Run, split: str) -> dict[str, Score]:
+def measured(run: Run, part: Part, split: str) -> dict[str, Score]:
     """Every metric of one split with its interval; metrics of the user's own have none."""
     if run.look is not None:
-        return scored(run.scorer, run.look.evaluate(run.look.head, split))
-    found = run.trainer.evaluate(run.rows[split], metric_key_prefix=split)
-    return scored(run.scorer, {name: found[f"{split}_{name}"] for name in run.scorer.own_names})
+        return scored(part.scorer, run.look.evaluate(run.look.head, split))
+    found = run.trainer.evaluate(part.rows[split], metric_key_prefix=split)
+    return scored(part.scorer, {name: found[f"{split}_{name}"] for name in part.scorer.own_names})
 
 
 def scored(scorer: Scorer, found: dict[str, float]) -> dict[str, Score]:
@@ -100,39 +109,48 @@ def scored(scorer: Scorer, found: dict[str, float]) -> dict[str, Score]:
     return scores | {name: Score(value, math.nan, math.nan, n) for name, value in own.items()}
 
 
-def sections(run: Run, scores: dict[str, dict[str, Score]]) -> list[Section]:
+def augmented(run: Run, part: Part) -> list[Section]:
+    """Some training rows before and after augmentation; [] where there is none."""
+    examples = part.task.before_after(part.rows["train"].encoded)
+    how = run.settings.get("augment")
+    note = f"{how}: another draw each time that a row is read. Valid and test stay as they are."
+    heading = "Training rows before and after augmentation"
+    return [Gallery(heading=heading, examples=examples, note=note)] if examples else []
+
+
+def sections(run: Run, part: Part, scores: dict[str, dict[str, Score]]) -> list[Section]:
     """What the task draws of test beside its numbers; the metric holds test."""
     order = run.trainer.eval_order
 
     def read(position: int) -> tuple[dict[str, Any], Callable[[], Any]]:
         number = position if order is None else int(order[position])
-        return run.splits.test[number], functools.partial(answer, run, number)
+        return part.splits.test[number], functools.partial(answer, run, part, number)
 
-    return run.task.sections(run.scorer.metric, scores, read)
+    return part.task.sections(part.scorer.metric, scores, read)
 
 
-def answer(run: Run, number: int) -> Any:
+def answer(run: Run, part: Part, number: int) -> Any:
     """What the model says of one row of test, as the task's `unbatch` gives it."""
     trainer = run.trainer
-    batch = trainer.data_collator(run.rows["test"].__getitems__([number]))
+    batch = trainer.data_collator(part.rows["test"].__getitems__([number]))
     inputs = {
         n: v.to(trainer.args.device) if isinstance(v, torch.Tensor) else v for n, v in batch.items() if n != "row"
     }
     trainer.model.eval()
     with torch.inference_mode():
         logits = trainer.model(**inputs)["logits"]
-    return next(iter(run.task.unbatch(logits.float().cpu().numpy(), batch)))
+    return next(iter(part.task.unbatch(logits.float().cpu().numpy(), batch)))
 
 
-def described(run: Run) -> dict[str, Any]:
+def described(run: Run, part: Part) -> dict[str, Any]:
     """What was run on what: the part of a report that is known before training."""
-    recipe, trainer, splits = run.recipe, run.trainer, run.splits
+    recipe, trainer, splits = run.recipe, run.trainer, part.splits
     parameters = {id(p): p for p in trainer.model.parameters()}.values()
     return {
-        "task": run.task.name,
-        "usage": run.task.usage_of(run.pretrained.model),
+        "task": part.task.name,
+        "usage": part.task.usage_of(part.pretrained.model),
         "model": recipe.model,
-        "revision": run.pretrained.revision,
+        "revision": part.pretrained.revision,
         "strategy": spec.spell(trainer.strategy),
         "labels": splits.labels.names,
         "data": {
@@ -228,6 +246,6 @@ def reproduce(run: Run) -> list[str]:
         found.append(f"Gradients were summed over {args.world_size} processes; another number rounds otherwise.")
     if recipe.fit_batch:
         found.append("--fit_batch chose the micro-batch by the memory that was free; recipe.yaml holds what it chose.")
-    if not isinstance(recipe.data, str):
+    if not isinstance(recipe.settings().get("data", ""), str):
         found.append("The data was made in Python, so recipe.yaml cannot name it, but for its sha256.")
     return found

@@ -1,14 +1,15 @@
-"""One run as an object: what settings, data and model become before training. Knows Recipe's fields and the Trainer.
+"""One run as an object: what settings, data and models become before training. Knows parts, and the Trainer they share.
 
 Knows no modality and no file format; what is measured after training is in `hftl.run.outcome`.
 """
 
 from __future__ import annotations
 
-import functools
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -16,28 +17,22 @@ import transformers
 from accelerate.utils import broadcast_object_list
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from hftl.data.check import length_check, render
-from hftl.data.load import load
-from hftl.data.roles import Role
-from hftl.data.types import Check, Splits, Target
 from hftl.errors import UserError
 from hftl.models.anatomy import anatomy, rate_table
 from hftl.results.folder import OutputFolder, unwrap, whole_weights
+from hftl.run import several
 from hftl.run.adaptation import Domains
-from hftl.run.arguments import early_stopping, selection
+from hftl.run.arguments import early_stopping, selection, suit_machine
 from hftl.run.look import Look
-from hftl.run.scorer import Scorer
-from hftl.run.settings import Adaptation
+from hftl.run.part import Part
+from hftl.run.settings import Adaptation, Together
 from hftl.run.steps import of_steps, strategy_of
 from hftl.settings import spec
 from hftl.strategies import Strategy
-from hftl.tasks.base import Pretrained, Source, Task
-from hftl.tasks.sections import Gallery, Section
-from hftl.train import memory
 from hftl.train.cache.cache import Cache
 from hftl.train.progress import FirstStep, Lines, Progress
 from hftl.train.resume.checkpoints import sound_checkpoint
-from hftl.train.rows import Rows
+from hftl.train.several import MEAN
 from hftl.train.startup import Clock
 from hftl.train.streams import Stream
 from hftl.train.trainer import Trainer
@@ -53,17 +48,20 @@ class Run:
 
     recipe: RecipeSettings
     folder: OutputFolder
-    task: Task
-    splits: Splits
-    pretrained: Pretrained
-    rows: dict[str, Any]
-    """The splits as model inputs, by name."""
-    scorer: Scorer
+    parts: dict[str, Part]
+    """What is learned, by name: one part without a name, or one for each of several tasks."""
     trainer: Trainer
     clock: Clock
     domains: Domains | None = None
     look: Look | None = None
     """Where no step trains: the features that a head was fitted on."""
+    reports: dict[str, Report] = field(default_factory=dict)
+    """Of each part, once it is measured."""
+
+    @property
+    def part(self) -> Part:
+        """All there is to learn, or the first of several tasks."""
+        return next(iter(self.parts.values()))
 
     @property
     def rates(self) -> list[dict[str, Any]]:
@@ -71,20 +69,15 @@ class Run:
         return rate_table(self.trainer.anatomy, self.trainer.model, self.trainer.strategy.rate)
 
     @property
-    def augmented(self) -> list[Section]:
-        """Some training rows before and after augmentation, as the report shows them; [] where there is none."""
-        examples = self.task.before_after(self.rows["train"].encoded)
-        how = self.settings.get("augment")
-        note = f"{how}: another draw each time that a row is read. Valid and test stay as they are."
-        heading = "Training rows before and after augmentation"
-        return [Gallery(heading=heading, examples=examples, note=note)] if examples else []
-
-    @property
     def settings(self) -> dict[str, Any]:
         """The settings that decide the numbers, with what was left to the machine as it was decided."""
         decided = ("bf16", "fp16", "per_device_train_batch_size", "gradient_accumulation_steps")
         chosen = {name: getattr(self.trainer.args, name) for name in decided}
-        told = self.recipe.reproducible() | chosen | {"data_sha256": self.splits.origin}
+        told = self.recipe.reproducible() | chosen
+        if self.recipe.several:
+            told["tasks"] = several.with_digests(told["tasks"], self.parts)
+        else:
+            told["data_sha256"] = self.part.splits.origin
         return told if self.trainer.strategy.steps else {n: v for n, v in told.items() if not of_steps(n)}
 
     @property
@@ -98,12 +91,14 @@ class Run:
         Where no step is needed, the strategy fits a head instead.
         """
         if not self.trainer.strategy.steps:
-            fresh, notes = self.pretrained.fresh, self.splits.notes
-            self.look = Look(self.trainer, self.rows, len(self.splits.labels.names), fresh, self.scorer, notes)
+            part, splits = self.part, self.part.splits
+            classes, fresh = len(splits.labels.names), part.pretrained.fresh
+            self.look = Look(self.trainer, part.rows, classes, fresh, part.scorer, splits.notes)
             return self.look.fit()
         shown = self.trainer.pop_callback(PrinterCallback if self.trainer.args.disable_tqdm else ProgressCallback)
         if shown is not None:
-            self.trainer.add_callback((Lines if self.trainer.args.disable_tqdm else Progress)(self.scorer.headline))
+            headline = MEAN if self.recipe.several else self.part.scorer.headline
+            self.trainer.add_callback((Lines if self.trainer.args.disable_tqdm else Progress)(headline))
         self.trainer.add_callback(FirstStep(self.clock))
         checkpoint = self._checkpoint() if self.recipe.resume else None
         if checkpoint is None and self.trainer.args.should_save:
@@ -130,49 +125,36 @@ class Run:
         return told
 
     def write(self, report: Report) -> None:
-        """Write the folder from the first process; the others wait."""
+        """Write the folder from the first process, with one in it for each of several tasks; the others wait."""
         weights = whole_weights(self.trainer)
-        if self.first:
-            model, weights = self.task.written(unwrap(self.trainer), weights)
+        if self.first and self.recipe.several:
+            for name, part in self.parts.items():
+                self._write_task(name, part, self.reports[name])
+            shutil.rmtree(self.folder.checkpoints / "alone", ignore_errors=True)
+            self.folder.write_report(report, self.settings)
+        elif self.first:
+            model, weights = self.part.task.written(unwrap(self.trainer), weights)
             report.adapter = hasattr(model, "peft_config")
-            self.folder.write(model, self.pretrained.processor, report, self.settings, weights)
+            self.folder.write(model, self.part.pretrained.processor, report, self.settings, weights)
         self.trainer.accelerator.wait_for_everyone()
 
-
-def read_data(recipe: RecipeSettings, task: Task) -> Splits:
-    """The data of a recipe, checked and split."""
-    target = recipe.part(Target)
-    roles = task.roles if target.domain is None else task.roles | {"domain": Role("domain", ("domain",))}
-    named = {role: getattr(task, role, None) for role in task.roles} | {"domain": target.domain}
-    splits = load(
-        recipe.data,
-        roles,
-        columns={role: name for role, name in named.items() if name},
-        valid=recipe.valid,
-        test=recipe.test,
-        seed=recipe.seed,
-        read_as=task.read_as,
-        on_bad_row=recipe.on_bad_row,
-        max_train_samples=recipe.max_train_samples,
-        revision=recipe.data_revision,
-        target=target,
-    )
-    if recipe.data_sha256 not in (None, splits.origin):
-        sentence = "the data has changed since the recipe was written (data_sha256): the numbers will not be the same"
-        splits.checks.insert(0, Check("changed", "warn", sentence))
-    return splits
-
-
-def check_labels(recipe: RecipeSettings, task: Task, strategy: Strategy) -> None:
-    """Raise `UserError` where a task without labels is given what is for labels."""
-    if "label" in task.roles:
-        return
-    if strategy.streams:
-        raise UserError(
-            f"{spec.spell(strategy)} adapts what labels taught, and there are none. Use it in the next recipe."
+    def _write_task(self, name: str, part: Part, report: Report) -> None:
+        """The folder of one of several tasks, as a run on it alone leaves one."""
+        trainer: Any = self.trainer
+        folder = OutputFolder(self.folder.path / name)
+        model, trained = several.standalone(trainer, name, part, self.recipe.part(Together).adapters)
+        others = ", ".join(other for other in self.parts if other != name) or "no other task"
+        report = replace(
+            report,
+            folder=str(Path(self.recipe.output_dir) / name),
+            strategy=spec.spell(strategy_of(part.recipe.strategy)),
+            adapter=hasattr(model, "peft_config"),
+            total=sum(p.numel() for p in model.parameters()),
+            trainable=trained,
+            history=[],
+            data=report.data | {"notes": [*report.data["notes"], f"trained together with {others}"]},
         )
-    if recipe.training.get("label_smoothing_factor"):
-        raise UserError(f"--label_smoothing_factor is for labels, and {task.name} reads none. Leave it out.")
+        folder.write(model, part.pretrained.processor, report, self.settings)
 
 
 def check_whole(trainer: Trainer) -> None:
@@ -186,29 +168,26 @@ def check_whole(trainer: Trainer) -> None:
 def make_trainer(
     recipe: RecipeSettings,
     args: transformers.TrainingArguments,
-    task: Task,
-    splits: Splits,
-    pretrained: Pretrained,
-    rows: dict[str, Any],
-    scorer: Scorer,
+    strategy: Strategy,
+    part: Part,
     streams: Mapping[str, Stream] | None = None,
-    domains: Domains | None = None,
 ) -> Trainer:
-    """The Trainer of a recipe, its strategy applied to the model."""
-    collate, strategy = task.collate(pretrained.processor), strategy_of(recipe.strategy)
-    model: Any = pretrained.model
+    """The Trainer of one task, with the strategy applied to its model."""
+    task, pretrained, rows, scorer = part.task, part.pretrained, part.rows, part.scorer
+    suit_machine(recipe, args, pretrained.model, task.decoded)
+    collate, model = task.collate(pretrained.processor), cast(Any, pretrained.model)
     if args.neftune_noise_alpha and not isinstance(model.get_input_embeddings(), torch.nn.Embedding):
         raise UserError("--neftune_noise_alpha is noise on token embeddings, and this model has none. Leave it out.")
     if recipe.fit_batch and strategy.streams:
         raise UserError("--fit_batch sizes labelled rows alone, and the --strategy reads others beside. Leave it out.")
     trainer = Trainer(
         pretrained.model,
-        selection(args, scorer, recipe.part(Adaptation).select),
+        selection(args, scorer.names, scorer.lower, bool(scorer.extra), recipe.part(Adaptation).select),
         strategy=strategy,
         streams=streams,
         anatomy=anatomy(pretrained.model, pretrained.fresh),
         forward=task.forward,
-        item_losses=task.item_losses(splits.labels, splits.train),
+        item_losses=task.item_losses(part.splits.labels, part.splits.train),
         cache=kept(recipe, rows, collate, args),
         max_tokens=task.max_tokens_per_batch,
         longest=getattr(pretrained.processor, "model_max_length", None),  # encoding train has set it
@@ -222,16 +201,10 @@ def make_trainer(
     )
     if task.whole:
         check_whole(trainer)
-    if domains is not None:
-        trainer.further = functools.partial(domains.criteria, trainer)
-    if recipe.fit_batch and not recipe.show_rates:
-        memory.fit_batch(trainer)
     return trainer
 
 
-def domains_of(
-    recipe: RecipeSettings, task: Task, splits: Splits, processor: Any, rows: dict[str, Rows], target: Stream | None
-) -> Domains | None:
+def domains_of(recipe: RecipeSettings, part: Part, target: Stream | None) -> Domains | None:
     """What is watched of source and target, or None without unlabelled rows.
 
     Raises:
@@ -242,55 +215,23 @@ def domains_of(
         if select != "source":
             raise UserError(f"--select {select} looks at the target. Pass --unlabelled with rows of it.")
         return None
-    valid = Stream(rows["valid"], task.collate(processor))
+    task, rows = part.task, part.rows
+    valid = Stream(rows["valid"], task.collate(part.pretrained.processor))
     batch = recipe.training.get("per_device_eval_batch_size", 64)
-    labels = np.asarray(rows["valid"].labels)
-    return Domains(valid, labels, target, rows.get("target"), task.metric(splits.labels), select, batch, recipe.seed)
+    labels, metric = np.asarray(rows["valid"].labels), task.metric(part.splits.labels)
+    return Domains(valid, labels, target, rows.get("target"), metric, select, batch, recipe.seed)
 
 
-def streams_of(strategy: Strategy, task: Task, splits: Splits, processor: Any) -> dict[str, Stream]:
+def streams_of(strategy: Strategy, part: Part) -> dict[str, Stream]:
     """The unlabelled rows of the target as they are, and in each form that the strategy reads."""
-    if splits.unlabelled is None:
+    rows, processor = part.splits.unlabelled, part.pretrained.processor
+    if rows is None:
         return {}
     views = dict.fromkeys(("unlabelled", *strategy.streams))
-    return {view: Stream(*task.stream(view, splits.unlabelled, processor)) for view in views}
+    return {view: Stream(*part.task.stream(view, rows, processor)) for view in views}
 
 
 def kept(recipe: RecipeSettings, rows: dict[str, Any], collate: Any, args: transformers.TrainingArguments) -> Cache:
     """The cache of what frozen layers and image decoding give for the rows that are read again and again."""
     batch, bar = args.per_device_eval_batch_size, not args.disable_tqdm and args.process_index == 0
     return Cache([rows["train"], rows["valid"]], collate, recipe.cache_gb, recipe.cache_dtype, batch, bar)
-
-
-def print_checks(splits: Splits, rows: dict[str, Any], processor: Any) -> None:
-    """Add what only the encoded rows tell, and print the check page."""
-    splits.checks += length_checks(rows["train"], processor)
-    print(render(splits.checks))
-
-
-def source_of(recipe: RecipeSettings) -> Source:
-    """Where the model comes from."""
-    weights = recipe.settings().get("weights")
-    return Source(recipe.model, weights, recipe.revision, recipe.allow_pickle, recipe.trust_remote_code)
-
-
-def encode(task: Task, splits: Splits, processor: Any, recipe: RecipeSettings) -> dict[str, Rows]:
-    """The three splits as model inputs; only train is augmented."""
-
-    def made(name: str) -> Rows:
-        split = getattr(splits, name)
-        encoded = task.encode(split, processor, train=name == "train")
-        changed = name == "train" and task.changed()
-        identify = functools.partial(task.identify, encoded, processor)
-        labels = task.labels(encoded, split, processor)
-        return Rows(encoded, labels, identify, changed, task.decoded, recipe.seed)
-
-    there = [name for name in ("train", "valid", "test", "target") if getattr(splits, name) is not None]
-    return {name: made(name) for name in there}
-
-
-def length_checks(rows: Rows, processor: Any) -> list[Check]:
-    """How many training rows are longer than the model reads; nothing where rows have no length."""
-    if rows.lengths is None:
-        return []
-    return [length_check(rows.lengths, processor.model_max_length)]  # encoding train has set it

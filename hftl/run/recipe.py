@@ -5,18 +5,22 @@ Knows the order of the hops and nothing of what happens inside them. Heavy packa
 
 from __future__ import annotations
 
+import functools
 import gc
 import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hftl.errors import UserError
-from hftl.run.settings import Adaptation, RecipeSettings, task_class
+from hftl.run.settings import Adaptation, RecipeSettings
 from hftl.train.startup import Clock, imports
 
 if TYPE_CHECKING:
     from hftl.results.report.report import Report
     from hftl.run.prepare import Run
+    from hftl.train.trainer import Trainer
 
 
 class Recipe(RecipeSettings):
@@ -40,47 +44,43 @@ class Recipe(RecipeSettings):
         """
         clock = clock or Clock()
         with imports():
-            import transformers
-
             from hftl.results.folder import OutputFolder
-            from hftl.run import arguments, push, steps
+            from hftl.run import arguments, part, push, several, steps
             from hftl.run import prepare as run
+            from hftl.train import memory
         clock.mark("imports")
         push.check_wanted(self)
-        strategy = run.strategy_of(self.strategy)
+        alone = several.recipes(self)
+        strategy = steps.strategy_of(next(iter(alone.values())).strategy)
         if not strategy.steps:
             steps.refuse(self, strategy)
         folder = OutputFolder(self.output_dir)
         folder.claim(resume=self.resume, overwrite=self.overwrite, dry=self.show_rates)
-        task = self.part(task_class(self.task))
-        if not (strategy.steps or task.pooled):
-            raise UserError(f"Features are one vector a row, and {task.name} has more. Pass another --strategy.")
-        run.check_labels(self, task, strategy)
         scratch = Path(tempfile.gettempdir()) if self.show_rates else folder.checkpoints  # Trainer makes the folder
         args = arguments.training_arguments(self, strategy, scratch)
-        with args.main_process_first(desc="reading the data"):
-            splits = run.read_data(self, task)
-            task.settle(splits)
-        clock.mark("data")
-        transformers.set_seed(self.seed)
-        pretrained = task.build(run.source_of(self), splits.labels)
-        splits.checks += pretrained.checks
-        clock.mark("model")
-        with args.main_process_first(desc="encoding the data"):
-            rows = run.encode(task, splits, pretrained.processor, self)
-        clock.mark("data")
-        if args.process_index == 0:
-            run.print_checks(splits, rows, pretrained.processor)
-        arguments.suit_machine(self, args, pretrained.model, task.decoded)
-        scorer = run.Scorer(task.metric(splits.labels), task.metrics)
-        streams = run.streams_of(strategy, task, splits, pretrained.processor)
-        domains = run.domains_of(self, task, splits, pretrained.processor, rows, streams.get("unlabelled"))
-        trainer = run.make_trainer(self, args, task, splits, pretrained, rows, scorer, streams, domains)
+        parts = {}
+        for name, recipe in alone.items():
+            with several.about(name) if name else nullcontext():
+                parts[name] = part.read(recipe, strategy, args, clock, name)
+        if self.several:
+            trainer: Trainer = several.make_trainer(self, args, strategy, parts)
+            clock.mark("trainer")
+            return run.Run(self, folder, parts, trainer, clock)
+        streams = run.streams_of(strategy, parts[""])
+        trainer = run.make_trainer(self, args, strategy, parts[""], streams)
+        domains = run.domains_of(self, parts[""], streams.get("unlabelled"))
+        if domains is not None:
+            trainer.further = functools.partial(domains.criteria, trainer)
+        if self.fit_batch and not self.show_rates:
+            memory.fit_batch(trainer)
         clock.mark("trainer")
-        return run.Run(self, folder, task, splits, pretrained, rows, scorer, trainer, clock, domains)
+        return run.Run(self, folder, parts, trainer, clock, domains)
 
-    def run(self) -> Report | None:
+    def run(self, judge: Callable[[Run, Report], None] | None = None) -> Report | None:
         """Train, select on valid, read test once, and write the folder.
+
+        Args:
+            judge: adds to the report of the finished run what other runs say of it, before it is written.
 
         Returns:
             The report, whose `folder` holds the model; None with `show_rates`, which only prints.
@@ -93,7 +93,7 @@ class Recipe(RecipeSettings):
             from hftl.models import anatomy
             from hftl.results.folder import OutputFolder
             from hftl.results.report.table import render
-            from hftl.run import outcome, push
+            from hftl.run import outcome, overall, push
             from hftl.train import progress
         beside = self._without_target() if self.part(Adaptation).source_only and not self.show_rates else None
         try:
@@ -107,22 +107,24 @@ class Recipe(RecipeSettings):
                 report = outcome.measure(run)
                 if beside is not None and report.adaptation is not None:
                     report.adaptation.source_only = outcome.compared(report, beside)
+                if judge is not None:
+                    judge(run, report)
                 run.write(report)
         finally:
             OutputFolder(self.output_dir).tidy()
             gc.unfreeze()
         if run.first:
-            print(render(report))
+            print(render(report, overall.next_commands(run)))
             push.push_wanted(self, run.folder.path)
         return report
 
     def _without_target(self) -> Report | None:
         """The same recipe with the strategy's parts that read no target rows, run into a folder beside."""
         from hftl.results.folder import OutputFolder
-        from hftl.run import prepare as run
+        from hftl.run import steps
         from hftl.strategies import Chain
 
-        parts = run.strategy_of(self.strategy).parts
+        parts = steps.strategy_of(self.strategy).parts
         kept = tuple(part for part in parts if not part.streams)
         if len(kept) == len(parts):
             raise UserError("--source_only compares with training without the target, and --strategy reads none of it.")

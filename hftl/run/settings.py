@@ -20,6 +20,12 @@ from hftl.tasks.base import Task
 HUB = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
 """TrainingArguments that say where the finished folder goes; the base Trainer is not given them."""
 LABELLED = "tasks with labels"
+TOGETHER = "Several tasks"
+SETTABLE = (
+    *("task", "text", "text_pair", "tokens", "image", "label", "problem_type", "valid", "test"),
+    *("max_train_samples", "classes", "ignored", "image_size", "data_sha256"),
+)
+"""What can be set for one task of several, after its source."""
 Owner = TypeVar("Owner")
 
 
@@ -36,6 +42,44 @@ class Adaptation:
     source_only: bool = flag(
         False, "also train without what reads the target, first, and say whether adapting helped", HOW
     )
+
+
+@dataclass(frozen=True)
+class Together:
+    """Several tasks that train on one encoder, each with a head of its own; micro-batches are of one task each."""
+
+    tasks: list[str] = flag(
+        None,
+        f"several tasks in place of one: name=source, where a source is what --data takes; its own settings after "
+        f"commas, such as stsb=stsb/,label=score ({', '.join(SETTABLE)})",
+        TOGETHER,
+        factory=list,
+    )
+    mixing: str = flag(
+        "proportional",
+        "how often a task comes: by its rows; uniform, temperature, or annealed",
+        TOGETHER,
+        choices=("proportional", "uniform", "temperature", "annealed"),
+    )
+    temperature: float = flag(
+        2.0, "with --mixing temperature: by the T-th root of its rows", TOGETHER, range="(0, inf)"
+    )
+    weighting: str = flag(
+        "none",
+        "of the losses: none, or uncertainty (learnt; Kendall et al. 2018)",
+        TOGETHER,
+        choices=("none", "uncertainty"),
+    )
+    pcgrad: bool = flag(False, "project conflicts between tasks of one update away (Yu et al. 2020)", TOGETHER)
+    adapters: bool = flag(False, "a LoRA adapter for each task over a frozen shared encoder", TOGETHER)
+
+
+OF_ONE = (
+    *("task", "weights", "data", "data_revision", "data_sha256", "valid", "test", "text", "text_pair", "label"),
+    *("problem_type", "class_weights", "augment", "max_tokens_per_batch", "fit_batch", "packing", "metrics"),
+    *("cache_gb", "cache_dtype", *own_settings(Target), *own_settings(Adaptation)),
+)
+"""Settings that a run on several tasks does not have; those in SETTABLE each of its tasks has."""
 
 
 @dataclass(init=False, repr=False, eq=False)
@@ -100,12 +144,13 @@ class RecipeSettings:
 
     def __init__(self, **settings: Any) -> None:
         task = settings.get("task", own_settings(type(self))["task"].default)
-        own, theirs = self.own(task), training_settings()
+        several = bool(settings.get("tasks"))
+        own, theirs = self.own(task, several), training_settings()
         settings = dict(settings.pop("training", None) or {}) | settings
         for name in settings:
             if name not in own and name not in theirs:
                 hint = f" {GONE[name]}" if name in GONE else suggest(name, own | theirs)
-                raise UserError(foreign(name, task) or f"Recipe has no setting {name!r}.{hint}")
+                raise UserError(foreign(name, task, several) or f"Recipe has no setting {name!r}.{hint}")
         chosen = checked_all(settings, theirs | own)
         self.__dict__ |= {name: setting.default for name, setting in own.items()}
         self.__dict__ |= {name: value for name, value in chosen.items() if name in own}
@@ -123,15 +168,24 @@ class RecipeSettings:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
 
     @classmethod
-    def own(cls, task: str) -> dict[str, Setting]:
+    def own(cls, task: str, several: bool = False) -> dict[str, Setting]:
         """What can be set beside TrainingArguments' names, where this is the task; every name has one owner.
+
+        Args:
+            several: whether it is one of several tasks, which have some settings each.
 
         Raises:
             UserError: there is no such task.
         """
         kind = task_class(task)
-        owners = (cls, Data, kind, *((Target, Adaptation) if "label" in kind.roles else ()))
-        return {name: setting for owner in owners for name, setting in own_settings(owner).items()}
+        owners = (cls, Data, kind, *((Target, Adaptation, Together) if "label" in kind.roles else ()))
+        found = {name: setting for owner in owners for name, setting in own_settings(owner).items()}
+        return {name: setting for name, setting in found.items() if not (several and name in OF_ONE)}
+
+    @property
+    def several(self) -> bool:
+        """Whether several tasks share the encoder."""
+        return bool(self.part(Together).tasks)
 
     def part(self, owner: type[Owner]) -> Owner:
         """An owner with its settings; with defaults, where this recipe's task has no use for it."""
@@ -140,7 +194,7 @@ class RecipeSettings:
 
     def settings(self) -> dict[str, Any]:
         """All settings as one flat dict, as they stand in `recipe.yaml`."""
-        return {name: getattr(self, name) for name in self.own(self.task)} | self.training
+        return {name: getattr(self, name) for name in self.own(self.task, self.several)} | self.training
 
     def reproducible(self) -> dict[str, Any]:
         """The settings that decide the numbers, for `recipe.yaml`; where the results go is left to the next run."""
@@ -150,7 +204,7 @@ class RecipeSettings:
         where = ("output_dir", "resume", "overwrite", "show_rates", *HUB)
         kept = {name: value for name, value in self.settings().items() if name not in where}
         kept["strategy"] = self.strategy if isinstance(self.strategy, str) else spec.spell(self.strategy)
-        if not isinstance(self.data, str):
+        if not isinstance(kept.get("data", ""), str):
             kept["data"] = "(a data set made in Python)"  # fails by name when it is read back, and does not mislead
         return privacy.shared(kept)
 
@@ -172,14 +226,21 @@ def of_tasks() -> dict[str, dict[str, Setting]]:
     """Settings that only some tasks have: name -> whose it is -> how it is declared."""
     found: dict[str, dict[str, Setting]] = {}
     whose = {name: own_settings(kind) for name, kind in Task.known().items()}
-    for owner, settings in (whose | {LABELLED: own_settings(Target) | own_settings(Adaptation)}).items():
+    for owner, settings in (whose | {LABELLED: _labelled()}).items():
         for name, setting in settings.items():
             found.setdefault(name, {})[owner] = setting
     return found
 
 
-def foreign(name: str, task: str) -> str:
+def _labelled() -> dict[str, Setting]:
+    return own_settings(Target) | own_settings(Adaptation) | own_settings(Together)
+
+
+def foreign(name: str, task: str, several: bool = False) -> str:
     """The sentence that refuses a setting of other tasks; "" for one that nobody has."""
+    if several and name in OF_ONE:
+        cure = f"Write it after a task's source: --tasks NAME=SOURCE,{name}=VALUE."
+        return f"--{name} is for one task; here there are several. {cure if name in SETTABLE else 'Leave it out.'}"
     if name not in of_tasks():
         return ""
     *others, last = sorted(of_tasks()[name])

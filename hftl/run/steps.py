@@ -6,7 +6,7 @@ from typing import Any
 
 from hftl.data.types import Target
 from hftl.errors import UserError
-from hftl.run.settings import HUB, Adaptation, RecipeSettings
+from hftl.run.settings import HUB, Adaptation, RecipeSettings, Together
 from hftl.settings import spec
 from hftl.settings.fields import own_settings, training_settings
 from hftl.strategies import Chain, Strategy
@@ -17,6 +17,7 @@ ONLY = (
     *("max_tokens_per_batch", "packing", "fit_batch", "cache_dtype", "resume", "show_rates"),
     *own_settings(Target),
     *own_settings(Adaptation),
+    *own_settings(Together),
 )
 """Settings of a recipe that only training by steps reads."""
 ALSO = (

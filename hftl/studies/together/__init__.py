@@ -1,1 +1,0 @@
-"""Several tasks that share one encoder."""
