@@ -43,9 +43,10 @@ def test_a_label_is_the_place_of_a_choice_also_where_no_row_has_some(words, tiny
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     run = Recipe(**tiny | {"data": str(tmp_path / "rows.jsonl"), "output_dir": str(tmp_path / "o")}).prepare()
-    assert run.splits.labels.names == list(words.upper())
-    assert set(run.rows["train"].labels) == {0, 2}  # places, not ids of the two labels that came
-    assert tuple(run.pretrained.model.config.id2label.values()) == tuple(words.upper())
+    (part,) = run.parts.values()
+    assert part.splits.labels.names == list(words.upper())
+    assert set(part.rows["train"].labels) == {0, 2}  # places, not ids of the two labels that came
+    assert tuple(part.pretrained.model.config.id2label.values()) == tuple(words.upper())
 
 
 REFUSED = {

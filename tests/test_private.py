@@ -53,7 +53,7 @@ ATTRIBUTES = {
 NAMES = [
     (dist.distributed_c10d, "_get_default_store", "train/devices.py"),
     (PartialState, "_shared_state", "train/devices.py"),
-    (datasets.Dataset.from_dict({"a": [1]}), "_fingerprint", "tasks/text/classification.py, tasks/text/masked.py"),
+    (datasets.Dataset.from_dict({"a": [1]}), "_fingerprint", "tasks/text/texts.py"),
     (transformers.AutoModel, "_model_mapping", "tasks/networks/dense.py"),
     (json_reader, "paj", "data/formats/loading.py"),
     (BatchRebalanceSampler, "__iter__", "train/sampling.py, train/mixing.py"),

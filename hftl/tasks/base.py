@@ -75,7 +75,7 @@ class Task:
     decoded: ClassVar[bool] = False
     """Whether reading an encoded row does work that is worth keeping, such as decoding an image."""
     whole: ClassVar[bool] = False
-    """Whether `written` merges an adapter into the model."""
+    """Whether an adapter is merged into the model that is written, so that any recipe can go on from there."""
 
     # What a run asks of every task; a task that offers one as a flag declares it as a field.
     max_tokens_per_batch: int | None = None
@@ -164,7 +164,7 @@ class Task:
 
     def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
         """The trained model as the folder holds it, and those of its weights that go there; None for all."""
-        return model, weights
+        return model.merge_and_unload() if self.whole and hasattr(model, "peft_config") else model, weights
 
     def stream(self, view: str, rows: Any, processor: Any) -> tuple[Any, Callable]:
         """Encoded rows without labels and their collator, as a strategy reads them under the name of a `view`.

@@ -9,17 +9,19 @@ import transformers
 
 from hftl.data.types import Labels
 from hftl.errors import UserError, explained
-from hftl.tasks.base import Source
+from hftl.tasks.base import Pretrained, Source, Task
 from hftl.tasks.classification import PROBLEM_TYPES, REGRESSION
 from hftl.tasks.origin import check_shards, pinned, resolve, revision_of
 
 
-def load_pretrained(auto: Any, source: Source, labels: Labels, config: Any = None) -> tuple[Any, set[str], str]:
-    """Load a checkpoint for a task: the model in float32, the names of its fresh parameters, and its revision.
+def load_pretrained(
+    task: Task, source: Source, labels: Labels, config: Any = None, auto_class: Any = None
+) -> Pretrained:
+    """Load a checkpoint for a task, the model in float32, and its processor.
 
     Args:
-        auto: the name of an auto class or of a model's class, or a model's class.
         config: the model's settings, where they are not the checkpoint's own with these labels.
+        auto_class: what makes the model, where it is not the task's `auto`.
 
     Raises:
         UserError: no such model, no network, only pickle weights, or an architecture without such a head.
@@ -31,7 +33,7 @@ def load_pretrained(auto: Any, source: Source, labels: Labels, config: Any = Non
         )
     path = resolve(source.model)
     check_shards(path)
-    auto_class = getattr(transformers, auto) if isinstance(auto, str) else auto
+    auto_class = auto_class or getattr(transformers, task.auto)
     revision = pinned(path, source.revision)
     common = {"revision": revision, "trust_remote_code": source.trust_remote_code}
     with explained("load", source.model, auto=auto_class.__name__, what="a model"):
@@ -49,15 +51,15 @@ def load_pretrained(auto: Any, source: Source, labels: Labels, config: Any = Non
         )
     fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
     names = {name for name, _ in model.named_parameters()}
-    return model, fresh & names, revision_of(path, revision)
+    return Pretrained(model, task.processor(source, model), fresh & names, revision_of(path, revision))
 
 
-def load_processor(auto: str, source: Source) -> Any:
+def load_processor(auto: str, source: Source, **options: Any) -> Any:
     """Load a tokenizer or an image processor by the name of its auto class."""
     what = "a tokenizer" if auto == "AutoTokenizer" else "an image processor"
     with explained("load", source.model, auto=auto, what=what):
         return getattr(transformers, auto).from_pretrained(
-            resolve(source.model), revision=source.revision, trust_remote_code=source.trust_remote_code
+            resolve(source.model), revision=source.revision, trust_remote_code=source.trust_remote_code, **options
         )
 
 

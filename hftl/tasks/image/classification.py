@@ -55,6 +55,11 @@ class Images(Task):
         """How the cells of labels become labels of the model."""
         return list
 
+    def build(self, source: Source, labels: Labels) -> Pretrained:
+        from hftl.tasks.loading import load_pretrained
+
+        return load_pretrained(self, source, labels)
+
     def processor(self, source: Source, model: nn.Module) -> Any:
         from hftl.tasks.loading import load_processor
 
@@ -145,14 +150,11 @@ class ImageClassification(Classification, Images):
         return super().reads(config) or ("architectures" not in config and "architecture" in config)  # timm's own form
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
-        from hftl.tasks.loading import load_pretrained
+        if not source.model.startswith("timm:"):
+            return super().build(source, labels)
+        from hftl.tasks.networks.bare_timm import bare_timm  # timm costs a quarter of a second
 
-        if source.model.startswith("timm:"):
-            from hftl.tasks.networks.bare_timm import bare_timm  # timm costs a quarter of a second
-
-            return bare_timm(source, labels)
-        model, fresh, revision = load_pretrained(self.auto, source, labels)
-        return Pretrained(model, self.processor(source, model), fresh, revision)
+        return bare_timm(source, labels)
 
     def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
         """A timm network's weights get timm's own names, so that `timm.create_model` reads the folder, too."""

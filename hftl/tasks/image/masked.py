@@ -92,8 +92,7 @@ class MaskedImage(Images):
         if config is None or type(config) not in transformers.MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING:
             raise UserError(f"{source.model} has no patches to hide. Pass --method simclr, or a ViT, DeiT or Swin.")
         config.encoder_stride = config.patch_size * 2 ** (len(getattr(config, "depths", [0])) - 1)
-        model, fresh, revision = load_pretrained(self.auto, source, Labels("", []), config)
-        made = Pretrained(model, self.processor(source, model), fresh, revision)
+        made = load_pretrained(self, source, Labels("", []), config)
         self._lay_out(made, source)
         square = SQUARE // config.patch_size
         if self.size[0] >= 4 * SQUARE and SQUARE % config.patch_size == 0 and self.side % square == 0:
@@ -110,8 +109,7 @@ class MaskedImage(Images):
             raise UserError(f"MAE needs a ViT; {source.model} is a {kind}. Pass --method auto, or another --model.")
         known = shared(config, transformers.ViTMAEConfig) | (small_decoder(config) if kind == "vit" else {})
         config = transformers.ViTMAEConfig(**known, mask_ratio=self.share)
-        model, fresh, revision = load_pretrained("ViTMAEForPreTraining", source, Labels("", []), config)
-        made = Pretrained(model, self.processor(source, model), fresh, revision)
+        made = load_pretrained(self, source, Labels("", []), config, transformers.ViTMAEForPreTraining)
         self._lay_out(made, source)
         return made
 
@@ -197,7 +195,7 @@ class MaskedImage(Images):
 
     def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
         """The encoder, as any recipe for images takes it: MAE's as a plain ViT, SimCLR's without projection."""
-        model = model.merge_and_unload() if hasattr(model, "peft_config") else model
+        model, weights = super().written(model, weights)
         if self.chosen == "mae":
             return plain_vit(model), None
         if self.chosen == "simclr":

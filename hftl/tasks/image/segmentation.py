@@ -105,11 +105,10 @@ class ImageSegmentation(Images):
         known = type(config) in transformers.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
         config.semantic_loss_ignore_index = config.loss_ignore_index = IGNORED
         try:
-            auto = self.auto if known else segmenter_of(config)
+            kind = None if known else segmenter_of(config)
         except (KeyError, ValueError, ImportError) as failure:
             raise UserError(f"{source.model} is no encoder of images. Pass another --model.") from failure
-        model, fresh, revision = load_pretrained(auto, source, labels, config)
-        return Pretrained(model, self.processor(source, model), fresh, revision)
+        return load_pretrained(self, source, labels, config, kind)
 
     def processor(self, source: Source, model: nn.Module) -> Any:
         """The model's own, made to resize to exactly one size: no part of an image is cut off."""

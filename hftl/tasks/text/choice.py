@@ -11,21 +11,19 @@ from hftl.data.roles import Role
 from hftl.data.types import Labels, Splits
 from hftl.errors import UserError
 from hftl.settings.fields import IN, flag
-from hftl.tasks.base import Pretrained, Source, Task
 from hftl.tasks.sections import Example
-from hftl.tasks.text.classification import TextClassification, fingerprint, limit_of, read_part
+from hftl.tasks.text.texts import Tokenised, cache_key, padded, read_part, rules
 
 if TYPE_CHECKING:
     import datasets
     import numpy as np
     import torch
-    from torch import nn
 
     from hftl.tasks.metrics.accumulator import Accumulator
 
 
 @dataclass
-class MultipleChoice(Task):
+class MultipleChoice(Tokenised):
     """The right one of a question's choices, by any `AutoModelForMultipleChoice` (Radford et al. 2018, section 3.3).
 
     Each choice is read beside the question; the logits of a row are a score for each of its choices.
@@ -33,7 +31,6 @@ class MultipleChoice(Task):
 
     name: ClassVar[str] = "multiple-choice"
     auto: ClassVar[str] = "AutoModelForMultipleChoice"
-    problem_type = "choice"
     usage: ClassVar[dict[str, str]] = {
         "auto": auto,
         "script": "recipes/multiple_choice.py",
@@ -51,12 +48,6 @@ class MultipleChoice(Task):
     text: str | None = flag(None, "the column that holds the question", IN)
     choices: str | None = flag(None, "the column that holds the choices of each row, as a list of texts", IN)
     label: str | None = flag(None, "the column that says which choice is right: its place from 0, or its letter", IN)
-    max_length: int | None = flag(
-        None,
-        "longest question with a choice in tokens, longer ones are cut; else the model's own",
-        IN,
-        range="[1, inf)",
-    )
 
     _places: list[int] = field(default_factory=list, init=False, repr=False)
     """The place among the choices that each label of the data stands for."""
@@ -83,24 +74,13 @@ class MultipleChoice(Task):
             )
         splits.labels.names = [chr(ord("A") + i) if letters else str(i) for i in range(most)]
 
-    def build(self, source: Source, labels: Labels) -> Pretrained:
-        from hftl.tasks.loading import load_pretrained
-
-        model, fresh, revision = load_pretrained(self.auto, source, labels)
-        return Pretrained(model, self.processor(source, model), fresh, revision)
-
-    def processor(self, source: Source, model: nn.Module) -> Any:
-        return TextClassification().processor(source, model)
-
     def encode(self, rows: datasets.Dataset, processor: Any, train: bool = False) -> datasets.Dataset:
         """Tokenise in batches, on disk: `input_ids`, `attention_mask` ..., each a list for each choice of a row.
 
         `length` is the number of tokens of the longest choice with its question, before cutting; `labels` is the place
         of the right choice, where it is known.
         """
-        limit = limit_of(processor, self.max_length, pairs=True)
-        if train:
-            processor.model_max_length = limit  # goes into the folder, so that predictions are cut like training
+        limit = self.limit(processor, train, pairs=True)
 
         def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
             ends = np.cumsum([len(choices) for choices in batch["choices"]]).tolist()
@@ -120,7 +100,7 @@ class MultipleChoice(Task):
             tokenise,
             batched=True,
             remove_columns=rows.column_names,
-            new_fingerprint=fingerprint(rows, processor, limit, f"choices {self._places}".replace(", ", "-")),
+            new_fingerprint=cache_key(rows, rules(processor), limit, "choices", self._places),
             desc=f"Tokenising {len(rows):,} rows",
         )
 
@@ -132,8 +112,7 @@ class MultipleChoice(Task):
             counts = {len(row[names[0]]) for row in rows}
             if len(counts) > 1:
                 raise UserError(f"Expected as many choices in each row; rows of {sorted(counts)} came. Fill them up.")
-            flat = [{name: row[name][i] for name in names} for row in rows for i in range(len(row[names[0]]))]
-            made = processor.pad(flat, return_tensors="pt")
+            made = padded([{name: row[name][i] for name in names} for row in rows for i in range(*counts)], processor)
             found = {name: value.view(len(rows), -1, value.shape[-1]) for name, value in made.items()}
             return found | ({"labels": torch.tensor([row["labels"] for row in rows])} if "labels" in rows[0] else {})
 

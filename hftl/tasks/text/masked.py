@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +11,8 @@ from hftl.data.types import IGNORED, Check, Labels, Splits
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, flag
 from hftl.tasks.base import Pretrained, Source
-from hftl.tasks.text.classification import TextClassification, Texts, read_part
+from hftl.tasks.text.classification import TextClassification
+from hftl.tasks.text.texts import Texts, cache_key, padded, read_part
 
 if TYPE_CHECKING:
     import datasets
@@ -63,35 +63,33 @@ class MaskedText(Texts):
         self._texts = splits.train["text"]
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
-        from hftl.tasks.loading import load_pretrained
         from hftl.tasks.networks.hidden_tokens import HiddenTokens
         from hftl.tasks.networks.vocabulary import extend, new_words
 
-        model, fresh, revision = load_pretrained(self.auto, source, labels)
-        tokenizer = self.processor(source, model)
-        checks = []
-        if fresh:
-            shapes = dict(model.named_parameters())
+        made = super().build(source, labels)
+        model, tokenizer = made.model, made.processor
+        if made.fresh:
+            count = sum(p.numel() for name, p in model.named_parameters() if name in made.fresh)
             sentence = (
-                "the checkpoint has no whole head for masked tokens: "
-                f"{sum(shapes[name].numel() for name in fresh):,} parameters of it start at random and have to be "
-                "learned first, so that early perplexities say little"
+                f"the checkpoint has no whole head for masked tokens: {count:,} parameters of it start at random and "
+                "have to be learned first, so that early perplexities say little"
             )
-            checks.append(Check("head", "note", sentence))
+            made.checks.append(Check("head", "note", sentence))
         if self.add_tokens:
             words = new_words(tokenizer, self._texts, self.add_tokens)
             extend(model, tokenizer, words)
             shown = ", ".join(words[:8]) + (" ..." if len(words) > 8 else "")
-            sentence = f"{len(words):,} words of train were added to the vocabulary: {shown}"
-            checks.append(Check("vocabulary", "note", sentence if words else "no word of train is split into pieces"))
-        self._learn = HiddenTokens(model, super().collate(tokenizer)([tokenizer("one two three"), tokenizer("four")]))
-        return Pretrained(model, tokenizer, fresh, revision, checks)
+            added = f"{len(words):,} words of train were added to the vocabulary: {shown}"
+            sentence = added if words else "no word of train is split into pieces"
+            made.checks.append(Check("vocabulary", "note", sentence))
+        self._learn = HiddenTokens(model, padded([tokenizer("one two three"), tokenizer("four")], tokenizer))
+        return made
 
     def forward(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         return self._learn(model, inputs)
 
-    def processor(self, source: Source, model: nn.Module) -> Any:
-        tokenizer = super().processor(source, model)
+    def processor(self, source: Source, model: nn.Module, **options: Any) -> Any:
+        tokenizer = super().processor(source, model, **options)
         if tokenizer.mask_token is None:
             raise UserError(
                 f"The tokenizer of {source.model} has no mask token, so nothing can be hidden. Pass a --model that was "
@@ -114,11 +112,11 @@ class MaskedText(Texts):
         if train:
             return encoded
         masking = self.masking(processor)
-        parts = (encoded._fingerprint, self.mask, self.whole_words, processor.mask_token_id, len(processor), _MASKING)
+        how = (self.mask, self.whole_words, processor.mask_token_id, len(processor), _MASKING)
         return encoded.map(
             masking.fixed,
             remove_columns=["word"] if self.whole_words else [],
-            new_fingerprint=hashlib.sha256(repr(parts).encode()).hexdigest()[:32],
+            new_fingerprint=cache_key(encoded, *how),
             desc=f"Masking {len(rows):,} rows",
         )
 
@@ -130,8 +128,7 @@ class MaskedText(Texts):
             words = (made.word_ids(i) for i in range(len(batch["text"])))
             return {"word": [[-1 if word is None else word for word in row] for row in words]}
 
-        rules = tokenizer.backend_tokenizer.to_str()
-        mark = hashlib.sha256(repr((rows._fingerprint, rules, limit, "words")).encode()).hexdigest()[:32]
+        mark = cache_key(rows, tokenizer.backend_tokenizer.to_str(), limit, "words")
         features = datasets.Features({"word": datasets.List(datasets.Value("int32"))})
         return rows.map(
             numbered, batched=True, remove_columns=rows.column_names, features=features, new_fingerprint=mark
@@ -145,10 +142,10 @@ class MaskedText(Texts):
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         from hftl.tasks.networks.masking import wide
 
-        masking, padded = self.masking(processor), super().collate(processor)
+        masking = self.masking(processor)
 
         def batch(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-            inputs = padded([{name: ids for name, ids in row.items() if name != "labels"} for row in rows])
+            inputs = padded(rows, processor)
             width, left = inputs["input_ids"].shape[1], processor.padding_side == "left"
             if "labels" in rows[0]:
                 return inputs | {"labels": wide([row["labels"] for row in rows], width, IGNORED, left)}
@@ -166,9 +163,3 @@ class MaskedText(Texts):
 
     def changed(self) -> bool:
         return True
-
-    def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:
-        """The whole model; an adapter is merged into it, so that any recipe can go on from there."""
-
-        model = model.merge_and_unload() if hasattr(model, "peft_config") else model
-        return model, weights

@@ -11,9 +11,9 @@ from hftl.data.roles import Role
 from hftl.data.types import IGNORED, Labels
 from hftl.errors import UserError
 from hftl.settings.fields import IN, RUN, flag
-from hftl.tasks.base import Pretrained, Source
+from hftl.tasks.base import Source
 from hftl.tasks.sections import Example
-from hftl.tasks.text.classification import LONGEST, Tokenised, fingerprint, longest
+from hftl.tasks.text.texts import Batched, cache_key, padded, rules
 
 if TYPE_CHECKING:
     import datasets
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class TokenClassification(Tokenised):
+class TokenClassification(Batched):
     """A tag for each word, by any `AutoModelForTokenClassification`; a word's first sub-word bears it."""
 
     name: ClassVar[str] = "token-classification"
@@ -49,31 +49,12 @@ class TokenClassification(Tokenised):
     label: str | None = flag(None, "the column that holds the tags of the words, as a list", IN)
     packing: bool = flag(False, "pack texts end to end in place of padding them", RUN)
 
-    def build(self, source: Source, labels: Labels) -> Pretrained:
-        from hftl.tasks.loading import load_pretrained
-
-        model, fresh, revision = load_pretrained(self.auto, source, labels)
-        return Pretrained(model, self.processor(source, model), fresh, revision)
-
-    def processor(self, source: Source, model: nn.Module) -> Any:
-        import transformers
-
-        from hftl.tasks.loading import load_processor
-        from hftl.tasks.origin import resolve
-
-        tokenizer = load_processor("AutoTokenizer", source)
+    def processor(self, source: Source, model: nn.Module, **options: Any) -> Any:
+        tokenizer = super().processor(source, model, **options)
         if getattr(tokenizer, "add_prefix_space", None) is False:  # words come without the space before them
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                resolve(source.model),
-                revision=source.revision,
-                trust_remote_code=source.trust_remote_code,
-                add_prefix_space=True,
-            )
+            tokenizer = super().processor(source, model, add_prefix_space=True)
         if not tokenizer.is_fast:
             raise UserError(f"The tokenizer of {source.model} does not tell words apart. Pass another --model.")
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        tokenizer.model_max_length = longest(tokenizer, model)
         return tokenizer
 
     def encode(self, rows: datasets.Dataset, processor: Any, train: bool = False) -> datasets.Dataset:
@@ -81,10 +62,7 @@ class TokenClassification(Tokenised):
 
         Rows without tags get labels too: 0 on the first sub-word of each word, by which predictions are read.
         """
-        limit = min(self.max_length or LONGEST, processor.model_max_length)
-        if limit <= processor.num_special_tokens_to_add():
-            raise UserError(f"--max_length {limit} leaves no room for text beside special tokens. Pass more.")
-        processor.model_max_length = limit
+        limit = self.limit(processor, train)
 
         def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
             words = [one.split() if isinstance(one, str) else one for one in batch["tokens"]]
@@ -98,7 +76,7 @@ class TokenClassification(Tokenised):
             tokenise,
             batched=True,
             remove_columns=rows.column_names,
-            new_fingerprint=fingerprint(rows, processor, limit, "words"),
+            new_fingerprint=cache_key(rows, rules(processor), limit, "words"),
             desc=f"Tokenising {len(rows):,} rows",
         )
 
@@ -108,16 +86,12 @@ class TokenClassification(Tokenised):
         return Entities(labels.names)
 
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
-        import torch
+        from hftl.tasks.networks.masking import wide
 
         def batch(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-            names = [name for name in processor.model_input_names if name in rows[0]]
-            made = dict(processor.pad([{name: row[name] for name in names} for row in rows], return_tensors="pt"))
+            made = padded(rows, processor)
             width, left = made["input_ids"].shape[1], processor.padding_side == "left"
-            pads = [[IGNORED] * (width - len(row["labels"])) for row in rows]
-            labelled = zip(pads, (row["labels"] for row in rows), strict=True)
-            made["labels"] = torch.tensor([pad + tags if left else tags + pad for pad, tags in labelled])
-            return made
+            return made | {"labels": wide([row["labels"] for row in rows], width, IGNORED, left)}
 
         return batch
 
