@@ -59,7 +59,6 @@ NAMED = {
     "run.settings": "the default of --task",
     "testing": "what it makes is for one task",
     "results.report.earlier": "report.json of earlier versions named them",
-    "studies.together.recipe": "settings of one task, listed by name; still open",
 }
 """Modules and packages outside `tasks` that name a task or a kind of label -> why."""
 
