@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from hftl.errors import UserError, explain
 from hftl.settings.visible import visible
@@ -24,7 +24,8 @@ MEMORY = "halve --per_device_train_batch_size and double --gradient_accumulation
 _GONE = ("Connection closed by peer", "Connection reset by peer", "remote process exited", "failed to recv")
 
 
-class say_errors:  # noqa: N801, reads as `with say_errors():`
+@contextmanager
+def say_errors(left: Callable[[], Left] = Left, memory: str = MEMORY) -> Iterator[None]:
     """Around a command: turns what went wrong into one sentence on stderr and an exit code.
 
     In a distributed run the first process of each machine speaks, and the launcher ends the others. What concerns one
@@ -34,40 +35,31 @@ class say_errors:  # noqa: N801, reads as `with say_errors():`
         left: asked once the command was cut short.
         memory: what to lower where memory ran out.
     """
-
-    def __init__(self, left: Callable[[], Left] = Left, memory: str = MEMORY) -> None:
-        self.left = left
-        self.memory = memory
-
-    def __enter__(self) -> say_errors:
-        self.listening = REQUEST.listening()
-        self.listening.__enter__()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.listening.__exit__(None, None, None)
-        if error is None or isinstance(error, SystemExit):
-            return
-        if isinstance(error, KeyboardInterrupt):
-            by, left = str(error) or "Ctrl-C", self.left()
-            number = next(number for number, name in SIGNALS.items() if name == by)
-            code = os.EX_TEMPFAIL if left.resumable and by != "Ctrl-C" else 128 + number
-            _leave(f"Stopped by {by}. {left.sentence}", code)
-        if isinstance(error, UserError):
-            _leave(f"error: {error}", 2)
+    try:
+        with REQUEST.listening():
+            yield
+    except KeyboardInterrupt as stop:
+        by, found = str(stop) or "Ctrl-C", left()
+        number = next(number for number, name in SIGNALS.items() if name == by)
+        code = os.EX_TEMPFAIL if found.resumable and by != "Ctrl-C" else 128 + number
+        _leave(f"Stopped by {by}. {found.sentence}", code)
+    except UserError as error:
+        _leave(f"error: {error}", 2)
+    except Exception as error:
         if type(error).__name__.startswith("Dist") or any(sign in str(error) for sign in _GONE):
             time.sleep(5)  # so that the launcher sees the one that ended first, whose code is the run's, and ends this
-            _leave(f"Another process of this run has ended, and this one with it. {self.left().sentence}", 2)
-        own = explain("machine", error, memory=self.memory)
-        if own and (left := self.left()).resumable:
-            own = f"{own} {left.sentence}"
+            _leave(f"Another process of this run has ended, and this one with it. {left().sentence}", 2)
+        own = explain("machine", error, memory=memory)
+        if own and (found := left()).resumable:
+            own = f"{own} {found.sentence}"
         if own or (foreign := explain("library", error)):
             _leave(f"error: {own or foreign}", 2, everyone=bool(own))
         if BUG not in getattr(error, "__notes__", ()):
             error.add_note(BUG)
-        if isinstance(error, Exception) and os.environ.get("WORLD_SIZE", "1") != "1":
-            sys.excepthook(type(error), error, trace)
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            sys.excepthook(type(error), error, error.__traceback__)
             _exit_from_others(1)
+        raise
 
 
 def _leave(sentence: str, code: int, everyone: bool = False) -> None:

@@ -59,10 +59,8 @@ def inputs(raw: RawSplit, columns: dict[str, str], roles: dict[str, Role]) -> da
         UserError: a column that holds something else than its role needs.
     """
     wanted = [(role, column) for role, column in columns.items() if roles[role].kind != "label"]
-    checks = {"text": _check_text, "words": _check_words}
     for role, column in wanted:
-        if check := checks.get(roles[role].kind):
-            check(raw, role, column)
+        _check(raw, role, column, roles[role].kind)
     pieces = []
     for role, column in wanted:
         piece = raw.data.select_columns([column])
@@ -73,17 +71,13 @@ def inputs(raw: RawSplit, columns: dict[str, str], roles: dict[str, Role]) -> da
     return pieces[0] if len(pieces) == 1 else datasets.concatenate_datasets(pieces, axis=1)
 
 
-def _check_words(raw: RawSplit, role: str, column: str) -> None:
-    inner = getattr(raw.data.features[column], "feature", None)
-    if getattr(inner, "dtype", "") not in ("string", "large_string"):
+def _check(raw: RawSplit, role: str, column: str, kind: str) -> None:
+    feature, texts = raw.data.features[column], ("string", "large_string")
+    dtype = getattr(feature, "dtype", type(feature).__name__)
+    if kind == "text" and dtype not in texts:
+        raise UserError(f"Expected text in column {column!r} of {raw.name}; it holds {dtype}. Pass --{role} COLUMN.")
+    if kind == "words" and getattr(getattr(feature, "feature", None), "dtype", "") not in texts:
         raise UserError(
             f"Expected a list of words in each row of column {column!r} of {raw.name}, as jsonl and parquet have it. "
             f"Pass --{role} COLUMN."
         )
-
-
-def _check_text(raw: RawSplit, role: str, column: str) -> None:
-    feature = raw.data.features[column]
-    dtype = getattr(feature, "dtype", type(feature).__name__)
-    if dtype not in ("string", "large_string"):
-        raise UserError(f"Expected text in column {column!r} of {raw.name}; it holds {dtype}. Pass --{role} COLUMN.")

@@ -22,8 +22,6 @@ _IMAGE = datasets.Image(decode=False)
 _FOLDERS = {"images": ("masks", "annotations", "labels"), "image": ("mask", "annotation", "label")}
 _COUNTS = datasets.List(datasets.Value("int32"))
 _FOUND = datasets.Features({"digest": datasets.Value("binary"), "counts": _COUNTS, "reason": datasets.Value("string")})
-
-
 _PIXELS = np.dtype([("digest", np.uint8, 32), ("counts", np.int32, 256)])
 
 
@@ -32,9 +30,7 @@ class MaskScan:
     """What the masks of one split hold."""
 
     where: str  # names the masks in errors
-    pixels: (
-        np.ndarray
-    )  # (n,) of `digest`, the sha256 of a mask's size and pixels, and `counts`, the pixels of each value
+    pixels: np.ndarray  # (n,) of `digest` (sha256 of a mask's size and pixels) and `counts` (int32[256], of each value)
     reasons: dict[int, str]  # row -> why its mask cannot be used
 
     def unlabelled(self, train: MaskScan) -> bool:
@@ -73,14 +69,11 @@ def _pair(folder: Path) -> tuple[Path, Path] | None:
 def _paired(images: Path, masks: Path) -> datasets.Dataset:
     """A row for each image; an image without a mask of its name (or NAME_mask) has none."""
     of_name = {path.stem.removesuffix("_mask"): str(path) for path in _files(masks)}
-    found = [(str(path), of_name.get(path.stem)) for path in _files(images)]
-    cells = [
-        [{"bytes": None, "path": path} if path else None for path in column] for column in zip(*found, strict=True)
-    ]
+    found = _files(images)
     if not found:
         raise UserError(f"Expected images in {images.parent.name}/{images.name}; there are none. Add some.")
-    features = datasets.Features({"image": _IMAGE, "mask": _IMAGE})
-    return datasets.Dataset.from_dict({"image": cells[0], "mask": cells[1]}, features=features)
+    columns = {"image": [str(path) for path in found], "mask": [of_name.get(path.stem) for path in found]}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(dict.fromkeys(columns, _IMAGE)))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -96,14 +89,15 @@ def read_mask(value: Any) -> np.ndarray:
     Raises:
         ValueError: it cannot be read, or its pixels are colours.
     """
-    if isinstance(value, dict):
-        value = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
-    image = value if isinstance(value, Image.Image) else Image.open(value)
-    with image:
+    with value if isinstance(value, Image.Image) else _opened(value) as image:
         pixels = np.asarray(image)
         if pixels.ndim != 2 or pixels.dtype.kind == "f":
             raise ValueError(f"colours ({image.mode})")
     return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+
+
+def _opened(cell: dict[str, Any]) -> Image.Image:
+    return Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"])
 
 
 def scan_masks(rows: datasets.Dataset, roots: list[str] | None, where: str) -> MaskScan:
@@ -162,7 +156,7 @@ def _misfit(pixels: np.ndarray, image: Any, name: str) -> str:
     if pixels.size and (pixels.max() > 255 or pixels.min() < 0):
         return f"{name} with the value {int(pixels.max() if pixels.max() > 255 else pixels.min())}, past 0 to 255"
     try:
-        with Image.open(io.BytesIO(image["bytes"]) if image.get("bytes") is not None else image["path"]) as opened:
+        with _opened(image) as opened:
             turned = opened.getexif().get(0x0112, 1) >= 5  # the image will be read upright
             width, height = opened.size[::-1] if turned else opened.size
     except (OSError, SyntaxError, ValueError, AttributeError, TypeError):

@@ -61,13 +61,8 @@ def share(tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor
     common = shared = 0
     for path in tensors.keys() & others.keys():
         value, other = tensors[path], others[path]
-        common += size_of(value)
+        common += value.nbytes
         if value.shape == other.shape and value.dtype == other.dtype and torch.equal(value, other):
             value.data = other.data
-            shared += size_of(value)
+            shared += value.nbytes
     return shared / max(common, 1)
-
-
-def size_of(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor."""
-    return tensor.numel() * tensor.element_size()

@@ -123,8 +123,7 @@ class OutputFolder:
             model.save_pretrained(self.partial, state_dict=weights)
             self._fill(self.partial, model, processor, report, recipe)
             undo.pop_all()
-        for old in [path for pattern in REPLACED for path in self.path.glob(pattern)]:
-            old.unlink()
+        self._remove_old()
         for new in sorted(self.partial.iterdir(), key=lambda path: path.name == FINISHED):  # the report last
             if (self.path / new.name).is_dir():
                 shutil.rmtree(self.path / new.name)
@@ -135,22 +134,26 @@ class OutputFolder:
     def write_report(self, report: Report, recipe: dict[str, Any]) -> None:
         """Write the report alone, where the models lie in folders of their own; then the run is finished."""
         self.path.mkdir(parents=True, exist_ok=True)
+        self._remove_old()
+        _tell(self.path, report, recipe)
+        self.forget_checkpoints()
+
+    def _remove_old(self) -> None:
         for old in [path for pattern in REPLACED for path in self.path.glob(pattern)]:
             old.unlink()
-        (self.path / "recipe.yaml").write_text(
-            written(recipe, report.revision, report.data.get("fingerprints", {})), "utf-8"
-        )
-        write_report(report, self.path)
-        self.forget_checkpoints()
 
     def _fill(self, folder: Path, model: Any, processor: Any, report: Report, recipe: dict[str, Any]) -> None:
         processor.save_pretrained(folder)
         if report.adapter:
             finish_adapter(folder, model, report)
-        (folder / "recipe.yaml").write_text(
-            written(recipe, report.revision, report.data.get("fingerprints", {})), "utf-8"
-        )
-        write_report(report, folder)
+        _tell(folder, report, recipe)
+
+
+def _tell(folder: Path, report: Report, recipe: dict[str, Any]) -> None:
+    """Write what a run was asked for, and what it showed."""
+    text = written(recipe, report.revision, report.data.get("fingerprints", {}))
+    (folder / "recipe.yaml").write_text(text, "utf-8")
+    write_report(report, folder)
 
 
 def finish_adapter(folder: Path, model: Any, report: Report) -> None:

@@ -89,12 +89,11 @@ class Predictor:
         for i, row in enumerate(rows, start=start + 1):
             if empty := [role for role in self.roles if row.get(role, "") is None]:
                 raise UserError(f"Expected a {empty[0]} in row {i} of the data; there is none. Correct it.")
-        columns = {role: [self._cell(role, row[role]) for row in rows] for role in self.roles if role in rows[0]}
+        columns = {role: [row[role] for row in rows] for role in self.roles if role in rows[0]}
+        for role in columns:
+            if self.task.roles[role].kind == "words":  # those that came as one text are parted at white space
+                columns[role] = [cell.split() if isinstance(cell, str) else cell for cell in columns[role]]
         return self.task.encode(datasets.Dataset.from_dict(columns), self.processor)
-
-    def _cell(self, role: str, value: Any) -> Any:
-        """Words that came as one text are parted at white space."""
-        return value.split() if self.task.roles[role].kind == "words" and isinstance(value, str) else value
 
     def _logits(self, encoded: list[dict[str, Any]]) -> Iterable[np.ndarray]:
         """What the task reads off the model for each row."""

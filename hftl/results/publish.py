@@ -10,7 +10,7 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -47,14 +47,9 @@ class Parcel:
     left: list[str]
     """Paths that stay."""
 
-    def size(self, name: str) -> int:
-        """Bytes of one file."""
-        held = self.files[name]
-        return len(held) if isinstance(held, bytes) else held.stat().st_size
-
     def table(self) -> str:
         """Each file with its size in bytes, and what stays."""
-        sizes = {name: self.size(name) for name in self.files}
+        sizes = {n: len(held) if isinstance(held, bytes) else held.stat().st_size for n, held in self.files.items()}
         wide = max(map(len, [*sizes, "file"])) + 2
         lines = ["file".ljust(wide) + f"{'bytes':>15}", *(f"{n.ljust(wide)}{size:>15,}" for n, size in sizes.items())]
         lines.append(f"{f'{len(sizes)} files'.ljust(wide)}{sum(sizes.values()):>15,}")
@@ -84,7 +79,8 @@ def push(
         return f"Nothing was sent: --dry_run. Without it, this goes to {name}."
     check_login(f"The run is kept in {folder}. ")
 
-    message = commit_message or f"{_strategy(folder)}, trained with hftl"
+    strategy = cut(str(json.loads((folder / "report.json").read_text("utf-8")).get("strategy") or "A model"), 60)
+    message = commit_message or f"{strategy}, trained with hftl"
     try:
         with _quiet_client():
             url = _send(parcel, name, private, revision, message)
@@ -133,7 +129,7 @@ def packed(folder: Path, name: str) -> Parcel:
     left = []
     for path in sorted(p for p in folder.rglob("*") if p.is_file() or p.is_symlink()):
         inside = path.relative_to(folder)
-        if inside.parent in inner and any(fnmatch(path.name, known) for known in KNOWN) and not path.is_symlink():
+        if inside.parent in inner and matches(path.name, KNOWN) and not path.is_symlink():
             files[inside.as_posix()] = path
         elif inside.parts[0] not in left:
             left.append(inside.as_posix() if inside.parent in inner else inside.parts[0])
@@ -143,6 +139,10 @@ def packed(folder: Path, name: str) -> Parcel:
         where = Path(card).parent.as_posix()
         files[card] = _card(folder / card, name if where == "." else f"{name}/{where}") or files[card]
     return Parcel(files, sorted(set(left)))
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def refuse_secrets(parcel: Parcel, folder: Path) -> None:
@@ -177,10 +177,6 @@ def _card(path: Path, name: str) -> bytes | None:
     return card.markdown(replace(report, folder=name)).encode()
 
 
-def _strategy(folder: Path) -> str:
-    return cut(str(json.loads((folder / "report.json").read_text("utf-8")).get("strategy") or "A model"), 60)
-
-
 def _send(parcel: Parcel, name: str, private: bool, revision: str | None, message: str) -> str:
     """Make the repository where there is none, and commit everything at once; return the commit's address."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
@@ -194,15 +190,11 @@ def _send(parcel: Parcel, name: str, private: bool, revision: str | None, messag
         held = {path: what if isinstance(what, bytes) else str(what) for path, what in parcel.files.items()}
         operations: list[Any] = [CommitOperationAdd(path, what) for path, what in held.items()]
         there = set(api.list_repo_files(name, revision=revision)) - held.keys()
-        operations += [CommitOperationDelete(old) for old in sorted(there) if _is_replaced(old)]
+        # files of a run that was pushed before, which would be read with the new one
+        operations += [CommitOperationDelete(old) for old in sorted(there) if matches(Path(old).name, REPLACED)]
         return api.create_commit(name, operations, commit_message=message, revision=revision)
 
     return str(_again(commit).commit_url)
-
-
-def _is_replaced(path: str) -> bool:
-    """Whether a file of the repository belongs to a run that was pushed before, and would be read with the new one."""
-    return any(fnmatch(Path(path).name, pattern) for pattern in REPLACED)
 
 
 def _again(act: Callable[[], T]) -> T:
@@ -235,6 +227,3 @@ def _quiet_client() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
-
-
-# --- from a recipe ---

@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
-from hftl.data.formats.encoding import explain_encoding
 from hftl.data.formats.loading import load_dataset
 from hftl.errors import UserError
 
@@ -43,11 +42,8 @@ def read_files(paths: list[Path]) -> datasets.Dataset:
         raise UserError(f"Expected files of one format for a split; {_names(paths)} mix {', '.join(suffixes)}.")
     for path in paths:
         _readable(path)
-    builder, options = FORMATS[suffixes[0]], {}
-    if builder == "csv":
-        options = _csv_options(paths)
-    elif builder == "json":
-        options = {"encoding": "utf-8-sig"}
+    builder = FORMATS[suffixes[0]]
+    options = _csv_options(paths) if builder == "csv" else {"encoding": "utf-8-sig"} if builder == "json" else {}
     files = [glob.escape(str(path.resolve())) for path in paths]
     try:
         return load_dataset(builder, data_files={"train": files}, split="train", **options)
@@ -190,6 +186,24 @@ def _explain(paths: list[Path], builder: str, error: BaseException) -> NoReturn:
         ) from error
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise UserError(f"{_names(paths)} cannot be read as {builder}: {reason}. Write it again.") from error
+
+
+def explain_encoding(path: Path) -> str:
+    """One sentence that names the first byte that is not UTF-8 and how to convert the file; "" where all is well."""
+    before = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):  # no character holds the byte that ends a line
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                byte, place = line[error.start], before + error.start
+                source = "UTF-16" if place == 0 and byte in (0xFE, 0xFF) else "WINDOWS-1252"
+                return (
+                    f"Expected UTF-8 in {path.name}; byte 0x{byte:02X} at position {place} (line {number}) is not. "
+                    f"Convert it: iconv -f {source} -t UTF-8 {path.name} > {path.stem}-utf8{path.suffix}"
+                )
+            before += len(line)
+    return ""
 
 
 def _find_ragged(path: Path) -> None:

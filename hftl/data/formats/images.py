@@ -55,14 +55,13 @@ def loose_images(source: object) -> datasets.Dataset | None:
     found = [file for file in files if file.suffix.lower() in ENDINGS and file.is_file() and file.name[0] != "."]
     if not found or any(file.stem == "metadata" for file in files):
         return None
-    rows = {"image": [{"bytes": None, "path": str(file)} for file in found]}
-    return datasets.Dataset.from_dict(rows, features=datasets.Features({"image": _IMAGE}))
+    return datasets.Dataset.from_dict({"image": list(map(str, found))}, features=datasets.Features({"image": _IMAGE}))
 
 
 def _class_rows(root: str, listing: str, version: int) -> Iterator[dict[str, Any]]:
     for folder in class_folders(Path(root)):
         for path in _images_under(folder):
-            yield {"image": {"bytes": None, "path": str(path)}, "label": folder.name}
+            yield {"image": str(path), "label": folder.name}
 
 
 def _stamp(path: Path) -> str:
