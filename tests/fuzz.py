@@ -33,13 +33,14 @@ from hftl.results.report.page import html
 from hftl.results.report.report import Report
 from hftl.run.recipe import Recipe
 from hftl.settings import spec
+from hftl.settings.fields import training_settings
 from hftl.strategies import Strategy
 from hftl.tasks import augment
 from hftl.tasks.augment.base import known
 from hftl.tasks.image.classification import open_image
 from hftl.tasks.text.classification import TextClassification
 
-KNOWN = cli._known(Recipe())
+KNOWN = training_settings() | Recipe().own(Recipe().task)
 ROWS = [{"text": f"good film {i}", "label": ("bad", "good")[i % 2]} for i in range(24)]
 
 

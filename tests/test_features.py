@@ -326,7 +326,7 @@ def test_a_plain_run_into_the_folder_takes_the_classifier_away(run, pooled_bert,
 
 def test_features_of_random_weights_are_not_another_seeds(run, colour_folder):
     """The network is all new: its seed decides its features, and they belong into the folder."""
-    settings = {"task": "image-classification", "model": "timm:resnet10t", "data": colour_folder}
+    settings = {"task": "image-classification", "model": "timm:test_resnet", "data": colour_folder}
     for seed in (1, 2):
         report, folder = run(f"run-{seed}", seed=seed, pool="mean", **settings)
         files = sorted(Path(colour_folder).rglob("*.png"))
