@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from hftl.run.recipe import Recipe as Recipe
     from hftl.strategies.base import Strategy as Strategy
     from hftl.studies.alone import EachAlone as EachAlone
+    from hftl.studies.source_only import Adapting as Adapting
     from hftl.train.trainer import Trainer as Trainer
 
 _HOMES = {
+    "Adapting": "hftl.studies.source_only",
     "EachAlone": "hftl.studies.alone",
     "Recipe": "hftl.run.recipe",
     "Report": "hftl.results.report.report",

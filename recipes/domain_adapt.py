@@ -5,19 +5,20 @@
     accelerate launch recipes/domain_adapt.py --task image-classification --data photos/ --unlabelled sketches/
 
 The first command needs no network: MiniLM-L6 learns from reviews of books, films and kitchenware, and is adapted to
-reviews of electronics. What reads unlabelled rows are the strategies DANN, CDAN, DAN, DeepCORAL, MCC, PseudoLabel,
-FixMatch and UDALM; --source_only trains without them, too, and says whether they helped.
+reviews of electronics. DANN and seven other strategies read such rows; --source_only says whether they helped.
 """
 
-from hftl import Recipe, main
+from hftl import Adapting, Recipe, main
 
-RECIPE = Recipe(
-    data="hftl:reviews/not-electronics",
-    unlabelled="hftl:reviews/electronics",
-    target_test="hftl:reviews/electronics",
-    strategy="DANN",
-    num_train_epochs=5,
-    output_dir="runs/domain_adapt",
+RECIPE = Adapting(
+    Recipe(
+        data="hftl:reviews/not-electronics",
+        unlabelled="hftl:reviews/electronics",
+        target_test="hftl:reviews/electronics",
+        strategy="DANN",
+        num_train_epochs=5,
+        output_dir="runs/domain_adapt",
+    )
 )
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@ way. With seed 42 in bfloat16 (n=200 each) the mood, alone 0.740, together reach
 
 from hftl import EachAlone, Recipe, main
 
-RECIPE = Recipe(
-    model="sentence-transformers/all-MiniLM-L6-v2",
-    tasks=["sentiment=hftl:reviews", "domain=hftl:reviews,label=domain"],
-    learning_rate=1e-4,
-    num_train_epochs=4,
-    output_dir="runs/multitask",
+RECIPE = EachAlone(
+    Recipe(
+        model="sentence-transformers/all-MiniLM-L6-v2",
+        tasks=["sentiment=hftl:reviews", "domain=hftl:reviews,label=domain"],
+        learning_rate=1e-4,
+        num_train_epochs=4,
+        output_dir="runs/multitask",
+    )
 )
 
 if __name__ == "__main__":
-    main(EachAlone(RECIPE))
+    main(RECIPE)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hftl import Recipe, testing
+from hftl import Adapting, Recipe, testing
 from hftl.errors import UserError
 from hftl.results import load as hub
 from hftl.results.report.report import Report
 from hftl.results.report.table import render
-from hftl.run import prepare as run
+from hftl.run import part
 from hftl.run.adaptation import told
 from hftl.tasks.metrics.classification import SingleLabel
 from hftl.tasks.text.classification import TextClassification
@@ -42,16 +42,15 @@ def adapted(tiny_bert, domains_csv, tmp_path_factory) -> Report:
         domain="domain",
         target="pan",
         strategy="DANN",
-        source_only=True,
         output_dir=str(folder),
         **QUICK,
     )
-    recipe.run()
+    Adapting(recipe, source_only=True).run()
     return Report.from_folder(folder)
 
 
 def splits_of(**settings):
-    return run.read_data(Recipe(**settings), TextClassification())
+    return part.read_data(Recipe(**settings), TextClassification())
 
 
 def test_the_targets_rows_are_halved_and_its_labels_are_not_among_those_that_train(domains_csv):
@@ -110,7 +109,6 @@ def test_the_bundled_target_of_the_recipe_does_not_stay_beside_the_users_own_dat
         ({"select": "entropy"}, "--select entropy looks at the target. Pass --unlabelled"),
         ({"strategy": "MCC"}, "MCC reads unlabelled rows of the target domain. Pass --unlabelled"),
         ({"strategy": "UDALM"}, "UDALM reads unlabelled texts of the target domain. Pass --unlabelled"),
-        ({"domain": "domain", "target": "pan", "source_only": True}, "--strategy reads none of it"),
         ({"domain": "domain", "target": "pan", "strategy": "DANN", "packing": True}, "do not go together"),
         (
             {"domain": "domain", "target": "pan", "strategy": "DANN", "fit_batch": True},
@@ -125,6 +123,13 @@ def test_a_target_that_cannot_be_is_answered_with_what_to_type(settings, words, 
     with pytest.raises(UserError, match=words):
         recipe.run()
     assert not (tmp_path / "o" / "report.json").exists()
+
+
+def test_a_strategy_that_reads_no_target_has_nothing_to_be_compared_with(tiny_bert, domains_csv, tmp_path):
+    recipe = Recipe(model=tiny_bert, data=domains_csv, domain="domain", target="pan", output_dir=str(tmp_path / "o"))
+    with pytest.raises(UserError, match="--strategy reads none of it"):
+        Adapting(recipe, source_only=True).run()
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_criterion_that_does_not_exist_is_answered_with_those_that_do():

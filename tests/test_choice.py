@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from test_recipes import launch
 
 from hftl import Recipe, load, testing
 from hftl.errors import UserError
@@ -23,7 +24,8 @@ def rows_of(tiny: dict, **change: object) -> list[dict]:
 
 
 def test_the_logits_are_transformers_own_for_each_choice_beside_its_question(tiny, tmp_path):
-    Recipe(**tiny | {"num_train_epochs": 1, "output_dir": str(tmp_path / "o"), "disable_tqdm": True}).run()
+    where = ["--model", tiny["model"], "--data", tiny["data"], "--output_dir", str(tmp_path / "o")]
+    launch("multiple_choice.py", *where, "--num_train_epochs", "1", "--disable_tqdm")
     row = {"text": "what is good", "choices": ["bad sad", "good fine", "the book"]}
     answer = load(str(tmp_path / "o"))(row)
     model = transformers.AutoModelForMultipleChoice.from_pretrained(tmp_path / "o").eval()
@@ -43,10 +45,9 @@ def test_a_label_is_the_place_of_a_choice_also_where_no_row_has_some(words, tiny
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     run = Recipe(**tiny | {"data": str(tmp_path / "rows.jsonl"), "output_dir": str(tmp_path / "o")}).prepare()
-    (part,) = run.parts.values()
-    assert part.splits.labels.names == list(words.upper())
-    assert set(part.rows["train"].labels) == {0, 2}  # places, not ids of the two labels that came
-    assert tuple(part.pretrained.model.config.id2label.values()) == tuple(words.upper())
+    assert run.part.splits.labels.names == list(words.upper())
+    assert set(run.part.rows["train"].labels) == {0, 2}  # places, not ids of the two labels that came
+    assert tuple(run.part.pretrained.model.config.id2label.values()) == tuple(words.upper())
 
 
 REFUSED = {

@@ -68,7 +68,14 @@ def test_the_features_recipe_runs_as_a_script(tiny_bert, reviews_csv, tmp_path):
 
 def test_every_recipe_is_a_thin_script():
     found = sorted(path.name for path in RECIPES.glob("*.py"))
-    texts = ["mlm.py", "multitask.py", "segment.py", "text_cls.py", "token_cls.py"]  # segment: test_segmentation.py
+    texts = [
+        "mlm.py",
+        "multiple_choice.py",
+        "multitask.py",
+        "segment.py",
+        "text_cls.py",
+        "token_cls.py",
+    ]  # segment: test_segmentation.py
     assert found == ["domain_adapt.py", "features.py", "image_cls.py", "mim.py", *texts], (
         "add a run of the new recipe here"
     )

@@ -28,10 +28,10 @@ from hftl.train.resume.stopping import Left
 if TYPE_CHECKING:
     from hftl.results.report.report import Report
     from hftl.run.recipe import Recipe
-    from hftl.studies.alone import EachAlone
+    from hftl.studies.study import Study
 
 
-def main(given: Recipe | EachAlone, argv: Sequence[str] | None = None) -> Report | None:
+def main(given: Recipe | Study, argv: Sequence[str] | None = None) -> Report | None:
     """Run a recipe, or a study of one, with what the command line asks for. A script's last line: `main(RECIPE)`.
 
     Args:
@@ -68,7 +68,7 @@ def take_the_cores() -> None:
         del os.environ["OMP_NUM_THREADS"]
 
 
-Given = TypeVar("Given", bound="Recipe | EachAlone")
+Given = TypeVar("Given", bound="Recipe | Study")
 
 
 def merge(given: Given, words: Sequence[str]) -> Given:
@@ -99,12 +99,12 @@ def merge(given: Given, words: Sequence[str]) -> Given:
     return merged if given is recipe else replace(given, recipe=merged, **theirs)  # type: ignore[call-arg]
 
 
-def recipe_of(given: Recipe | EachAlone) -> Recipe:
+def recipe_of(given: Recipe | Study) -> Recipe:
     """A recipe itself, or what a study is of."""
     return getattr(given, "recipe", None) or cast("Recipe", given)
 
 
-def _own(given: Recipe | EachAlone, words: Sequence[str], filed: Mapping[str, Any]) -> dict[str, Setting]:
+def _own(given: Recipe | Study, words: Sequence[str], filed: Mapping[str, Any]) -> dict[str, Setting]:
     """What can be set beside TrainingArguments' names: of the task that is asked for, and of a study."""
     recipe = recipe_of(given)
     task = _word_of("task", words) or filed.get("task") or recipe.task
@@ -140,7 +140,7 @@ def _checked(settings: Mapping[str, Any], known: Mapping[str, Setting], path: st
     return made
 
 
-def _recipe_help(given: Recipe | EachAlone, words: Sequence[str]) -> str:
+def _recipe_help(given: Recipe | Study, words: Sequence[str]) -> str:
     at = next(i for i, word in enumerate(words) if word.startswith(("-h", "--help")))
     topic = words[at].partition("=")[2] or (words[at + 1] if at + 1 < len(words) else "")
     if page := pages.topic_page(topic):

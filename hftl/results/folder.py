@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from hftl.results.report.report import Report
 
 FINISHED, CHECKPOINTS, PARTIAL = "report.json", "checkpoints", ".partial"
+TEST_ROWS = "test_rows.npz"
+"""Of a run that belongs to a study: the rows of test as its metric holds them."""
 REPLACED = (
     *(FINISHED, "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "features.json"),
     *("generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("cell.json", TEST_ROWS),
 )
 """What of an earlier run would be read with a new one, were it left; a person's own files in the folder stay."""
 

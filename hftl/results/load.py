@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
+import numpy as np
 import peft
 from torch import nn
 
@@ -15,8 +16,11 @@ from hftl.data.types import Labels
 from hftl.errors import UserError, explain
 from hftl.models.feature_model import restored
 from hftl.paths import expanded
-from hftl.results.folder import FINISHED
+from hftl.results.folder import FINISHED, TEST_ROWS
 from hftl.tasks.base import Source, Task
+
+if TYPE_CHECKING:
+    from hftl.tasks.metrics.accumulator import Accumulator
 
 NEVER_READ = ["checkpoints/*", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.onnx", "*.onnx.data", "*.gguf"]
 """Files of a repository that are not fetched: pickles are never opened, and the others are other forms of the model."""
@@ -60,6 +64,16 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
     base = base_of(folder, name)
     model = peft.PeftModel.from_pretrained(task.build(base, labels).model, str(folder))
     return Loaded(model.eval(), task.processor(where, model), task, labels)
+
+
+def metric_of(folder: Path) -> Accumulator:
+    """The metric of a finished run of a study, holding its rows of test."""
+    config = mapping_in(folder / "config.json", folder)
+    task = task_of(str(folder), config)
+    metric = task.metric(task.labels_of(config))
+    with np.load(folder / TEST_ROWS, allow_pickle=False) as held:
+        metric.restore({name: held[name] for name in held.files})
+    return metric
 
 
 def base_of(folder: Path, name: str | Path) -> Source:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from hftl.data.types import Target
-from hftl.results.report.report import Report, SourceOnly
+from hftl.results.report.report import Report
 from hftl.run.adaptation import told
 from hftl.run.overall import overall
 from hftl.settings import spec
@@ -76,21 +76,6 @@ def by_domain(run: Run, part: Part) -> dict[str, dict[str, Score]]:
         got = run.trainer.evaluate(rows, metric_key_prefix="test")
         found[name] = scored(part.scorer, {own: got[f"test_{own}"] for own in part.scorer.own_names})
     return found
-
-
-def compared(report: Report, plain: Report) -> SourceOnly:
-    """A run that was adapted beside one that was not: the headline metric of both on target and test, and what it says.
-
-    "helped" and "hurt" mean that the target's value lies outside the other's 95 % interval; else "no clear difference".
-    """
-    where = "target" if report.target else "test"
-    own, theirs = getattr(report, where)[report.headline], getattr(plain, where)[report.headline]
-    better, worse = own.value > theirs.high, own.value < theirs.low
-    if report.headline in report.lower:
-        better, worse = worse, better
-    verdict = "helped" if better else "hurt" if worse else "no clear difference"
-    scores = {name: getattr(plain, name)[report.headline] for name in ("target", "test") if getattr(plain, name)}
-    return SourceOnly(plain.strategy, plain.folder, where, verdict, scores)
 
 
 def measured(run: Run, part: Part, split: str) -> dict[str, Score]:

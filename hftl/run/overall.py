@@ -8,7 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hftl.paths import expanded
 from hftl.results.report.report import Report, TaskRow
+from hftl.results.report.table import render
+from hftl.run.push import push_wanted
 from hftl.run.steps import strategy_of
 from hftl.settings import spec
 from hftl.tasks.metrics.bootstrap import Score
@@ -16,13 +19,17 @@ from hftl.train.several import MEAN
 
 if TYPE_CHECKING:
     from hftl.run.prepare import Run
+    from hftl.run.settings import RecipeSettings
 
 
 def overall(run: Run) -> Report:
     """What the tasks have come to together: the mean of their headline metrics, and a row for each."""
     trainer: Any = run.trainer
     plan, reports, first = trainer.plan, run.reports, run.reports[next(iter(run.parts))]
-    counts = plan.counts()
+    counts, args, state = plan.counts(), trainer.args, trainer.state
+    by_steps = args.eval_strategy == "steps"
+    evaluations = state.max_steps / state.eval_steps if by_steps else math.ceil(plan.steps / plan.epoch)
+    evaluations = 0 if args.eval_strategy == "no" else evaluations
     rows = [
         TaskRow(
             task=name,
@@ -31,6 +38,7 @@ def overall(run: Run) -> Report:
             share=float(counts[i] / plan.steps),
             folder=name,
             multi=report.test[report.headline],
+            evaluations=evaluations,
         )
         for i, (name, report) in enumerate(reports.items())
     ]
@@ -77,12 +85,19 @@ def _data(run: Run) -> dict[str, Any]:
     }
 
 
-def next_commands(run: Run) -> list[str] | None:
+def tell(recipe: RecipeSettings, report: Report) -> None:
+    """Print the closing table of a finished run, and push its folder where that is asked for."""
+    print(render(report, next_commands(report)))
+    push_wanted(recipe, expanded(recipe.output_dir))
+
+
+def next_commands(report: Report) -> list[str] | None:
     """What is worth typing now: predict with the folders of the first two tasks. None where there is one task."""
-    if not run.recipe.several:
+    if not report.tasks:
         return None
     told = []
-    for name, part in list(run.parts.items())[:2]:
-        folder, new = shlex.quote(str(Path(run.recipe.output_dir) / name)), part.task.usage.get("new", "new.csv")
-        told.append(f"hftl predict {folder} --data {new} --output {name}.csv")
+    for row in report.tasks[:2]:
+        folder = Path(report.folder) / row.folder
+        new = Report.from_folder(folder).usage.get("new", "new.csv")
+        told.append(f"hftl predict {shlex.quote(str(folder))} --data {new} --output {row.task}.csv")
     return told

@@ -5,7 +5,7 @@ Knows no modality and no file format; what is measured after training is in `hft
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from hftl.errors import UserError
 from hftl.models.anatomy import anatomy, rate_table
-from hftl.results.folder import OutputFolder, unwrap, whole_weights
+from hftl.results.folder import TEST_ROWS, OutputFolder, unwrap, whole_weights
 from hftl.run import several
 from hftl.run.adaptation import Domains
 from hftl.run.arguments import early_stopping, selection, suit_machine
@@ -40,6 +40,10 @@ from hftl.train.trainer import Trainer
 if TYPE_CHECKING:
     from hftl.results.report.report import Report
     from hftl.run.settings import RecipeSettings
+
+
+CELL = "cell.json"
+"""Of a run that belongs to a study: what it was told, by which it is found again."""
 
 
 @dataclass
@@ -124,18 +128,26 @@ class Run:
             raise told
         return told
 
-    def write(self, report: Report) -> None:
-        """Write the folder from the first process, with one in it for each of several tasks; the others wait."""
+    def write(self, report: Report, cell: bool = False) -> None:
+        """Write the folder from the first process, with one in it for each of several tasks; the others wait.
+
+        Args:
+            cell: of a study: the rows of test as the metric holds them go along, and what the run was told.
+        """
         weights = whole_weights(self.trainer)
         if self.first and self.recipe.several:
             for name, part in self.parts.items():
                 self._write_task(name, part, self.reports[name])
-            shutil.rmtree(self.folder.checkpoints / "alone", ignore_errors=True)
             self.folder.write_report(report, self.settings)
         elif self.first:
             model, weights = self.part.task.written(unwrap(self.trainer), weights)
             report.adapter = hasattr(model, "peft_config")
             self.folder.write(model, self.part.pretrained.processor, report, self.settings, weights)
+        if self.first and cell:
+            for name, part in self.parts.items():
+                held: Any = part.scorer.metric.held()
+                np.savez_compressed(self.folder.path / name / TEST_ROWS, **held)
+            (self.folder.path / CELL).write_text(settings_of(self.recipe), "utf-8")  # last: now the cell is done
         self.trainer.accelerator.wait_for_everyone()
 
     def _write_task(self, name: str, part: Part, report: Report) -> None:
@@ -155,6 +167,15 @@ class Run:
             data=report.data | {"notes": [*report.data["notes"], f"trained together with {others}"]},
         )
         folder.write(model, part.pretrained.processor, report, self.settings)
+
+
+def settings_of(recipe: RecipeSettings) -> str:
+    """The settings that decide the numbers of a run, as `CELL` holds them; rows made in Python are like no others."""
+    own = recipe.reproducible()
+    rows = recipe.settings().get("data", "")  # several tasks have theirs in --tasks
+    if not isinstance(rows, str):
+        own["data"] = f"made in Python, {id(rows)}"
+    return json.dumps(own, default=str, indent=1, ensure_ascii=False)
 
 
 def check_whole(trainer: Trainer) -> None:

@@ -8,13 +8,11 @@ from __future__ import annotations
 import functools
 import gc
 import tempfile
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hftl.errors import UserError
-from hftl.run.settings import Adaptation, RecipeSettings
+from hftl.run.settings import RecipeSettings
 from hftl.train.startup import Clock, imports
 
 if TYPE_CHECKING:
@@ -76,11 +74,11 @@ class Recipe(RecipeSettings):
         clock.mark("trainer")
         return run.Run(self, folder, parts, trainer, clock, domains)
 
-    def run(self, judge: Callable[[Run, Report], None] | None = None) -> Report | None:
+    def run(self, cell: bool = False) -> Report | None:
         """Train, select on valid, read test once, and write the folder.
 
         Args:
-            judge: adds to the report of the finished run what other runs say of it, before it is written.
+            cell: as one run of a study, which has the last word: nothing is printed at the end, and nothing is pushed.
 
         Returns:
             The report, whose `folder` holds the model; None with `show_rates`, which only prints.
@@ -92,10 +90,8 @@ class Recipe(RecipeSettings):
         with imports():
             from hftl.models import anatomy
             from hftl.results.folder import OutputFolder
-            from hftl.results.report.table import render
-            from hftl.run import outcome, overall, push
+            from hftl.run import outcome, overall
             from hftl.train import progress
-        beside = self._without_target() if self.part(Adaptation).source_only and not self.show_rates else None
         try:
             with progress.quiet():
                 run = self.prepare(clock)
@@ -105,35 +101,10 @@ class Recipe(RecipeSettings):
                     return None
                 run.train()
                 report = outcome.measure(run)
-                if beside is not None and report.adaptation is not None:
-                    report.adaptation.source_only = outcome.compared(report, beside)
-                if judge is not None:
-                    judge(run, report)
-                run.write(report)
+                run.write(report, cell)
         finally:
             OutputFolder(self.output_dir).tidy()
             gc.unfreeze()
-        if run.first:
-            print(render(report, overall.next_commands(run)))
-            push.push_wanted(self, run.folder.path)
+        if run.first and not cell:
+            overall.tell(self, report)
         return report
-
-    def _without_target(self) -> Report | None:
-        """The same recipe with the strategy's parts that read no target rows, run into a folder beside."""
-        from hftl.results.folder import OutputFolder
-        from hftl.run import steps
-        from hftl.strategies import Chain
-
-        parts = steps.strategy_of(self.strategy).parts
-        kept = tuple(part for part in parts if not part.streams)
-        if len(kept) == len(parts):
-            raise UserError("--source_only compares with training without the target, and --strategy reads none of it.")
-        OutputFolder(self.output_dir).claim(resume=self.resume, overwrite=self.overwrite)
-        folder = f"{self.output_dir.rstrip('/')}-source-only"
-        changed = {
-            "strategy": Chain(kept) if kept else "Full",
-            "output_dir": folder,
-            "source_only": False,
-            "push_to_hub": False,
-        }
-        return type(self)(**self.settings() | changed | {"overwrite": True, "resume": False}).run()

@@ -39,9 +39,6 @@ class Adaptation:
         HOW,
         choices=("source", "entropy", "snd", "iwv", "dev", "oracle"),
     )
-    source_only: bool = flag(
-        False, "also train without what reads the target, first, and say whether adapting helped", HOW
-    )
 
 
 @dataclass(frozen=True)

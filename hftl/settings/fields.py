@@ -20,6 +20,7 @@ GONE = dict.fromkeys(
     ("classifier", "layers", "pool"), "Write --strategy \"Features(classifier='svm', layers='all', pool='mean')\"."
 ) | {
     "cache_views": "Leave it out: rows that --augment changes are computed anew in each epoch.",
+    "source_only": "Wrap the recipe: hftl.Adapting(hftl.Recipe(...)), as recipes/domain_adapt.py does.",
     "compare": "Wrap the recipe: hftl.EachAlone(hftl.Recipe(...)), as recipes/multitask.py does.",
     "then": "Run the second recipe after it, with && and --model.",
 }

@@ -16,7 +16,7 @@ from hftl.errors import UserError
 
 LARGEST = 1_000_000
 """Characters of a file of settings, and values in it with every alias unfolded."""
-IDLE = (("cache_views", 0),)
+IDLE = (("cache_views", 0), ("source_only", False))
 """Settings that earlier versions wrote into each `recipe.yaml`, at values that asked for nothing: passed over."""
 
 

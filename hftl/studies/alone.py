@@ -1,4 +1,4 @@
-"""Train each of several tasks alone as well, and say what the others did for it. Knows a finished run on several tasks.
+"""Train each of several tasks alone as well, and say what the others did for it.
 
 Alone a task has the same model, seed, data, settings and number of micro-batches, and is evaluated as often. The
 difference is taken over the same test rows, with a paired bootstrap interval.
@@ -6,116 +6,75 @@ difference is taken over the same test rows, with a paired bootstrap interval.
 
 from __future__ import annotations
 
-import math
-import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hftl.errors import UserError
 from hftl.settings.fields import OUT, flag
+from hftl.studies.study import Study, changed, difference
 
 if TYPE_CHECKING:
-    import transformers
-
     from hftl.results.report.report import Report, TaskRow
-    from hftl.run.prepare import Run
     from hftl.run.recipe import Recipe
     from hftl.run.settings import RecipeSettings
-    from hftl.tasks.metrics.accumulator import Accumulator
     from hftl.tasks.metrics.bootstrap import Score
 
 GAINED, LOST, SAME = "gained", "lost", "no difference"
 
 
 @dataclass(frozen=True)
-class EachAlone:
-    """A recipe for several tasks, and each of them alone beside it.
+class EachAlone(Study):
+    """A recipe for several tasks, and each of them alone beside it, in OUTPUT_DIR-alone/TASK.
 
     Example:
         EachAlone(Recipe(tasks=["sst2=sst2/", "stsb=stsb/"])).run()
     """
 
-    recipe: Recipe
     compare: bool = flag(True, "then train each task alone, as long as here, and say what it gained or lost", OUT)
 
-    def run(self) -> Report | None:
-        """Run the recipe, then each task alone, whose scores stand in the rows of the report.
-
-        Raises:
-            UserError: as `Recipe.run`, and there are no tasks.
-        """
+    @property
+    def wanted(self) -> bool:
         if not self.recipe.several:
             raise UserError("Expected the tasks to learn. Pass --tasks name=source name=source, such as sst2=data/.")
-        return self.recipe.run(judge if self.compare else None)
+        return self.compare
+
+    def cells(self, done: Mapping[str, Report]) -> Iterator[tuple[str, Recipe]]:
+        from hftl.run import several
+
+        yield "together", self.recipe
+        alone: Mapping[str, Any] = several.recipes(self.recipe)
+        for row in done["together"].tasks:
+            where: dict[str, Any] = {"output_dir": f"{self.recipe.output_dir.rstrip('/')}-alone/{row.task}"}
+            where["overwrite"] = self.recipe.overwrite
+            yield f"{row.task} alone", changed(alone[row.task], **where | length(alone[row.task], row))
+
+    def judge(self, done: Mapping[str, Report]) -> Report:
+        """The report on all tasks, each row with `single`, `difference` (of the test metric) and `verdict`."""
+        report = done["together"]
+        for i, row in enumerate(report.tasks):
+            alone = done[f"{row.task} alone"]
+            found = difference(alone.folder, Path(report.folder) / row.folder, row.metric)
+            said = verdict(found)
+            report.tasks[i] = replace(row, single=alone.test[row.metric], difference=found, verdict=said)
+        return report
+
+    def said(self, report: Report) -> str:
+        return table(report.tasks)
 
 
-def judge(run: Run, report: Report) -> None:
-    """Give each row of the report on all tasks `single`, `difference` (of the test metric) and `verdict`."""
-    from hftl.tasks.metrics import bootstrap
-
-    for i, row in enumerate(report.tasks):
-        if run.first:
-            print(f"{row.task} alone, {row.steps:,} micro-batches")
-        alone, score = _alone(run, row.task, row.steps)
-        together = run.parts[row.task].scorer.metric  # holds test
-        found = bootstrap.difference(alone.paired(), together.paired(), row.metric)
-        report.tasks[i] = replace(row, single=score, difference=found, verdict=verdict(found))
-    if run.first:
-        print(table(report.tasks))
+def length(recipe: RecipeSettings, row: TaskRow) -> dict[str, Any]:
+    """As many micro-batches as the task had, and as many evaluations as the whole run was to have."""
+    steps = max(1, round(row.steps / recipe.gradient_accumulation_steps))
+    if not row.evaluations:
+        return {"max_steps": steps}
+    return {"max_steps": steps, "eval_strategy": "steps", "eval_steps": max(1, round(steps / row.evaluations))}
 
 
 def verdict(difference: Score) -> str:
     """Whether the interval of multi less single, of a metric that is better the higher, leaves out zero."""
     return GAINED if difference.low > 0 else LOST if difference.high < 0 else SAME
-
-
-def _alone(run: Run, name: str, batches: int) -> tuple[Accumulator, Score]:
-    """Train one task alone for as many micro-batches; its metric, holding the test rows, and the headline score."""
-    import transformers
-
-    from hftl.results.folder import OutputFolder
-    from hftl.run import outcome, prepare
-    from hftl.run.part import source_of
-    from hftl.run.scorer import Scorer
-    from hftl.run.steps import strategy_of
-
-    part, recipe = run.parts[name], run.parts[name].recipe
-    strategy = strategy_of(recipe.strategy)
-    args = _arguments(run, recipe, batches)
-    transformers.set_seed(recipe.seed)
-    alone = replace(
-        part,
-        pretrained=part.task.build(source_of(recipe), part.splits.labels),
-        rows={split: given.rows for split, given in part.rows.items()},
-        scorer=Scorer(part.task.metric(part.splits.labels)),
-    )
-    trainer = prepare.make_trainer(recipe, args, strategy, alone)
-    own = prepare.Run(recipe, OutputFolder(recipe.output_dir), {"": alone}, trainer, run.clock)
-    own.train()
-    scores = outcome.measured(own, alone, "test")
-    if run.first:
-        shutil.rmtree(recipe.output_dir, ignore_errors=True)
-    return alone.scorer.metric, scores[alone.scorer.headline]
-
-
-def _arguments(run: Run, recipe: RecipeSettings, batches: int) -> transformers.TrainingArguments:
-    """As many micro-batches as the task had, and as many evaluations as the whole run was to have."""
-    from transformers import IntervalStrategy
-
-    from hftl.run.arguments import training_arguments
-    from hftl.run.steps import strategy_of
-
-    args = training_arguments(recipe, strategy_of(recipe.strategy), Path(recipe.output_dir))
-    args.max_steps = max(1, round(batches / args.gradient_accumulation_steps))
-    if args.eval_strategy != "no":
-        trainer: Any = run.trainer
-        by_steps = trainer.args.eval_strategy == IntervalStrategy.STEPS
-        state, plan = trainer.state, trainer.plan
-        times = state.max_steps / state.eval_steps if by_steps else math.ceil(plan.steps / plan.epoch)
-        args.eval_strategy = IntervalStrategy.STEPS
-        args.eval_steps = max(1, round(args.max_steps / max(times, 1)))
-    return args
 
 
 def table(rows: list[TaskRow]) -> str:

@@ -74,6 +74,8 @@ class TaskRow:
     share: float
     folder: str
     multi: Score
+    evaluations: float = 0.0
+    """How often all tasks were to be evaluated in the course of the run."""
     single: Score | None = None
     """Trained alone; None where that was not tried."""
     difference: Score | None = None

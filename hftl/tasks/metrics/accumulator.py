@@ -40,6 +40,15 @@ class Accumulator:
         self._columns: dict[str, list[np.ndarray]] = {}
         self._rows = 0
 
+    def held(self) -> dict[str, np.ndarray]:
+        """What is kept of the examples, by name, for `restore` to take back."""
+        return {name: self._column(name) for name in self._columns}
+
+    def restore(self, held: Mapping[str, np.ndarray]) -> None:
+        """Hold the examples that another accumulator has held."""
+        self.reset()
+        self._keep(**held)
+
     def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
         """Add a batch of raw model outputs and their labels."""
         raise NotImplementedError
