@@ -42,7 +42,7 @@ from hftl import Recipe
 from hftl.cli import main as cli
 from hftl.data.types import Labels
 from hftl.errors import UserError
-from hftl.run.prepare import source_of
+from hftl.run.part import source_of
 from hftl.run.settings import task_class
 from hftl.train.trainer import Trainer
 
