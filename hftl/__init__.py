@@ -12,6 +12,7 @@ from hftl.errors import suggest
 
 if TYPE_CHECKING:
     from hftl.cli.main import main as main
+    from hftl.data.roles import Role as Role
     from hftl.results.adapters import load_adapters as load_adapters
     from hftl.results.predict import load as load
     from hftl.results.report.report import Report as Report
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from hftl.strategies.base import Strategy as Strategy
     from hftl.studies.alone import EachAlone as EachAlone
     from hftl.studies.source_only import Adapting as Adapting
+    from hftl.tasks.base import Task as Task
     from hftl.train.trainer import Trainer as Trainer
 
 _HOMES = {
@@ -26,7 +28,9 @@ _HOMES = {
     "EachAlone": "hftl.studies.alone",
     "Recipe": "hftl.run.recipe",
     "Report": "hftl.results.report.report",
+    "Role": "hftl.data.roles",
     "Strategy": "hftl.strategies.base",
+    "Task": "hftl.tasks.base",
     "Trainer": "hftl.train.trainer",
     "load": "hftl.results.predict",
     "load_adapters": "hftl.results.adapters",

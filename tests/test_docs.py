@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +18,10 @@ import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
 
-from hftl import Recipe
+from hftl import Recipe, load, testing
 from hftl.cli import main as cli
 from hftl.cli.commands import FLAGS
+from hftl.errors import UserError
 from hftl.results.report.card import markdown
 from hftl.results.report.report import Report
 from hftl.strategies import Strategy
@@ -49,8 +53,9 @@ def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def own_recipe() -> str:
-    (block,) = (block for block in blocks("python") if "class NormsOnly" in block)
+def own_recipe(name: str = "NormsOnly") -> str:
+    """The script of the README that defines a class of this name."""
+    (block,) = (block for block in blocks("python") if f"class {name}(" in block)
     return block
 
 
@@ -173,6 +178,75 @@ def test_the_readme_strategy_keeps_the_laws(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     made = runpy.run_path("my_recipe.py")
     exec(lines, made)
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Path:
+    """A folder with the README's task, rows of counts for it, and a tiny model.
+
+    The task is imported in processes of its own: in this one it would be a task of hftl's for every test to come.
+    """
+    testing.tiny_bert(tmp_path / "tiny")
+    rows = [(text, sum(word in testing.GOOD for word in text.split())) for text, _ in testing.sentences(160)]
+    with (tmp_path / "upvotes.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "count"), *rows])
+    (tmp_path / "count_cls.py").write_text(own_recipe("CountRegression"))
+    return tmp_path
+
+
+def said(words: list[str], folder: Path) -> str:
+    """What a Python process prints that runs in a folder with one thread."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    made = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr[-3000:]
+    return made.stdout
+
+
+USED = """
+import hftl, count_cls
+from hftl.results.predict import predict_file
+count = hftl.load("runs/counts")
+print(*(count(text)["count"] for text in ("bad sad cold", "good great fine")))
+predict_file("runs/counts", "upvotes.csv", "predicted.csv")
+"""
+
+
+def test_the_readme_task_is_short_trains_by_its_own_script_and_is_loaded_where_it_is_imported(counted: Path) -> None:
+    assert len(own_recipe("CountRegression").splitlines()) <= 60
+    flags = "--model tiny --label count --max_length 32 --num_train_epochs 8 --learning_rate 0.01 --strategy"
+    said(["count_cls.py", *flags.split(), "Full | LayerDecay(0.9)", "--disable_tqdm"], counted)
+    report = json.loads((counted / "runs/counts/report.json").read_text())
+    assert (report["task"], report["labels"], report["lower"][0]) == ("count-regression", [], "deviance")
+    few, many = map(float, said(["-c", USED], counted).splitlines()[0].split())
+    assert 0 < few < 1 < 2 < many
+    assert report["test"]["pearson"]["value"] > 0.9
+    with (counted / "predicted.csv").open(encoding="utf-8") as file:
+        assert all(float(row["prediction"]) > 0 for row in csv.DictReader(file))
+    with pytest.raises(UserError, match=r"'count-regression', which hftl does not have\. Import the module"):
+        load(counted / "runs" / "counts")
+
+
+LAWS = """
+import numpy, pytest, sklearn.metrics
+from hftl import Recipe, load, testing
+from hftl.errors import UserError
+logs, counts = numpy.linspace(-1, 2, 20)[:, None], numpy.arange(20.0) % 5
+metric = count_cls.Counts()
+metric.update(logs, counts)
+expected = sklearn.metrics.mean_poisson_deviance(counts, numpy.exp(logs[:, 0]))
+assert metric.values()["deviance"] == pytest.approx(expected, abs=1e-6)
+with open("upvotes.csv", "a") as file:
+    file.write("a bad film,-2\\n")
+with pytest.raises(UserError, match="Expected counts from 0; -2 came"):
+    Recipe(task="count-regression", data="upvotes.csv", model="tiny", output_dir="refused").prepare()
+"""
+
+
+@pytest.mark.launch
+def test_the_readme_task_keeps_the_laws_and_refuses_what_is_no_count(counted: Path) -> None:
+    (lines,) = (block for block in blocks("python") if "check_task(" in block)
+    assert len(lines.split("\n\n")) == 2
+    said(["-c", lines + LAWS], counted)
 
 
 def test_no_text_names_a_place_of_the_machine_it_was_written_on() -> None:

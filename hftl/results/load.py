@@ -44,12 +44,14 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
     """
     folder = fetched(str(name), revision)
     adapter = folder / "adapter_config.json"
-    refuse_unreadable(str(name), folder)
+    report = folder / FINISHED
+    made = mapping_in(report, name) if report.is_file() else {}
+    refuse_unreadable(str(name), folder, made)
     if not (folder / "config.json").is_file():
         raise UserError(f"{name} holds no config.json, so hftl has not written it. Pass the folder of a finished run.")
     config = mapping_in(folder / "config.json", name)
     try:
-        task = task_of(str(name), config)
+        task = task_of(str(name), config, made.get("task"))
         labels = task.labels_of(config)
     except (ValueError, TypeError, AttributeError, LookupError) as failure:
         raise UserError(f"{name} holds a config.json without labels ({failure}). Pass another folder.") from failure
@@ -133,10 +135,8 @@ def fetched(name: str, revision: str | None) -> Path:
     return copy / inside
 
 
-def refuse_unreadable(name: str, folder: Path) -> None:
+def refuse_unreadable(name: str, folder: Path, made: dict[str, Any]) -> None:
     """Raise `UserError` for a run on several tasks, each of which loads on its own, and for a pre-training."""
-    report = folder / FINISHED
-    made = mapping_in(report, name) if report.is_file() else {}
     if (tasks := made.get("tasks")) and not (folder / "config.json").is_file():
         several = " or ".join(f"{name.rstrip('/')}/{row['folder']}" for row in tasks[:4])
         raise UserError(f"{name} holds {len(tasks)} tasks, which load one at a time. Pass {several}.")
@@ -146,9 +146,19 @@ def refuse_unreadable(name: str, folder: Path) -> None:
         raise UserError(f"{name} holds a pre-trained encoder, which predicts no label. Pass it to {script} as --model.")
 
 
-def task_of(name: str, config: dict[str, Any]) -> Task:
-    """The task that a saved config belongs to."""
-    for task in Task.known().values():
+def task_of(name: str, config: dict[str, Any], wrote: str | None = None) -> Task:
+    """The task that wrote a folder, by its report; without one, the first that reads the config.
+
+    Raises:
+        UserError: nobody has imported the task that wrote the folder, or none reads such a config.
+    """
+    known = Task.known()
+    if wrote and wrote not in known:
+        raise UserError(
+            f"{name} holds a model of the task {wrote!r}, which hftl does not have. Import the module that defines it, "
+            "then call hftl.load."
+        )
+    for task in sorted(known.values(), key=lambda task: task.name != wrote):
         if task.reads(config):
             return task()
     found = (config.get("architectures") or ["none"])[0]

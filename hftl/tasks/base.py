@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hftl.data.readings import Amount
 from hftl.data.roles import Role
 from hftl.data.types import Check, Labels, Splits
 from hftl.errors import UserError
@@ -95,9 +96,13 @@ class Task:
 
     def labels_of(self, config: dict[str, Any]) -> Labels:
         """The labels that a saved config names."""
+        reads = self.roles["label"].reads
+        word = next((word for word in reads if word == config.get("problem_type")), next(iter(reads)))
+        if isinstance(reads[word], Amount):
+            return Labels(word, [])
         id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
         names = config.get("label_names") or [id2label[key] for key in sorted(id2label, key=int)]
-        return Labels(next(iter(self.roles["label"].reads)), list(names))
+        return Labels(word, list(names))
 
     @property
     def read_as(self) -> str | None:
@@ -200,7 +205,7 @@ class Task:
         return {"prediction": "|".join(label) if isinstance(label, list) else label}
 
     def usage_of(self, model: nn.Module) -> dict[str, str]:
-        """`usage` of a model that `build` has made; `only` where no other library than hftl reads it."""
+        """`usage` of a model that `build` has made; `only` says why hftl alone predicts with it, if so."""
         return self.usage
 
     def changed(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -84,12 +84,6 @@ class Classification(Task):
         config: Any = model.config
         arguments = self.usage.get("arguments", "") + ARGUMENTS.get(config.problem_type, "")
         return self.usage | ({"arguments": arguments} if arguments else {})
-
-    def labels_of(self, config: dict[str, Any]) -> Labels:
-        problem = config.get("problem_type") or SINGLE
-        if problem == REGRESSION:
-            return Labels(problem, [])
-        return replace(super().labels_of(config), read_as=problem)
 
     def answers(self, outputs: list[np.ndarray], rows: list[dict[str, Any]], labels: Labels) -> list[dict[str, Any]]:
         """`label`, `score` and `scores` by name of each row; of several labels those at 0.5 or above; or a `value`."""

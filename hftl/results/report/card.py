@@ -79,7 +79,7 @@ def metadata(report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if report.license:
         found["license"] = report.license
-    found["library_name"] = report.usage.get("only") or ("peft" if report.adapter else "transformers")
+    found["library_name"] = "hftl" if "only" in report.usage else "peft" if report.adapter else "transformers"
     if base and not scratch:
         found["base_model"] = base
         found["base_model_relation"] = "adapter" if report.adapter else "finetune"

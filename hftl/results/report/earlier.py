@@ -29,6 +29,8 @@ def fields(values: Mapping[str, Any], scores: dict[str, dict[str, Any]]) -> dict
     usage = dict(values.get("usage", {}))
     if kind in ARGUMENTS:
         usage["arguments"] = usage.get("arguments", "") + ARGUMENTS[kind]
+    if "only" in usage:
+        usage["only"] = "Its head is hftl's own, which plain transformers does not have."
     lower, unit = sorted(LOWER_IS_BETTER), UNITS.get(kind, "row")
     return {"sections": made, "classes": classes, "lower": lower, "unit": unit, "usage": usage}
 

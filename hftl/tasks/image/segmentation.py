@@ -79,7 +79,8 @@ class ImageSegmentation(Images):
     def usage_of(self, model: nn.Module) -> dict[str, str]:
         from hftl.tasks.networks.dense import LinearSegmenter
 
-        return self.usage | ({"only": "hftl"} if isinstance(model, LinearSegmenter) else {})
+        own = "Its head is hftl's own, a linear layer on the last feature map, which plain transformers does not have."
+        return self.usage | ({"only": own} if isinstance(model, LinearSegmenter) else {})
 
     def settle(self, splits: Splits) -> None:
         super().settle(splits)

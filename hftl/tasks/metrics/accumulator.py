@@ -17,6 +17,8 @@ Decide = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 class Accumulator:
     """Rows come in batches, of which only small columns are kept; `names` are the classes, index = id.
 
+    A kind of metric has `headline`, `reported`, `update`, which keeps columns, and `statistics`, which reads them.
+
     Attributes:
         headline: the metric that a run is chosen and judged by.
         unit: what the n of a score counts.
@@ -89,26 +91,29 @@ class Accumulator:
 
     def paired(self) -> Statistic:
         """The headline metric with one cell for each example, to be compared with another model's on the same ones."""
-        return next(one for one in self._statistics() if self.headline in one.values())
+        return next(one for one in self.statistics() if self.headline in one.values())
 
-    def _statistics(self) -> list[Statistic]:
+    def statistics(self) -> list[Statistic]:
+        """Return the metrics as functions of weighted rows, the headline first."""
         raise NotImplementedError
 
     def _filled(self) -> list[Statistic]:
         if not sum(len(part) for part in self._columns.get("label", [])):
             raise UserError("Expected at least one labelled example to score; there is none: look at the test data.")
-        return self._statistics()
+        return self.statistics()
 
-    def _arrived(self, rows: int) -> np.ndarray:
+    def arrived(self, rows: int) -> np.ndarray:
         """Number `rows` more rows, those that are going to be dropped included."""
         self._rows += rows
         return np.arange(self._rows - rows, self._rows)
 
-    def _keep(self, **columns: np.ndarray) -> None:
+    def keep(self, **columns: np.ndarray) -> None:
+        """Add a batch's part of each column, an entry a row; "label" is one of them."""
         for name, values in columns.items():
             self._columns.setdefault(name, []).append(values)
 
-    def _column(self, name: str) -> np.ndarray:
+    def column(self, name: str) -> np.ndarray:
+        """A column of all rows so far."""
         self._columns[name] = [np.concatenate(self._columns[name])]
         return self._columns[name][0]
 

@@ -51,7 +51,7 @@ class SingleLabel(Accumulator):
             raise shapes(f"outputs [..., {classes}] and labels [...]", logits, labels)
         logits, labels = logits.reshape(-1, classes), labels.reshape(-1)
         kept = labels != IGNORED
-        self._keep(row=self._arrived(len(labels))[kept])
+        self.keep(row=self.arrived(len(labels))[kept])
         logits, labels = finite(logits[kept]), labels[kept].astype(np.int64)
         if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
             wrong = labels[(labels < 0) | (labels >= classes)][0]
@@ -62,13 +62,13 @@ class SingleLabel(Accumulator):
         logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         predicted, each = logits.argmax(axis=1), np.arange(len(labels))
         confidence = np.exp(logs[each, predicted])
-        self._keep(label=labels, predicted=predicted, confidence=confidence, log_probability=logs[each, labels])
+        self.keep(label=labels, predicted=predicted, confidence=confidence, log_probability=logs[each, labels])
         # log-probabilities rank as probabilities do, and do not tie at 1 in float32
         scores = logs[:, 1:] if classes == 2 else logs
         size = sum(part.size for part in self._columns.get("score", [])) + scores.size
         self._ranked = self._ranked and size <= RANKING_CAP
         if self._ranked:
-            self._keep(score=narrow(scores))
+            self.keep(score=narrow(scores))
         else:
             self._columns.pop("score", None)
 
@@ -103,28 +103,28 @@ class SingleLabel(Accumulator):
     def calibration(self, bins: int = 10) -> list[dict[str, float]]:
         """Non-empty bins of confidence, `low < confidence <= high`, with accuracy and count."""
         return calibration.reliability(
-            self._column("confidence"), self._column("predicted") == self._column("label"), bins
+            self.column("confidence"), self.column("predicted") == self.column("label"), bins
         )
 
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
-        row, label, predicted, confidence = map(self._column, ("row", "label", "predicted", "confidence"))
+        row, label, predicted, confidence = map(self.column, ("row", "label", "predicted", "confidence"))
         wrong = _largest(np.where(label != predicted, confidence, 0.0), most)
         return [(int(row[i]), self.names[label[i]], self.names[predicted[i]], float(confidence[i])) for i in wrong]
 
     def paired(self) -> Statistic:
-        right = self._column("predicted") == self._column("label")
+        right = self.column("predicted") == self.column("label")
         return bootstrap.per_example(len(right), lambda weights: {"accuracy": weights @ right / weights.sum(axis=1)})
 
     def _cells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """True class, predicted class and count of the cells of the confusion matrix that are not empty."""
-        pairs = self._column("label") * len(self.names) + self._column("predicted")
+        pairs = self.column("label") * len(self.names) + self.column("predicted")
         cells, counts = np.unique(pairs, return_counts=True)
         return *np.divmod(cells, len(self.names)), counts  # type: ignore[return-value]
 
-    def _statistics(self) -> list[Statistic]:
+    def statistics(self) -> list[Statistic]:
         true, predicted, counts = self._cells()
-        label, confidence = self._column("label"), self._column("confidence")
-        right, losses = self._column("predicted") == label, -self._column("log_probability")
+        label, confidence = self.column("label"), self.column("confidence")
+        right, losses = self.column("predicted") == label, -self.column("log_probability")
 
         def confident(weights: np.ndarray) -> Values:
             ece = calibration.expected_error(weights, confidence, right)
@@ -137,7 +137,7 @@ class SingleLabel(Accumulator):
         if self._ranked:
             classes = [1] if len(self.names) == 2 else range(len(self.names))
             positive = np.stack([label == index for index in classes], axis=1)
-            statistics.append(bootstrap.ranking(self._column("score"), positive, {"auroc": bootstrap.auroc}))
+            statistics.append(bootstrap.ranking(self.column("score"), positive, {"auroc": bootstrap.auroc}))
         return statistics
 
     def _counted(self, weights: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> Values:
@@ -188,19 +188,19 @@ class MultiLabel(Accumulator):
         if not np.isin(labels, (0, 1)).all():
             wrong = labels[~np.isin(labels, (0, 1))][0]
             raise UserError(f"Expected 0 or 1 for each label of a multi-label row; {wrong} came: correct the data.")
-        row, key = self._arrived(len(kept))[kept], self._generator.random(len(labels))
-        self._keep(score=narrow(logits), label=labels.astype(bool), row=row, key=key)
+        row, key = self.arrived(len(kept))[kept], self._generator.random(len(labels))
+        self.keep(score=narrow(logits), label=labels.astype(bool), row=row, key=key)
         limit = max(1, RANKING_CAP // len(self.names))
         if sum(len(part) for part in self._columns["key"]) > limit:  # keep the rows with the smallest random keys
-            chosen = np.sort(np.argpartition(self._column("key"), limit)[:limit])
-            self._columns = {name: [self._column(name)[chosen]] for name in self._columns}
+            chosen = np.sort(np.argpartition(self.column("key"), limit)[:limit])
+            self._columns = {name: [self.column(name)[chosen]] for name in self._columns}
 
     def sections(self, scores: Mapping[str, Mapping[str, Score]]) -> list[Section]:
         return reliability("probability", "frequency", self.calibration())
 
     def calibration(self, bins: int = 10) -> list[dict[str, float]]:
         """Bins of the probability of a label against its frequency, over all (example, label) pairs."""
-        return calibration.reliability(self._probability().ravel(), self._column("label").ravel(), bins)
+        return calibration.reliability(self._probability().ravel(), self.column("label").ravel(), bins)
 
     @property
     def reported(self) -> list[str]:
@@ -208,7 +208,7 @@ class MultiLabel(Accumulator):
 
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
         """The rows whose surest wrong decision on a label is the surest; labels are joined by a comma."""
-        row, label, probability = self._column("row"), self._column("label"), self._probability()
+        row, label, probability = self.column("row"), self.column("label"), self._probability()
         predicted = probability > 0.5
         sure = np.where(label == predicted, 0, np.maximum(probability, 1 - probability)).max(axis=1)
         return [
@@ -220,11 +220,11 @@ class MultiLabel(Accumulator):
         return ", ".join(self.names[index] for index in np.flatnonzero(chosen))
 
     def _probability(self) -> np.ndarray:
-        odds = np.exp(-np.abs(self._column("score").astype(np.float64)))
-        return np.where(self._column("score") > 0, 1, odds) / (1 + odds)
+        odds = np.exp(-np.abs(self.column("score").astype(np.float64)))
+        return np.where(self.column("score") > 0, 1, odds) / (1 + odds)
 
-    def _statistics(self) -> list[Statistic]:
-        score, label = self._column("score"), self._column("label")
+    def statistics(self) -> list[Statistic]:
+        score, label = self.column("score"), self.column("label")
         predicted = score > 0
         # float32 counts exactly up to 2**24 rows, and more are never kept
         hits, truths, guesses = (part.astype(np.float32) for part in (label & predicted, label, predicted))
@@ -274,18 +274,18 @@ class Regression(Accumulator):
             raise shapes("outputs and labels [n] or [n, 1]", logits, labels)
         if not np.isfinite(labels).all():
             raise UserError("Expected numbers as labels; some are missing or infinite: remove these rows.")
-        self._keep(score=finite(logits.reshape(-1)), label=labels.reshape(-1).astype(np.float64))
+        self.keep(score=finite(logits.reshape(-1)), label=labels.reshape(-1).astype(np.float64))
 
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
-        score, label = self._column("score"), self._column("label")
+        score, label = self.column("score"), self.column("label")
         error = np.abs(score - label)
         return [(i, f"{label[i]:.4g}", f"{score[i]:.4g}", float(error[i])) for i in _largest(error, most)]
 
     def sure(self, confidence: float) -> str:
         return f"off by {confidence:.4g}"
 
-    def _statistics(self) -> list[Statistic]:
-        score, label = self._column("score"), self._column("label")
+    def statistics(self) -> list[Statistic]:
+        score, label = self.column("score"), self.column("label")
         error, each = score - label, (bootstrap.standardised(score), bootstrap.standardised(label))
         ranks = bootstrap.Steps(score), bootstrap.Steps(label)
 

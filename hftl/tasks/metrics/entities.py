@@ -83,18 +83,18 @@ class Entities(Accumulator):
             if right[i] < words[i]:
                 sure[i] = softmax(scores).max(axis=1)[true != guess].max()
                 said[:, i] = [" ".join(one) for one in tags]
-        self._keep(hits=counts[0], actual=counts[1], found=counts[2], label=words, right=right, sure=sure)
-        self._keep(true=said[0], guess=said[1], row=self._arrived(len(labels)))
+        self.keep(hits=counts[0], actual=counts[1], found=counts[2], label=words, right=right, sure=sure)
+        self.keep(true=said[0], guess=said[1], row=self.arrived(len(labels)))
 
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
         """The sentences whose surest wrong tag is the surest, with all their tags."""
-        sure, row, true, guess = map(self._column, ("sure", "row", "true", "guess"))
+        sure, row, true, guess = map(self.column, ("sure", "row", "true", "guess"))
         order = [i for i in np.argsort(-sure, kind="stable")[:most] if sure[i] > 0]
         return [(int(row[i]), true[i], guess[i], float(sure[i])) for i in order]
 
-    def _statistics(self) -> list[Statistic]:
-        hits, actual, found = (self._column(name).astype(np.float64) for name in ("hits", "actual", "found"))
-        words, right = self._column("label"), self._column("right")
+    def statistics(self) -> list[Statistic]:
+        hits, actual, found = (self.column(name).astype(np.float64) for name in ("hits", "actual", "found"))
+        words, right = self.column("label"), self.column("right")
 
         def of(weights: np.ndarray) -> Values:
             sums = [weights @ part for part in (hits, actual, found)]

@@ -35,10 +35,10 @@ class Pretext(Accumulator):
         if logits.shape != (len(labels), len(self.columns)):
             raise shapes(f"outputs [n, {len(self.columns)}]", logits, np.asarray(labels))
         kept = finite(logits[logits[:, -1] != 0])
-        self._keep(**dict(zip(self.columns, kept.T, strict=True)))
+        self.keep(**dict(zip(self.columns, kept.T, strict=True)))
 
-    def _statistics(self) -> list[Statistic]:
-        loss, items = self._column("loss"), self._column("label")
+    def statistics(self) -> list[Statistic]:
+        loss, items = self.column("loss"), self.column("label")
 
         def of(weights: np.ndarray) -> Values:
             return {"pretext_loss": weights @ loss / (weights @ items)}
@@ -65,11 +65,11 @@ class MaskedTokens(Pretext):
 
     def compute(self) -> dict[str, Score]:
         found = super().compute()
-        tokens = int(self._column("label").sum())
+        tokens = int(self.column("label").sum())
         return {name: replace(score, n=tokens) for name, score in found.items()}
 
-    def _statistics(self) -> list[Statistic]:
-        loss, right, tokens = map(self._column, ("loss", "right", "label"))
+    def statistics(self) -> list[Statistic]:
+        loss, right, tokens = map(self.column, ("loss", "right", "label"))
 
         def of(weights: np.ndarray) -> Values:
             all_tokens = weights @ tokens

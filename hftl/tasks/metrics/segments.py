@@ -59,13 +59,13 @@ class Segments(Accumulator):
         if counts.shape != (len(labels), classes, classes):
             raise shapes(f"counts [n, {classes}, {classes}]", counts, np.asarray(labels))
         counts = counts.astype(np.int64)
-        pixels, row = counts.sum(axis=(1, 2)), self._arrived(len(counts))
+        pixels, row = counts.sum(axis=(1, 2)), self.arrived(len(counts))
         kept = pixels > 0
         counts = counts[kept]
         self._confusion += counts.sum(axis=0)
-        self._keep(hits=np.einsum("nii->ni", counts), actual=counts.sum(axis=2), guessed=counts.sum(axis=1))
+        self.keep(hits=np.einsum("nii->ni", counts), actual=counts.sum(axis=2), guessed=counts.sum(axis=1))
         largest = (counts * (1 - np.eye(classes, dtype=np.int64))).reshape(len(counts), -1).argmax(axis=1)
-        self._keep(label=pixels[kept], row=row[kept], true=largest // classes, said=largest % classes)
+        self.keep(label=pixels[kept], row=row[kept], true=largest // classes, said=largest % classes)
 
     def confusion(self) -> list[list[int]]:
         """Rows true, columns predicted, in pixels of all images."""
@@ -73,16 +73,16 @@ class Segments(Accumulator):
 
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
         """The images with the largest share of wrong pixels: the class most often taken for another, this, share."""
-        row, true, said = map(self._column, ("row", "true", "said"))
-        wrong = 1 - self._column("hits").sum(axis=1) / self._column("label")
+        row, true, said = map(self.column, ("row", "true", "said"))
+        wrong = 1 - self.column("hits").sum(axis=1) / self.column("label")
         order = [i for i in np.argsort(-wrong, kind="stable")[:most] if wrong[i] > 0]
         return [(int(row[i]), self.names[true[i]], self.names[said[i]], float(wrong[i])) for i in order]
 
     def sure(self, confidence: float) -> str:
         return f"({100 * confidence:.1f} % of its pixels wrong)"
 
-    def _statistics(self) -> list[Statistic]:
-        hits, actual, guessed = (self._column(name).astype(np.float64) for name in ("hits", "actual", "guessed"))
+    def statistics(self) -> list[Statistic]:
+        hits, actual, guessed = (self.column(name).astype(np.float64) for name in ("hits", "actual", "guessed"))
 
         def of(weights: np.ndarray) -> Values:
             hit, true, said = (weights @ part for part in (hits, actual, guessed))

@@ -37,7 +37,7 @@ class MultipleChoice(Tokenised):
         "new": "new.jsonl",
         "example": '{"text": "a question", "choices": ["one answer", "another"]}',
         "processor": "tokenizer",
-        "only": "hftl",  # transformers has no pipeline of this name
+        "only": "Plain transformers loads the model, and has no pipeline for it.",
     }
     roles: ClassVar[dict[str, Role]] = {
         "text": Role("text", ("question", "text", "context", "prompt", "sent1")),

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.data.roles import Role
-from hftl.data.types import Labels
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, RUN, flag
 from hftl.tasks.augment import Augmentation, augmentation_of
-from hftl.tasks.base import Pretrained, Source, some
+from hftl.tasks.base import some
 from hftl.tasks.classification import PROBLEM_TYPES, Classification
 from hftl.tasks.sections import Example
 from hftl.tasks.text.texts import Texts, altered
@@ -47,13 +46,6 @@ class TextClassification(Classification, Texts):
     text_pair: str | None = flag(None, "the column that holds the second text of a pair", IN)
     augment: str = flag("none", "random changes of train: EDA() | MaskedLM(); see hftl augmentations", HOW)
     packing: bool = flag(False, "pack texts end to end in place of padding them", RUN)
-
-    def build(self, source: Source, labels: Labels) -> Pretrained:
-        made = super().build(source, labels)
-        config: Any = made.model.config
-        if getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = made.processor.pad_token_id
-        return made
 
     def augmentation(self) -> Augmentation | None:
         return augmentation_of(self.augment, "text", self._target)

@@ -97,6 +97,13 @@ class Texts(Batched):
         """How training texts are changed when they are read; None for not at all."""
         return None
 
+    def build(self, source: Source, labels: Labels) -> Pretrained:
+        made = super().build(source, labels)
+        config: Any = made.model.config
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = made.processor.pad_token_id
+        return made
+
     def settle(self, splits: Splits) -> None:
         self._target = splits.unlabelled
 

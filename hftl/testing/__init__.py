@@ -1,18 +1,17 @@
-"""The laws that every strategy keeps on every task, for its author to run: `check_strategy(MyStrategy())`.
+"""The laws of strategies and tasks, for their authors to run: `check_strategy(MyStrategy())`, `check_task(settings)`.
 
-Knows tiny models and tiny data, made on the spot; needs no network. Each law is a function of an `Outcome` that raises
-AssertionError with a sentence; `check_strategy` runs them all on a text and on an image classification task.
+Each law is a function of an `Outcome` that raises AssertionError with a sentence. `check_strategy` runs them all on a
+text and on an image classification task, `check_task` under the strategies that it is given. Needs no network.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import random
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,30 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from hftl.errors import UserError
 from hftl.results import load as hub
 from hftl.results.report.report import Report
 from hftl.run import outcome
 from hftl.run.prepare import Run
 from hftl.run.recipe import Recipe
+from hftl.run.settings import task_class
 from hftl.run.steps import strategy_of
 from hftl.settings import spec
 from hftl.strategies import Strategy
-
-GOOD = ("good", "great", "fine", "lovely", "superb", "happy", "warm", "bright")
-BAD = ("bad", "awful", "poor", "dreadful", "broken", "sad", "cold", "dull")
-PLAIN = ("the", "a", "film", "book", "pan", "was", "is", "and", "very", "i", "it", "this", "that", "with", "of")
+from hftl.testing.tiny import (  # noqa: F401
+    BAD,
+    GOOD,
+    PLAIN,
+    TINY,
+    TRAINING,
+    colour_images,
+    reviews_csv,
+    sentences,
+    tiny_bert,
+    tiny_choice,
+    tiny_cnn,
+)
 
 
 @dataclass
@@ -143,10 +151,18 @@ def the_same_seed_gives_the_same_numbers(first: Outcome, again: Outcome) -> None
     assert first.report.test == again.report.test
 
 
-def a_fresh_process_gives_the_same_logits(folders: Sequence[Path]) -> None:
-    """One new process with another seed loads each folder and meets the logits that were noted beside it."""
+def a_fresh_process_gives_the_same_logits(folders: Sequence[Path], modules: Iterable[str] = ()) -> None:
+    """One new process with another seed loads each folder and meets the logits that were noted beside it.
+
+    Args:
+        modules: what the process imports first: where the tasks are defined.
+    """
     found = subprocess.run(
-        [sys.executable, "-c", _FRESH, *map(str, folders)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", _FRESH, ",".join(modules), *map(str, folders)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert found.returncode == 0, found.stderr[-2000:]
     for folder, far in json.loads(found.stdout.splitlines()[-1]).items():
@@ -154,10 +170,12 @@ def a_fresh_process_gives_the_same_logits(folders: Sequence[Path]) -> None:
 
 
 _FRESH = """
-import json, sys, torch
+import importlib, json, sys, torch
 from hftl.results.load import load_folder
 torch.set_num_threads(1); torch.manual_seed(4711); far = {}
-for folder in sys.argv[1:]:
+for module in filter(None, sys.argv[1].split(",")):
+    importlib.import_module(module)
+for folder in sys.argv[2:]:
     probe = torch.load(folder + ".probe.pt", weights_only=True)
     logits = probe.pop("logits")
     with torch.inference_mode():
@@ -174,132 +192,39 @@ def check_strategy(strategy: Strategy | str, tasks: Sequence[str] = ("text", "im
         UserError: the strategy refuses the model.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        folders = []
-        for task in tasks:
-            settings = TINY[task](Path(scratch) / task)
-            folders.append(Path(scratch) / f"{task}-run")
-            made = train_tiny(strategy, settings, folders[-1])
+        _check([(strategy, TINY[task](Path(scratch) / task)) for task in tasks])
+
+
+def check_task(settings: dict[str, Any], strategies: Sequence[Strategy | str] = ("Full", "LoRA(r=4)")) -> None:
+    """Run every law for a task, which a fresh process finds by importing its module.
+
+    Args:
+        settings: of a `Recipe`: the task, data that it can learn, a small model; what trains a tiny one is the default.
+
+    Raises:
+        AssertionError: a law is broken; the message says which, under which strategy, and how.
+        UserError: the task is no module's, or refuses the settings.
+    """
+    _check([(strategy, TRAINING | settings) for strategy in strategies])
+
+
+def _check(cases: Sequence[tuple[Strategy | str, dict[str, Any]]]) -> None:
+    modules = {task_class(settings["task"]).__module__ for _, settings in cases}
+    if "__main__" in modules:
+        raise UserError("A fresh process cannot import a task of __main__. Save it as a module, and import it here.")
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = [Path(scratch) / f"run-{i}" for i in range(len(cases))]
+        for (strategy, settings), folder in zip(cases, folders, strict=True):
+            made = train_tiny(strategy, settings, folder)
             for law in LAWS:
                 try:
                     law(made)
                 except AssertionError as broken:
-                    raise AssertionError(f"{law.__name__}, {strategy} on {task}: {broken}") from None
-            the_same_seed_gives_the_same_numbers(made, train_tiny(strategy, settings, Path(scratch) / f"{task}-again"))
-        a_fresh_process_gives_the_same_logits(folders)
-
-
-# --- tiny tasks ---
-
-
-def tiny_text(folder: Path) -> dict[str, Any]:
-    """Recipe settings for 120 short texts and a random 2-layer BERT; both are written to the folder."""
-    return _TRAINING | {
-        "task": "text-classification",
-        "model": tiny_bert(folder / "bert"),
-        "data": reviews_csv(folder / "reviews.csv", 160),
-    }
-
-
-def tiny_image(folder: Path) -> dict[str, Any]:
-    """Recipe settings for 120 small images and a random ResNet with BatchNorm; both are written to the folder."""
-    return _TRAINING | {
-        "task": "image-classification",
-        "model": tiny_cnn(folder / "cnn"),
-        "data": colour_images(folder / "colours"),
-    }
-
-
-def tiny_choice(folder: Path) -> dict[str, Any]:
-    """Recipe settings for 160 questions, each with a good text among bad ones, and the tiny BERT; both are written."""
-    rng, rows = random.Random(0), []
-    for i in range(160):
-        choices = [" ".join(rng.choices(GOOD if i % 3 == at else BAD, k=3)) for at in range(3)]
-        rows.append({"question": f"what is good w{i % 50}", "choices": choices, "label": i % 3})
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    return _TRAINING | {
-        "task": "multiple-choice",
-        "model": tiny_bert(folder / "bert"),
-        "data": str(folder / "rows.jsonl"),
-    }
-
-
-TINY: dict[str, Callable[[Path], dict[str, Any]]] = {"text": tiny_text, "image": tiny_image, "choice": tiny_choice}
-"""Tiny tasks by name. A task with rows here keeps the laws under some strategies, "text" and "image" under all."""
-_TRAINING = {"learning_rate": 2e-3, "num_train_epochs": 4, "per_device_train_batch_size": 8, "weight_decay": 0.0}
-
-
-def tiny_bert(folder: Path) -> str:
-    """Write a random 2-layer BERT without a head or pooler, and a word-level tokenizer; return the folder."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *PLAIN, *(f"w{i}" for i in range(50))]
-    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    special["mask_token"] = "[UNK]"  # no word of the sentences is unknown
-    torch.manual_seed(0)
-    config = transformers.BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    transformers.BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        model_max_length=64,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-        **special,
-    )
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def tiny_cnn(folder: Path) -> str:
-    """Write a random small ResNet for 32-pixel images in timm's Hub form; return the folder."""
-    torch.manual_seed(0)
-    config = transformers.TimmWrapperConfig(  # type: ignore[call-arg]  # its base takes more than it declares
-        architecture="resnet10t",
-        num_labels=5,
-        model_args={"stem_width": 8, "channels": [8, 16, 16, 32]},
-        pretrained_cfg={"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0},
-    )
-    transformers.TimmWrapperForImageClassification(config).save_pretrained(folder)
-    return str(folder)
-
-
-def sentences(n: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Texts whose label a tiny model can learn: each holds good or bad words among plain ones."""
-    rng, rows = random.Random(seed), []
-    for i in range(n):
-        words = [*rng.choices(PLAIN, k=rng.randint(1, 9)), *rng.choices((GOOD, BAD)[i % 2], k=3), f"w{i % 50}"]
-        rng.shuffle(words)
-        rows.append((" ".join(words), ("positive", "negative")[i % 2]))
-    return rows
-
-
-def reviews_csv(path: Path, n: int = 120) -> str:
-    """Write labelled sentences as csv; return the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("text", "label"), *sentences(n)])
-    return str(path)
-
-
-def colour_images(folder: Path, n: int = 120) -> str:
-    """Write reddish and bluish noise of 32 x 32 pixels in a folder by class; return the folder."""
-    rng = np.random.default_rng(0)
-    for i in range(n):
-        name, channel = (("red", 0), ("blue", 2))[i % 2]
-        pixels = rng.integers(0, 120, (32, 32, 3))
-        pixels[..., channel] += 100
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.astype("uint8")).save(folder / name / f"{i}.png")
-    return str(folder)
+                    where = f"{strategy} on {settings['task']}"
+                    raise AssertionError(f"{law.__name__}, {where}: {broken}") from None
+            again = train_tiny(strategy, settings, folder.with_name(f"{folder.name}-again"))
+            the_same_seed_gives_the_same_numbers(made, again)
+        a_fresh_process_gives_the_same_logits(folders, modules)
 
 
 class _Last(transformers.TrainerCallback):
