@@ -71,7 +71,7 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
 def metric_of(folder: Path) -> Accumulator:
     """The metric of a finished run of a study, holding its rows of test."""
     config = mapping_in(folder / "config.json", folder)
-    task = task_of(str(folder), config)
+    task = task_of(str(folder), config, mapping_in(folder / FINISHED, folder).get("task"))
     metric = task.metric(task.labels_of(config))
     with np.load(folder / TEST_ROWS, allow_pickle=False) as held:
         metric.restore({name: held[name] for name in held.files})

@@ -44,12 +44,12 @@ class Accumulator:
 
     def held(self) -> dict[str, np.ndarray]:
         """What is kept of the examples, by name, for `restore` to take back."""
-        return {name: self._column(name) for name in self._columns}
+        return {name: self.column(name) for name in self._columns}
 
     def restore(self, held: Mapping[str, np.ndarray]) -> None:
         """Hold the examples that another accumulator has held."""
         self.reset()
-        self._keep(**held)
+        self.keep(**held)
 
     def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
         """Add a batch of raw model outputs and their labels."""
