@@ -1,4 +1,4 @@
-"""A model that is run for a look, and left as it was found. Knows modules and random numbers; no data."""
+"""Restore a model's modes, buffers, gradients and random numbers after a trial run. Knows modules; no data."""
 
 from __future__ import annotations
 

@@ -58,7 +58,8 @@ class LastLayers(Strategy):
     k: int = 2
 
     def __post_init__(self) -> None:
-        _at_least(self.k, 0, "LastLayers(k)")
+        if self.k < 0:
+            raise UserError(f"LastLayers(k) takes a whole number of 0 or more; {self.k} came.")
 
     def rate(self, place: Place, progress: float) -> float:
         return float(place.depth >= place.top - self.k)
@@ -148,8 +149,3 @@ class BitFit(Strategy):
 def _share(value: float, what: str) -> None:
     if not 0 < value < 1:
         raise UserError(f"{what} is a share of the run between 0 and 1; {value} came.")
-
-
-def _at_least(value: int, low: int, what: str) -> None:
-    if value < low:
-        raise UserError(f"{what} takes a whole number of {low} or more; {value} came.")

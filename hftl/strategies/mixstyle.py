@@ -96,12 +96,10 @@ class _Mix:
             return None
         shares = torch.distributions.Beta(self.alpha, self.alpha).sample((len(features),)).to(features)
         order = torch.randperm(len(features)).to(features.device)
-        mask = self.mask if features.ndim == 3 and self._fits(features) else None
+        fits = features.ndim == 3 and self.mask is not None and self.mask.shape == features.shape[:2]
+        mask = self.mask if fits else None
         mixed = mix_style(features, shares, order, mask, self.channels_last)
         return (mixed, *output[1:]) if isinstance(output, tuple) else mixed
-
-    def _fits(self, features: torch.Tensor) -> bool:
-        return self.mask is not None and tuple(self.mask.shape) == tuple(features.shape[:2])
 
 
 def mix_style(

@@ -93,13 +93,10 @@ def wrap(model: nn.Module, anatomy: Anatomy, method: str, options: Mapping[str, 
             f"{name} does not fit {kind_of_model}; PEFT says: {reason[:300].rstrip('.')}. "
             "Change its options, or use LoRA, which fits linear layers and convolutions alike."
         ) from failure
-    if not any(p.requires_grad and _adapts(n, anatomy) for n, p in wrapped.named_parameters()):
+    trained = [n for n, p in wrapped.named_parameters() if p.requires_grad]
+    if not any("prompt_encoder" in n or not anatomy.place(n).fresh for n in trained):
         raise UserError(f"{name} found nothing to adapt in {kind_of_model}. Use LoRA, or --strategy 'LastLayers(2)'.")
     return wrapped
-
-
-def _adapts(name: str, anatomy: Anatomy) -> bool:
-    return "prompt_encoder" in name or not anatomy.place(name).fresh
 
 
 def trains(place: Place, method: str, options: Mapping[str, Any]) -> bool:

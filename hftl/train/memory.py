@@ -44,7 +44,8 @@ def fit_batch(trainer: Any) -> None:
         what = device.type if device.type not in ("cpu", "cuda") else "FSDP or DeepSpeed"
         raise UserError(f"--fit_batch knows the memory of a CPU or CUDA GPU; this is {what}. Leave it out.")
     asked, before = args.per_device_train_batch_size * args.gradient_accumulation_steps, trainer._train_batch_size
-    sizes = [n for n in divisors(asked) if n > 1 or not has_batchnorm(trainer.model)] or [asked]
+    fewest = 2 if has_batchnorm(trainer.model) else 1
+    sizes = [n for n in range(fewest, asked + 1) if asked % n == 0] or [asked]
     with untouched(trainer.model):
         fixed, row = needs(trainer)
         room = free_bytes(device)
@@ -160,11 +161,6 @@ def has_batchnorm(model: nn.Module) -> bool:
     """Whether statistics over the rows of a micro-batch are a part of training."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     return any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
-
-
-def divisors(number: int) -> list[int]:
-    """All numbers that divide it, from 1 to itself."""
-    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def least(trainer: Any, value: int) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -143,12 +142,11 @@ class Trainer(RowReader):
         return (loss, outputs) if return_outputs else loss
 
     def _step(self, inputs: dict[str, Any], outputs: Any, share: torch.Tensor) -> Step:
-        step = Step(self.model, inputs, outputs, share, self.progress)
         if self.beside is None:
-            return step
-        seen = self.beside.reads.last
+            return Step(self.model, inputs, outputs, share, self.progress)
         views = self.beside.views(self.model, self.state.global_step, self.args.device)
-        return replace(step, views=views, features=seen, partner=self.beside.partner)
+        read, partner = self.beside.reads.last, self.beside.partner
+        return Step(self.model, inputs, outputs, share, self.progress, views, read, partner)
 
     @property
     def progress(self) -> float:
@@ -220,16 +218,12 @@ class Trainer(RowReader):
         if stage == self._stage:
             return
         self._stage = stage
-        active: set[int] = set()
-        self._idle = []
-        for group, on in zip(self.groups, stage, strict=True):
-            for parameter in group.parameters.values():
-                if on:
-                    active.add(id(parameter))
-                else:
-                    self._idle.append(parameter)
-                if self.accelerator.num_processes == 1:  # DDP has hooked every gradient by now
-                    parameter.requires_grad_(on)
+        moved = [(p, on) for group, on in zip(self.groups, stage, strict=True) for p in group.parameters.values()]
+        active = {id(parameter) for parameter, on in moved if on}
+        self._idle = [parameter for parameter, on in moved if not on]
+        if self.accelerator.num_processes == 1:  # DDP has hooked every gradient by now
+            for parameter, on in moved:
+                parameter.requires_grad_(on)
         self._eval_modules = frozen_modules(self.model, active)
         if self.cache is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             self.cache.refuse("the weights are split over processes (FSDP or DeepSpeed)")
@@ -290,10 +284,10 @@ class Trainer(RowReader):
         return sum(p.numel() for name, p in named if not name.startswith(f"{PARTNER}."))
 
     def _backward_share(self, stage: tuple[bool, ...]) -> float:
-        names = [name for group, on in zip(self.groups, stage, strict=True) if on for name in group.parameters]
         if not self.anatomy.stack:
             return 1.0
-        places = [self.anatomy.place(name) for name in names]
+        on = [group for group, trains in zip(self.groups, stage, strict=True) if trains]
+        places = [self.anatomy.place(name) for group in on for name in group.parameters]
         return max((place.top - place.depth) / place.top for place in places)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

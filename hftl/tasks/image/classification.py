@@ -51,9 +51,9 @@ class Images(Task):
         """What `augment` names, fit for this task; None for none."""
         return augmentation_of(self.augment, "image", self._target)
 
-    def reading(self, processor: Any) -> Callable[[list[Any]], list[Any]]:
-        """How the cells of labels become labels of the model."""
-        return list
+    def labelling(self, processor: Any, train: bool) -> Callable[[list[Any] | None, list[Any]], list[Any] | None]:
+        """How labels of the model are made of the cells of some rows, where there are labels, and of their pixels."""
+        return lambda cells, pixels: cells
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
         from hftl.tasks.loading import load_pretrained
@@ -71,14 +71,15 @@ class Images(Task):
         `pixel_values` has shape (channels, height, width), as the model's own processor makes it. The
         randomness of an augmentation is torch's.
         """
-        found, labels = self.augmentation() if train else None, self.reading(processor)
+        found, labels = self.augmentation() if train else None, self.labelling(processor, train)
 
         def read(batch: dict[str, list]) -> dict[str, Any]:
             images = [open_image(value) for value in batch["image"]]
             if found is not None:
                 images = [changed(image, found, generator(), self._target) for image in images]
-            made = {"pixel_values": list(processor(images, return_tensors="pt")["pixel_values"])}
-            return made | ({"labels": labels(batch["label"])} if "label" in batch else {})
+            pixels = list(processor(images, return_tensors="pt")["pixel_values"])
+            made = labels(batch.get("label"), pixels)
+            return {"pixel_values": pixels} | ({} if made is None else {"labels": made})
 
         return rows.with_transform(read)
 

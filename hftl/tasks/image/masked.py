@@ -148,7 +148,7 @@ class MaskedImage(Images):
         `labels`: for each patch 0 where it is hidden, -100 elsewhere, or 0 where views are compared.
         """
         if self.chosen != "simclr":
-            return Hidden(super().encode(rows, processor, train), self._hide, train)
+            return super().encode(rows, processor, train)
         if self.augment != "none":
             raise UserError("SimCLR changes images in its own way. Leave --augment out.")
         import torch
@@ -169,6 +169,9 @@ class MaskedImage(Images):
             return {"pixel_values": pixels, "labels": [0] * len(pixels)}
 
         return rows.with_transform(read)
+
+    def labelling(self, processor: Any, train: bool) -> Callable[[list[Any] | None, list[Any]], list[Any] | None]:
+        return lambda cells, pixels: [self._hide(one, train) for one in pixels]
 
     def _hide(self, pixels: Any, train: bool) -> list[int]:
         import numpy as np
@@ -206,22 +209,6 @@ class MaskedImage(Images):
                 model.config.label_names = list(model.config.id2label.values())
             return model, state
         return model, weights
-
-
-class Hidden:
-    """Rows of images, to each of which its hidden places are added when it is read."""
-
-    column_names: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self, rows: Any, hide: Callable[[Any, bool], list[int]], train: bool) -> None:
-        self.rows, self.hide, self.train = rows, hide, train
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, numbers: list[int]) -> list[dict[str, Any]]:
-        read = self.rows.__getitems__(numbers)
-        return [row | {"labels": self.hide(row["pixel_values"], self.train)} for row in read]
 
 
 def fitting(config: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -135,10 +135,10 @@ class ImageSegmentation(Images):
     def augmentation(self) -> Augmentation | None:
         return in_place(super().augmentation())
 
-    def reading(self, processor: Any) -> Callable[[list[Any]], list[Any]]:
+    def labelling(self, processor: Any, train: bool) -> Callable[[list[Any] | None, list[Any]], list[Any] | None]:
         """(height, width) class ids of each mask, IGNORED for none, at the size of the images."""
         size = size_of(processor)
-        return lambda masks: [self._ids(mask, size) for mask in masks]
+        return lambda masks, pixels: None if masks is None else [self._ids(mask, size) for mask in masks]
 
     def _ids(self, mask: Any, size: tuple[int, int]) -> torch.Tensor:
         """(height, width) class ids of a mask, brought to a size without mixing classes."""
@@ -151,8 +151,13 @@ class ImageSegmentation(Images):
         return torch.from_numpy(self.ids[np.asarray(pixels.resize(size[::-1], Image.Resampling.NEAREST))])
 
     def labels(self, encoded: Any, rows: datasets.Dataset, processor: Any) -> Any:
+        """As any task; a mask is read when it is asked for."""
         size = size_of(processor)
-        return Read(rows.select_columns(["label"]), lambda row: self._ids(row["label"], size))
+
+        def read(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            return {"label": [self._ids(mask, size) for mask in batch["label"]]}
+
+        return rows.select_columns(["label"]).with_transform(read)["label"]
 
     def metric(self, labels: Labels) -> Accumulator:
         from hftl.tasks.metrics.segments import Segments
@@ -216,27 +221,12 @@ class ImageSegmentation(Images):
         image.thumbnail((SHOWN, SHOWN))
         said = answer()
         true = self._ids(row["label"], said.shape).numpy()
-        parts = [
-            image,
-            *(painted(ids).convert("RGB").resize(image.size, Image.Resampling.NEAREST) for ids in (true, said)),
-        ]
         strip = Image.new("RGB", (3 * image.width + 8, image.height), "white")
-        for i, part in enumerate(parts):
+        strip.paste(image, (0, 0))
+        for i, ids in enumerate((true, said), 1):
+            part = painted(ids).convert("RGB").resize(image.size, Image.Resampling.NEAREST)
             strip.paste(part, (i * (image.width + 4), 0))
         return Example(images=[data_uri(strip, 3 * SHOWN + 8)])
-
-
-class Read(Sequence):
-    """One value for each row of a data set, read when it is asked for."""
-
-    def __init__(self, rows: datasets.Dataset, read: Callable[[dict[str, Any]], Any]) -> None:
-        self.rows, self.read = rows, read
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: Any) -> Any:
-        return self.read(self.rows[int(number)])
 
 
 def in_place(found: Augmentation | None) -> Augmentation | None:

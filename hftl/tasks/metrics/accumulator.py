@@ -56,7 +56,7 @@ class Accumulator:
         raise NotImplementedError
 
     @property
-    def reported(self) -> list[str]:
+    def reported(self) -> Sequence[str]:
         """Names of the metrics that can be reported, headline first; an undefined or too costly one may be left out."""
         raise NotImplementedError
 
@@ -116,6 +116,11 @@ class Accumulator:
         """A column of all rows so far."""
         self._columns[name] = [np.concatenate(self._columns[name])]
         return self._columns[name][0]
+
+
+def largest(values: np.ndarray, most: int) -> list[int]:
+    """Indices of the largest values above 0, largest first; ties in order."""
+    return [int(i) for i in np.argsort(-values, kind="stable")[:most] if values[i] > 0]
 
 
 def finite(logits: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from hftl.data.types import IGNORED
 from hftl.errors import UserError
 from hftl.tasks.metrics import bootstrap, calibration
-from hftl.tasks.metrics.accumulator import Accumulator, finite, narrow, shapes
+from hftl.tasks.metrics.accumulator import Accumulator, finite, largest, narrow, shapes
 from hftl.tasks.metrics.bootstrap import Score, Statistic, Values
 from hftl.tasks.sections import LIMITS, Section, Words, by_class, confused, reliability
 
@@ -108,7 +108,7 @@ class SingleLabel(Accumulator):
 
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
         row, label, predicted, confidence = map(self.column, ("row", "label", "predicted", "confidence"))
-        wrong = _largest(np.where(label != predicted, confidence, 0.0), most)
+        wrong = largest(np.where(label != predicted, confidence, 0.0), most)
         return [(int(row[i]), self.names[label[i]], self.names[predicted[i]], float(confidence[i])) for i in wrong]
 
     def paired(self) -> Statistic:
@@ -168,6 +168,7 @@ class MultiLabel(Accumulator):
     """
 
     headline = "average_precision"
+    reported = ("average_precision", "auroc", "f1_micro", "f1_macro", "exact_match")
 
     @staticmethod
     def decided(outputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -202,10 +203,6 @@ class MultiLabel(Accumulator):
         """Bins of the probability of a label against its frequency, over all (example, label) pairs."""
         return calibration.reliability(self._probability().ravel(), self.column("label").ravel(), bins)
 
-    @property
-    def reported(self) -> list[str]:
-        return ["average_precision", "auroc", "f1_micro", "f1_macro", "exact_match"]
-
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
         """The rows whose surest wrong decision on a label is the surest; labels are joined by a comma."""
         row, label, probability = self.column("row"), self.column("label"), self._probability()
@@ -213,7 +210,7 @@ class MultiLabel(Accumulator):
         sure = np.where(label == predicted, 0, np.maximum(probability, 1 - probability)).max(axis=1)
         return [
             (int(row[i]), self._joined(label[i]), self._joined(predicted[i]), float(sure[i]))
-            for i in _largest(sure, most)
+            for i in largest(sure, most)
         ]
 
     def _joined(self, chosen: np.ndarray) -> str:
@@ -237,11 +234,8 @@ class MultiLabel(Accumulator):
             return {"f1_micro": micro[:, 0], "f1_macro": macro, "exact_match": weights @ exact / weights.sum(axis=1)}
 
         def ranked(weights: np.ndarray) -> Values:
-            found = ranking.of(weights)
-            return {
-                **found,
-                "average_precision": np.nan_to_num(found["average_precision"]),
-            }  # a headline is never absent
+            found = ranking.of(weights)  # a headline is never absent
+            return found | {"average_precision": np.nan_to_num(found["average_precision"])}
 
         metrics = {"average_precision": bootstrap.average_precision, "auroc": bootstrap.auroc}
         ranking = bootstrap.ranking(score, label, metrics)
@@ -256,16 +250,13 @@ class Regression(Accumulator):
     """
 
     headline = "pearson"
+    reported = ("pearson", "spearman", "mse", "mae")
     lower = frozenset({"mse", "mae"})
     wrong = "Largest errors, on test"
 
     @staticmethod
     def decided(outputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return outputs.reshape(len(labels)), labels
-
-    @property
-    def reported(self) -> list[str]:
-        return ["pearson", "spearman", "mse", "mae"]
 
     def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
         """Add a batch. Raises UserError for outputs or labels that are not finite."""
@@ -279,7 +270,7 @@ class Regression(Accumulator):
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
         score, label = self.column("score"), self.column("label")
         error = np.abs(score - label)
-        return [(i, f"{label[i]:.4g}", f"{score[i]:.4g}", float(error[i])) for i in _largest(error, most)]
+        return [(i, f"{label[i]:.4g}", f"{score[i]:.4g}", float(error[i])) for i in largest(error, most)]
 
     def sure(self, confidence: float) -> str:
         return f"off by {confidence:.4g}"
@@ -297,9 +288,3 @@ class Regression(Accumulator):
             return {"pearson": pearson, "spearman": spearman, "mse": mse, "mae": mae}
 
         return [bootstrap.per_example(len(label), of)]
-
-
-def _largest(values: np.ndarray, most: int) -> list[int]:
-    """Indices of the largest values above 0, largest first; ties in order."""
-    order = np.argsort(-values, kind="stable")[:most]
-    return [int(i) for i in order if values[i] > 0]

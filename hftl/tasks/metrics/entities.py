@@ -8,7 +8,7 @@ import numpy as np
 
 from hftl.data.types import IGNORED
 from hftl.tasks.metrics import bootstrap
-from hftl.tasks.metrics.accumulator import Accumulator, finite, shapes, softmax
+from hftl.tasks.metrics.accumulator import Accumulator, finite, largest, shapes, softmax
 from hftl.tasks.metrics.bootstrap import Statistic, Values
 
 LISTED_TYPES = 20  # per-type F1 is listed up to here
@@ -89,8 +89,7 @@ class Entities(Accumulator):
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
         """The sentences whose surest wrong tag is the surest, with all their tags."""
         sure, row, true, guess = map(self.column, ("sure", "row", "true", "guess"))
-        order = [i for i in np.argsort(-sure, kind="stable")[:most] if sure[i] > 0]
-        return [(int(row[i]), true[i], guess[i], float(sure[i])) for i in order]
+        return [(int(row[i]), true[i], guess[i], float(sure[i])) for i in largest(sure, most)]
 
     def statistics(self) -> list[Statistic]:
         hits, actual, found = (self.column(name).astype(np.float64) for name in ("hits", "actual", "found"))

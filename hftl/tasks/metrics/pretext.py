@@ -5,6 +5,7 @@ A row is a cell: intervals resample rows, whatever number of hidden items each h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,13 +22,10 @@ class Pretext(Accumulator):
     """
 
     headline = "pretext_loss"
+    reported: Sequence[str] = ("pretext_loss",)
     lower = frozenset({"pretext_loss"})
     columns: tuple[str, ...] = ("loss", "label")
     """What an output holds of each row; `label` is its number of items."""
-
-    @property
-    def reported(self) -> list[str]:
-        return ["pretext_loss"]
 
     def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
         """Add a batch. Raises UserError for losses that are not finite."""
@@ -55,13 +53,10 @@ class MaskedTokens(Pretext):
     """
 
     headline = "pseudo_perplexity"
+    reported = ("pseudo_perplexity", "masked_accuracy")
     unit = "masked token"
     lower = frozenset({"pseudo_perplexity"})
     columns = ("loss", "right", "label")
-
-    @property
-    def reported(self) -> list[str]:
-        return ["pseudo_perplexity", "masked_accuracy"]
 
     def compute(self) -> dict[str, Score]:
         found = super().compute()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from hftl.tasks.metrics import bootstrap
-from hftl.tasks.metrics.accumulator import Accumulator, finite, shapes
+from hftl.tasks.metrics.accumulator import Accumulator, finite, largest, shapes
 from hftl.tasks.metrics.bootstrap import Score, Statistic, Values
 from hftl.tasks.sections import Section, by_class, confused
 
@@ -17,8 +17,9 @@ LISTED_CLASSES = 20  # per-class IoU is listed up to here
 
 def colour(index: int) -> tuple[int, int, int]:
     """Red, green and blue of a class in pictures of masks: PASCAL VOC's, far apart for ids near each other."""
-    parts = (sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
-    red, green, blue = parts
+    red, green, blue = (
+        sum(((index >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)
+    )
     return red, green, blue
 
 
@@ -75,8 +76,8 @@ class Segments(Accumulator):
         """The images with the largest share of wrong pixels: the class most often taken for another, this, share."""
         row, true, said = map(self.column, ("row", "true", "said"))
         wrong = 1 - self.column("hits").sum(axis=1) / self.column("label")
-        order = [i for i in np.argsort(-wrong, kind="stable")[:most] if wrong[i] > 0]
-        return [(int(row[i]), self.names[true[i]], self.names[said[i]], float(wrong[i])) for i in order]
+        worst = largest(wrong, most)
+        return [(int(row[i]), self.names[true[i]], self.names[said[i]], float(wrong[i])) for i in worst]
 
     def sure(self, confidence: float) -> str:
         return f"({100 * confidence:.1f} % of its pixels wrong)"
