@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from hftl.tasks.augment import Augmentation
     from hftl.tasks.metrics.accumulator import Accumulator
     from hftl.tasks.metrics.bootstrap import Score
 
@@ -208,9 +209,13 @@ class Task:
         """`usage` of a model that `build` has made; `only` says why hftl alone predicts with it, if so."""
         return self.usage
 
+    def augmentation(self) -> Augmentation | None:
+        """How training rows are changed at random when they are read; None for not at all."""
+        return None
+
     def changed(self) -> bool:
         """Whether training rows are changed at random when they are read."""
-        return False
+        return self.augmentation() is not None
 
     def before_after(self, encoded: Any) -> list[Example]:
         """Some encoded training rows, each before and after augmentation."""

@@ -123,28 +123,42 @@ class Step:
 
 
 class Beside:
-    """Everything a strategy that names `streams` works with, for one model.
+    """Everything a strategy that names `streams` works with, for one model, under a Trainer's arguments.
 
     Args:
         streams: by name; those that the strategy reads must be there.
-        accumulation: micro-batches of an update.
-        place: seed, rows a batch, processes, process.
 
     Raises:
-        UserError: a stream is missing, or the model's logits are not the output of one linear layer.
+        UserError: a stream is missing, the model's logits are not the output of one linear layer, or rows are packed or
+            the model is split over devices.
     """
 
     def __init__(
-        self, model: nn.Module, strategy: Strategy, streams: Mapping[str, Stream], accumulation: int, **place: int
+        self,
+        model: nn.Module,
+        strategy: Strategy,
+        streams: Mapping[str, Stream],
+        args: TrainingArguments,
+        packing: bool,
     ) -> None:
+        if packing:
+            raise UserError("--packing and a strategy that reads unlabelled rows do not go together. Leave out one.")
+        if args.deepspeed or args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            raise UserError(
+                "A strategy that reads unlabelled rows needs whole models: launch without FSDP or DeepSpeed."
+            )
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # a partner is used outside the wrapped forward, and would count so
         for name in strategy.streams:
             if name not in streams:
                 readers = " | ".join(type(part).__name__ for part in strategy.parts if name in part.streams)
                 raise UserError(f"{readers} {NEEDED.get(name, f'reads {name!r} rows')}. Pass --unlabelled with them.")
             if not len(streams[name].rows):
                 raise UserError("Expected unlabelled rows; there are none. Pass another --unlabelled.")
-        self.batches = {name: Batches(streams[name], **place) for name in strategy.streams}
-        self.accumulation, self._last = accumulation, (-1, -1)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        place = (args.per_device_train_batch_size, seed, args.world_size, args.process_index)
+        self.batches = {name: Batches(streams[name], *place) for name in strategy.streams}
+        self.accumulation, self._last = args.gradient_accumulation_steps, (-1, -1)
         example = {k: v for k, v in next(iter(self.batches.values()))[0].items() if k != "labels"}
         with untouched(model):
             layer = output_layer(model.eval(), example)
@@ -196,22 +210,3 @@ class Beside:
             name: View(model, {k: v.to(device) for k, v in batches[number].items()}, self.reads)
             for name, batches in self.batches.items()
         }
-
-
-def beside(
-    model: nn.Module, strategy: Strategy, streams: Mapping[str, Stream], args: TrainingArguments, packing: bool
-) -> Beside:
-    """What a strategy with streams works with, under a Trainer's arguments.
-
-    Raises:
-        UserError: as `Beside`; and what splits the model over devices, or packs rows, is refused.
-    """
-    if packing:
-        raise UserError("--packing and a strategy that reads unlabelled rows do not go together. Leave out one.")
-    if args.deepspeed or args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise UserError("A strategy that reads unlabelled rows needs whole models: launch without FSDP or DeepSpeed.")
-    if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # a partner is used outside the wrapped forward, and would count so
-    seed = args.seed if args.data_seed is None else args.data_seed
-    place = {"batch": args.per_device_train_batch_size, "processes": args.world_size, "process": args.process_index}
-    return Beside(model, strategy, streams, args.gradient_accumulation_steps, seed=seed, **place)

@@ -31,7 +31,7 @@ from hftl.train.devices import shard_by_block, watched
 from hftl.train.rates import RateGroup, follow, optimizer_groups, rate_groups, scheduled, stage_share
 from hftl.train.reading import RowReader
 from hftl.train.resume.stopping import REQUEST
-from hftl.train.streams import PARTNER, Step, Stream, beside
+from hftl.train.streams import PARTNER, Beside, Step, Stream
 
 
 class Trainer(RowReader):
@@ -74,7 +74,7 @@ class Trainer(RowReader):
         self.item_losses = item_losses
         blocks = {type(model.get_submodule(name)).__name__ for name in self.anatomy.stack}
         model = self.strategy.prepare(model, self.anatomy)
-        self.beside = beside(model, self.strategy, streams or {}, args, packing) if self.strategy.streams else None
+        self.beside = Beside(model, self.strategy, streams or {}, args, packing) if self.strategy.streams else None
         self.groups: list[RateGroup] = rate_groups(model, self.anatomy, self.strategy)
         args.label_names = args.label_names or ["labels"]  # the base class would read them off the signature of forward
         args.logging_nan_inf_filter = False  # the base class would log the last finite loss, and `log` here see nothing

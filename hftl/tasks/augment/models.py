@@ -56,7 +56,7 @@ def filled(texts: list[str], model: str, p: float, versions: int) -> list[list[s
             drawn = torch.multinomial(logits.softmax(-1), 1).flatten().tolist() if len(logits) else []
             news: list[list[tuple[list[int], str]]] = [[] for _ in texts]
             for (row, place), token in zip(masked.nonzero().tolist(), drawn, strict=True):
-                news[row].append((spans[row][place], _word(token, tokenizer)))
+                news[row].append((spans[row][place], tokenizer.decode([token]).strip().removeprefix("##")))
             for versions_of, text, new in zip(made, texts, news, strict=True):
                 versions_of.append(_replaced(text, new))
     return made
@@ -121,10 +121,6 @@ def _replaced(text: str, news: list[tuple[list[int], str]]) -> str:
     for (start, end), word in reversed(news):
         text = text[:start] + word + text[end:]
     return text
-
-
-def _word(token: int, tokenizer: Any) -> str:
-    return tokenizer.decode([token]).strip().removeprefix("##")
 
 
 @contextmanager

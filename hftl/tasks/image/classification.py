@@ -48,7 +48,6 @@ class Images(Task):
         self._target = splits.unlabelled
 
     def augmentation(self) -> Augmentation | None:
-        """What `augment` names, fit for this task; None for none."""
         return augmentation_of(self.augment, "image", self._target)
 
     def labelling(self, processor: Any, train: bool) -> Callable[[list[Any] | None, list[Any]], list[Any] | None]:
@@ -97,9 +96,6 @@ class Images(Task):
             return {"pixel_values": list(processor(images, return_tensors="pt")["pixel_values"])}
 
         return rows.with_transform(read), self.collate(processor)
-
-    def changed(self) -> bool:
-        return self.augmentation() is not None
 
     def before_after(self, encoded: Any) -> list[Example]:
         import numpy as np

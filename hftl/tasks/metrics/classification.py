@@ -74,13 +74,12 @@ class SingleLabel(Accumulator):
 
     @property
     def reported(self) -> list[str]:
-        each = [f"f1_{name}" for name in self.names] if len(self.names) <= LISTED_CLASSES else []
-        return list(dict.fromkeys(["accuracy", "f1_macro", "matthews", *each, "ece", "log_loss", "auroc"]))
+        return ["accuracy", "f1_macro", "matthews", *self.classes, "ece", "log_loss", "auroc"]
 
     @property
     def classes(self) -> dict[str, str]:
         listed = self.names if len(self.names) <= LISTED_CLASSES else []
-        return {f"f1_{name}": name for name in listed if name != "macro"}
+        return {f"f1_{name}": name for name in listed if name != "macro"}  # such a class does not hide the mean
 
     def sections(self, scores: Mapping[str, Mapping[str, Score]]) -> list[Section]:
         counts = self.confusion()
@@ -147,15 +146,9 @@ class SingleLabel(Accumulator):
         covariance = n * hits.sum(axis=1) - (actual * guessed).sum(axis=1)
         spread = (n**2 - (actual**2).sum(axis=1)) * (n**2 - (guessed**2).sum(axis=1))
         each, macro = bootstrap.f1(hits, actual, guessed)
-        found = {
-            "accuracy": hits.sum(axis=1) / n,
-            "f1_macro": macro,
-            "matthews": bootstrap.ratio(covariance, np.sqrt(spread)),
-        }
-        if classes <= LISTED_CLASSES:
-            for index, name in enumerate(self.names):
-                found.setdefault(f"f1_{name}", each[:, index])  # a class called "macro" does not hide the mean
-        return found
+        matthews = bootstrap.ratio(covariance, np.sqrt(spread))
+        found = {"accuracy": hits.sum(axis=1) / n, "f1_macro": macro, "matthews": matthews}
+        return found | {metric: each[:, self.names.index(name)] for metric, name in self.classes.items()}
 
 
 class MultiLabel(Accumulator):

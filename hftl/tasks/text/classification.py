@@ -50,9 +50,6 @@ class TextClassification(Classification, Texts):
     def augmentation(self) -> Augmentation | None:
         return augmentation_of(self.augment, "text", self._target)
 
-    def changed(self) -> bool:
-        return self.augmentation() is not None
-
     def before_after(self, encoded: Any) -> list[Example]:
         import numpy as np
 

@@ -50,10 +50,7 @@ class MaskedText(Texts):
     mask: float = flag(0.15, "the share of tokens to hide", HOW, range="(0, 1)")
     whole_words: bool = flag(False, "hide whole words, never single pieces of one", HOW)
     add_tokens: int = flag(
-        0,
-        "add this many of the most frequent words that the tokenizer splits to the vocabulary",
-        HOW,
-        range="[0, inf)",
+        0, "add this many of the most frequent words that the tokenizer splits to the vocabulary", HOW, range="[0, inf)"
     )
     _texts: Sequence[str] = field(default=(), init=False, repr=False)
     """Of train; the words that are added come from there."""

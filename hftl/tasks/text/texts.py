@@ -93,10 +93,6 @@ class Texts(Batched):
     _target: Any = field(default=None, init=False, repr=False)
     """Unlabelled texts of the target, from which an augmentation draws words."""
 
-    def augmentation(self) -> Augmentation | None:
-        """How training texts are changed when they are read; None for not at all."""
-        return None
-
     def build(self, source: Source, labels: Labels) -> Pretrained:
         made = super().build(source, labels)
         config: Any = made.model.config

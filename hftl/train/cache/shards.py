@@ -20,9 +20,6 @@ KINDS = {
     "bool": "|u1",
 }
 """Types of torch -> how numpy reads their bytes."""
-PLAIN = {"<f4": torch.float32, "<f2": torch.float16, "<u2": torch.uint16, "<i8": torch.int64, "<i4": torch.int32}
-PLAIN |= {"|u1": torch.uint8}
-"""How numpy reads the bytes -> a type of torch whose memory numpy can share."""
 Row = tuple[torch.Tensor, ...]
 
 
@@ -138,5 +135,5 @@ def _room(shape: tuple[int, ...], dtype: np.dtype) -> tuple[torch.Tensor, np.nda
     It is torch's own because that starts at a multiple of 64 bytes: where numpy's happens to start decides in which
     order a CPU adds up the product of a matrix and one row, and two runs would differ in the last bit.
     """
-    found = torch.empty(shape, dtype=PLAIN[dtype.str])
+    found = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype)
     return found, found.numpy()
