@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hftl import Adapting, EachAlone, Recipe, Report, testing
 from hftl.errors import UserError
 from hftl.results.folder import TEST_ROWS
+from hftl.tasks.metrics.classification import MultiLabel, Regression, SingleLabel
+from hftl.tasks.metrics.entities import Entities
+from hftl.tasks.metrics.segments import Segments
 
 QUICK = {"num_train_epochs": 1.0, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "disable_tqdm": True}
 
@@ -78,3 +82,24 @@ def test_each_task_alone_is_found_by_its_folder(given, runs, tmp_path):
     assert (tmp_path / "o" / "a" / TEST_ROWS).is_file()
     alone = Report.from_folder(tmp_path / "o-alone" / "a")
     assert alone.test["accuracy"] == again.tasks[0].single
+
+
+def metrics() -> list:
+    rng = np.random.default_rng(0)
+    one, several, number = SingleLabel(["a", "b"]), MultiLabel(["a", "b"]), Regression()
+    one.update(rng.normal(size=(9, 2)), rng.integers(0, 2, 9))
+    several.update(rng.normal(size=(9, 2)), rng.integers(0, 2, (9, 2)))
+    number.update(rng.normal(size=9), rng.normal(size=9))
+    tags, masks = Entities(["O", "B-x"]), Segments(["a", "b"])
+    tags.update(rng.normal(size=(9, 4, 2)), rng.integers(0, 2, (9, 4)))
+    masks.update(rng.integers(1, 9, (9, 2, 2)).astype(float), np.zeros((9, 4, 4)))
+    return [one, several, number, tags, masks]
+
+
+@pytest.mark.parametrize("metric", metrics(), ids=lambda metric: type(metric).__name__)
+def test_what_a_cell_keeps_of_test_opens_without_a_pickle_and_compares_as_it_did(metric, tmp_path):
+    np.savez(tmp_path / "rows.npz", **metric.held())
+    again = type(metric)(metric.names)
+    with np.load(tmp_path / "rows.npz", allow_pickle=False) as held:
+        again.restore({name: held[name] for name in held.files})
+    assert again.paired().values() == metric.paired().values()

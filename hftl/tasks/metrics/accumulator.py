@@ -43,8 +43,9 @@ class Accumulator:
         self._rows = 0
 
     def held(self) -> dict[str, np.ndarray]:
-        """What is kept of the examples, by name, for `restore` to take back."""
-        return {name: self.column(name) for name in self._columns}
+        """What is counted of the examples, by name, for `restore` to take back; texts, which need a pickle, stay."""
+        found = {name: self.column(name) for name in self._columns}
+        return {name: column for name, column in found.items() if column.dtype != object}
 
     def restore(self, held: Mapping[str, np.ndarray]) -> None:
         """Hold the examples that another accumulator has held."""
