@@ -284,7 +284,7 @@ def test_models_with_a_head_of_their_own_and_without_learn_and_load_back(kind, s
     right = np.array([2, 5, 7])[np.asarray(said)] == true
     assert right[true != 255].mean() > 0.6
     card = (tmp_path / "run" / "README.md").read_text("utf-8")
-    assert ("plain transformers has no" in card) == (kind == "vit")
+    assert ("plain transformers does not have" in card) == (kind == "vit")
     if kind == "segformer":
         pipe = transformers.pipeline(TASK, model=str(tmp_path / "run"))
         assert {one["label"] for one in pipe(f"{scenes}/images/3.png")} <= set(NAMES)
@@ -309,7 +309,7 @@ def test_a_run_learns_its_masks_and_its_report_shows_them(run):
     card = (run / "README.md").read_text("utf-8")
     assert "library_name: hftl" in card
     assert "Labels: `grey`, `red`, `blue`" in card
-    assert "segment(" in card
+    assert "predict(" in card
 
 
 @pytest.mark.parametrize("kind", ["full", "adapter"])
