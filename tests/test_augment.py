@@ -294,7 +294,7 @@ def inputs(rows, numbers=(0, 1, 2)) -> list:
 
 @pytest.mark.parametrize(("kind", "augment"), [("image", "Sketch(p=1.0) | flip"), ("text", "WordDropout(p=0.3)")])
 def test_a_row_changes_with_epoch_seed_and_number_and_with_nothing_else(kind, augment, ready):
-    rows = ready(kind, augment=augment).rows["train"]
+    rows = ready(kind, augment=augment).part.rows["train"]
     first = inputs(rows)
     torch.manual_seed(99)
     assert inputs(rows) == first
@@ -302,8 +302,8 @@ def test_a_row_changes_with_epoch_seed_and_number_and_with_nothing_else(kind, au
     assert torch.random.initial_seed() == 99
     rows.set_epoch(1)
     assert inputs(rows) != first
-    assert inputs(ready(kind, "again", augment=augment).rows["train"]) == first
-    twice = ready(kind, "other", augment=augment, seed=7).rows["train"]
+    assert inputs(ready(kind, "again", augment=augment).part.rows["train"]) == first
+    twice = ready(kind, "other", augment=augment, seed=7).part.rows["train"]
     assert inputs(twice, range(20)) != inputs(rows, range(20))
 
 
@@ -318,15 +318,15 @@ def test_equal_images_at_two_places_get_noise_of_their_own(tiny_cnn, tmp_path):
 
 @pytest.mark.parametrize(("kind", "augment"), [("image", "Sketch(p=1.0)"), ("text", "EDA(alpha=0.5)")])
 def test_valid_and_test_stay_as_they_are(kind, augment, ready):
-    plain, augmented = ready(kind).rows, ready(kind, "augmented", augment=augment).rows
+    plain, augmented = ready(kind).part.rows, ready(kind, "augmented", augment=augment).part.rows
     for split in ("valid", "test"):
         assert inputs(plain[split], range(8)) == inputs(augmented[split], range(8))
     assert inputs(plain["train"], range(8)) != inputs(augmented["train"], range(8))
 
 
 def test_texts_keep_the_length_that_they_came_with_and_are_cut_at_the_limit(ready):
-    plain = ready("text", max_length=8).rows["train"]
-    rows = ready("text", "long", max_length=8, augment="EDA(alpha=1.0, operations=('insert',))").rows["train"]
+    plain = ready("text", max_length=8).part.rows["train"]
+    rows = ready("text", "long", max_length=8, augment="EDA(alpha=1.0, operations=('insert',))").part.rows["train"]
     assert rows.lengths.tolist() == plain.lengths.tolist()
     assert max(len(row["input_ids"]) for row in rows.plain(list(range(30)))) == 8
 
@@ -345,7 +345,7 @@ def test_a_masked_model_is_run_once_over_all_runs_and_its_versions_are_read(read
     called, filled = [], models.filled
     monkeypatch.setattr(models, "filled", lambda texts, *others: called.append(len(texts)) or filled(texts, *others))
     augment = f"MaskedLM(p=0.9, model='{masked_lm}', versions=2) | WordDropout(p=0.0)"
-    rows, seen = ready("text", augment=augment).rows["train"], {}
+    rows, seen = ready("text", augment=augment).part.rows["train"], {}
     assert sum(called) == len(rows)
     assert models.loaded.cache_info().currsize == 0, "the model stays in memory"
     for epoch in range(8):
