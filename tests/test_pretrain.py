@@ -344,7 +344,7 @@ def test_the_encoder_has_changed_and_only_a_classifiers_own_parts_are_missing(ml
 
 def test_another_recipe_finds_the_whole_encoder_in_the_folder(mlm_run, reviews_csv, tmp_path):
     recipe = Recipe(model=str(mlm_run), data=reviews_csv, output_dir=str(tmp_path / "o"), disable_tqdm=True)
-    fresh = recipe.prepare().pretrained.fresh
+    fresh = recipe.prepare().part.pretrained.fresh
     assert fresh
     assert all(name.startswith(("classifier.", "bert.pooler.")) for name in fresh)
 
@@ -379,7 +379,7 @@ def test_a_checkpoint_without_a_head_is_told_of_in_a_note(bert, texts, tmp_path)
     model.save_pretrained(tmp_path / "body")
     shutil.copytree(bert, tmp_path / "body", dirs_exist_ok=True, ignore=shutil.ignore_patterns("model*", "config.json"))
     recipe = Recipe(task="fill-mask", model=str(tmp_path / "body"), data=texts, output_dir=str(tmp_path / "o"))
-    (note,) = (check for check in recipe.prepare().splits.checks if check.name == "head")
+    (note,) = (check for check in recipe.prepare().part.splits.checks if check.name == "head")
     assert "start at random" in note.sentence
 
 
@@ -594,7 +594,7 @@ def test_images_without_any_class_are_data_enough(vits, colour_folder, tmp_path)
         (tmp_path / "loose").mkdir(exist_ok=True)
         shutil.copy(file, tmp_path / "loose" / f"{i}.png")
     settings = {"model": vits["vit"], "data": str(tmp_path / "loose"), "output_dir": str(tmp_path / "o")}
-    splits = Recipe(task="image-feature-extraction", **settings).prepare().splits
+    splits = Recipe(task="image-feature-extraction", **settings).prepare().part.splits
     assert [len(split) for split in (splits.train, splits.valid, splits.test)] == [24, 3, 3]
 
 
