@@ -122,6 +122,14 @@ def test_a_package_of_others_is_imported_only_where_it_belongs(path: Path) -> No
             assert not outer & banned
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300, "a file that outgrows 300 lines is usually two ideas"
+    made = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef)]
+    assert [n.name for n in made if n.end_lineno is not None and n.end_lineno - n.lineno >= 50] == []
+
+
 def words(path: Path) -> Iterator[str]:
     """All names that a file uses, and all strings in it but docstrings."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -64,12 +64,9 @@ def load(
     word = asked_word(offered, read_as) if offered else read_as
     if on_bad_row not in ("error", "skip"):
         raise UserError(f"Expected --on_bad_row error or skip; it is {on_bad_row!r}.")
+    given = {split: one for split, one in (("valid", valid), ("test", test)) if one is not None}
     with _quiet(True):
-        loose = None if offered else loose_images(source)
-        opened = _open(source if loose is None else loose, revision, offered.get(word or ""))
-        given = {split: one for split, one in (("valid", valid), ("test", test)) if one is not None}
-        for split, one in given.items():
-            opened.splits[split] = _given(one, split, opened, offered.get(word or ""))
+        opened = _open_all(source, given, revision, offered.get(word or ""), loose=not offered)
         _split_by_column(opened, columns or {})
         unlabelled, other = set_aside(opened, target or Target(), seed)
     if "train" not in opened.splits:
@@ -251,6 +248,15 @@ def _open(source: Any, revision: str | None, reading: Reading | None) -> Opened:
     if folders is None:
         return open_source(source, revision)
     return replace(open_source(folders), name=str(source))
+
+
+def _open_all(source: Any, given: dict[str, Any], revision: str | None, reading: Reading | None, loose: bool) -> Opened:
+    """The source with the splits that have sources of their own; `loose`: its images may lie in it without a table."""
+    images = loose_images(source) if loose else None
+    opened = _open(source if images is None else images, revision, reading)
+    for split, one in given.items():
+        opened.splits[split] = _given(one, split, opened, reading)
+    return opened
 
 
 def _given(one: Any, split: str, opened: Opened, reading: Reading | None) -> RawSplit:
