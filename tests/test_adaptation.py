@@ -116,6 +116,10 @@ def test_the_bundled_target_of_the_recipe_does_not_stay_beside_the_users_own_dat
         ),
         ({"strategy": "DANN(weight=-1.0)"}, "takes a number of 0 or more"),
         ({"strategy": "PseudoLabel(threshold=2.0)"}, "lies in"),
+        (
+            {"domain": "domain", "target": "pan", "strategy": "MCC", "problem_type": "multi_label_classification"},
+            "MCC reads one label a row; the labels are a multi_label",
+        ),
     ],
 )
 def test_a_target_that_cannot_be_is_answered_with_what_to_type(settings, words, tiny_bert, domains_csv, tmp_path):

@@ -53,15 +53,6 @@ TASKS = {
 WORDED = TASKS | {"PIXELS", "TAGS", "SINGLE", "MULTI", "REGRESSION", "PROBLEM_TYPES"}
 """The same, and constants that stood for them."""
 
-NAMED = {
-    "strategies.align": "transformers' config says which loss its head has",
-    "train.cache.cache": "transformers' config again",
-    "run.settings": "the default of --task",
-    "testing": "what it makes is for one task",
-    "results.report.earlier": "report.json of earlier versions named them",
-}
-"""Modules and packages outside `tasks` that name a task or a kind of label -> why."""
-
 
 def name_of(path: Path) -> str:
     """hftl/tasks/base.py -> tasks.base; a package by its own name, hftl itself by an empty one."""
@@ -140,8 +131,9 @@ def words(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_only_tasks_know_which_tasks_there_are(path: Path) -> None:
-    if not any(under(name_of(path), place) for place in ("tasks", *NAMED)):
+    if not under(name_of(path), "tasks"):
         assert not WORDED & set(words(path))
+        assert not [name for name in inner(path) if under(name, "tasks.text") or under(name, "tasks.image")]
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)

@@ -28,7 +28,9 @@ from hftl.models.shared import RATE, MultiTaskModel, Uncertainty
 from hftl.run import outcome, several
 from hftl.run.part import read_data
 from hftl.run.settings import task_class
+from hftl.run.several import read_word
 from hftl.studies.alone import verdict
+from hftl.tasks.base import Task
 from hftl.tasks.metrics import bootstrap
 from hftl.tasks.metrics.bootstrap import Score
 from hftl.tasks.metrics.classification import SingleLabel
@@ -464,6 +466,7 @@ BAD = {
     "two tasks of one name": (["mood={reviews}", "mood={reviews}"], "two tasks called 'mood'"),
     "a name that is taken": (["checkpoints={reviews}"], "Give it another"),
     "no such file": (["mood={reviews}", "next=nowhere.csv"], "Task next: Expected a file or folder at nowhere.csv"),
+    "a setting of another task": (["mood={reviews},tokens=x"], "--tokens belongs to token-classification"),
     "a setting that is none": (["mood={reviews},labl=x"], "Did you mean 'label'?"),
     "a column that is not there": (["mood={reviews},label=x"], "Task mood: Expected a column 'x'"),
 }
@@ -482,6 +485,16 @@ def test_bad_tasks_are_said_in_one_sentence(case, tiny_bert, reviews_csv, tmp_pa
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("task", Task.known())
+def test_whatever_is_a_tasks_own_may_follow_its_source(task):
+    given = dict.fromkeys(Task.known()[task].roles, "c") if "label" in Task.known()[task].roles else {}
+    words = [f"task={task}", "max_train_samples=9", *(f"{role}={column}" for role, column in given.items())]
+    name, settings = read_word(",".join(["a=rows.csv", *words]), Recipe)
+    assert (name, settings) == ("a", {"data": "rows.csv", "task": task, "max_train_samples": 9} | given)
+    with pytest.raises(UserError, match="'cache_gb' came"):
+        read_word(f"a=rows.csv,task={task},cache_gb=0", Recipe)
+
+
 def test_settings_that_do_not_fit_are_refused(tiny_bert, reviews_csv, tmp_path):
     def refused(said: str, **settings: object) -> None:
         given = {"tasks": [f"mood={reviews_csv}"], "model": tiny_bert, "output_dir": str(tmp_path / "o")} | settings
@@ -493,6 +506,7 @@ def test_settings_that_do_not_fit_are_refused(tiny_bert, reviews_csv, tmp_path):
     refused("--tasks is for training by steps", strategy="Features")
     refused("--tasks NAME=SOURCE,label=VALUE", label="score")
     refused("here there are several. Leave it out", packing=True)
+    refused("--tasks NAME=SOURCE,tokens=VALUE", tokens="words")
     refused("--gradient_accumulation_steps", pcgrad=True)
     refused("they share none", pcgrad=True, adapters=True, gradient_accumulation_steps=2)
     refused("let it name LoRA", adapters=True, strategy="LinearProbe")

@@ -17,7 +17,7 @@ from hftl.cli import help as pages
 from hftl.cli.failures import say_errors
 from hftl.cli.flags import ALIASES, asks_help, read_flags, similar
 from hftl.errors import UserError, suggest
-from hftl.run.settings import OF_ONE, fitting, of_tasks
+from hftl.run.settings import fitting, of_one, of_tasks
 from hftl.run.steps import of_steps, strategy_of
 from hftl.settings.fields import Setting, own_settings, training_settings
 from hftl.settings.spec import heads
@@ -91,7 +91,7 @@ def merge(given: Given, words: Sequence[str]) -> Given:
         if "strategy" in layer and not strategy_of(layer["strategy"]).steps:  # what is below was meant for steps
             settings = {name: value for name, value in settings.items() if not of_steps(name)}
         if layer.get("tasks"):  # what is below was meant for one
-            settings = {name: value for name, value in settings.items() if name not in OF_ONE}
+            settings = {name: value for name, value in settings.items() if not of_one(known[name])}
         settings |= layer
     theirs = {name: settings.pop(name) for name in theirs}
     merged: Any = type(recipe)(**settings)

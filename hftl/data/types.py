@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.settings.fields import IN, flag
 
@@ -25,22 +25,31 @@ def quoted(value: object) -> str:
 class Data:
     """Which rows a run reads, whatever they hold."""
 
-    data: Any = flag("hftl:reviews", "csv, tsv, jsonl, parquet, arrow, a folder, or a Hub id (name or name:config)", IN)
-    data_revision: str | None = flag(None, "branch, tag or commit of a Hub data set", IN)
-    valid: str | None = flag(None, "validation data, where it is a source of its own", IN)
-    test: str | None = flag(None, "test data, where it is a source of its own", IN)
+    data: Any = flag(
+        "hftl:reviews",
+        "csv, tsv, jsonl, parquet, arrow, a folder, or a Hub id (name or name:config)",
+        IN,
+        of_several="never",
+    )
+    data_revision: str | None = flag(None, "branch, tag or commit of a Hub data set", IN, of_several="never")
+    valid: str | None = flag(None, "validation data, where it is a source of its own", IN, of_several="each")
+    test: str | None = flag(None, "test data, where it is a source of its own", IN, of_several="each")
     max_train_samples: int | None = flag(
-        None, "train on this many rows only, chosen with the seed", IN, range="[1, inf)"
+        None, "train on this many rows only, chosen with the seed", IN, range="[1, inf)", of_several="both"
     )
     on_bad_row: str = flag(
         "error", "error, or skip and count rows that are empty or unreadable", IN, choices=("error", "skip")
     )
-    data_sha256: str | None = flag(None, "as recipe.yaml has it: the run says so where the data has changed since", IN)
+    data_sha256: str | None = flag(
+        None, "as recipe.yaml has it: the run says so where the data has changed since", IN, of_several="each"
+    )
 
 
 @dataclass(frozen=True)
 class Target:
     """Where the target domain of an adaptation is: sources of its own, or a value of a column of the data."""
+
+    of_several: ClassVar[str] = "never"
 
     unlabelled: str | None = flag(None, "rows of a target domain to adapt to; no label of theirs is read", IN)
     target_test: str | None = flag(None, "labelled rows of the target domain, to measure on at the end", IN)

@@ -17,7 +17,6 @@ from hftl.models.head import Reads, output_layer
 from hftl.results.report.report import Adapted
 from hftl.tasks.metrics import criteria as domains
 from hftl.tasks.metrics.accumulator import Accumulator, softmax
-from hftl.tasks.metrics.classification import SingleLabel
 from hftl.train.streams import Stream
 from hftl.train.trainer import Trainer
 
@@ -55,7 +54,7 @@ class Domains:
     points: dict[str, dict[str, list]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.select in domains.CRITERIA and not isinstance(self.metric, SingleLabel):
+        if self.select in domains.CRITERIA and not self.metric.one_class:
             raise UserError(f"--select {self.select} needs one label a row; pass --select source.")
         if self.select == "oracle" and self.oracle is None:
             raise UserError("--select oracle reads labels of the target. Pass --target_test with labelled rows.")
@@ -69,7 +68,7 @@ class Domains:
     def criteria(self, trainer: Trainer) -> dict[str, float]:
         """Every criterion of the model as it is now, by name; "oracle" is the headline metric on the target."""
         found: dict[str, float] = {}
-        if isinstance(self.metric, SingleLabel):
+        if self.metric.one_class:
             features, logits = self.look(trainer, "source")
             others, guesses = self.look(trainer, "target")
             labels, guessed = self.labels[self._rows["source"]], softmax(guesses)

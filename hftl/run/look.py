@@ -17,6 +17,7 @@ from hftl.errors import UserError
 from hftl.models.feature_model import FeatureModel, Head, Taps
 from hftl.models.head import output_layer
 from hftl.run.scorer import Scorer
+from hftl.tasks.loading import ABOUT_LABELS
 from hftl.train.cache.cache import Cache, Work, digest
 from hftl.train.cache.store import NoRoom
 from hftl.train.rows import Rows
@@ -113,7 +114,7 @@ class Look:
         weights = [name for name, _ in self.model.named_parameters() if name not in self.unread]
         weights += [name for name, _ in self.model.named_buffers()]
         precision = str(self.trainer.accelerator.mixed_precision)
-        space = digest(self.model, ["features", *self.names, precision], weights)
+        space = digest(self.model, ["features", *self.names, precision], weights, ABOUT_LABELS)
         size = sum(self.widths.values()) * torch.float32.itemsize
         return Work(space, "Extracting features", self._compute, lambda length: size, 1.0)
 

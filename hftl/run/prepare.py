@@ -29,6 +29,7 @@ from hftl.run.settings import Adaptation, Together
 from hftl.run.steps import of_steps, strategy_of
 from hftl.settings import spec
 from hftl.strategies import Strategy
+from hftl.tasks.loading import ABOUT_LABELS
 from hftl.train.cache.cache import Cache
 from hftl.train.progress import FirstStep, Lines, Progress
 from hftl.train.resume.checkpoints import sound_checkpoint
@@ -244,7 +245,15 @@ def domains_of(recipe: RecipeSettings, part: Part, target: Stream | None) -> Dom
 
 
 def streams_of(strategy: Strategy, part: Part) -> dict[str, Stream]:
-    """The unlabelled rows of the target as they are, and in each form that the strategy reads."""
+    """The unlabelled rows of the target as they are, and in each form that the strategy reads.
+
+    Raises:
+        UserError: the strategy reads class probabilities, and the labels are not one class each.
+    """
+    labels = part.splits.labels
+    guessing = [type(member).__name__ for member in strategy.parts if member.guesses]
+    if guessing and (not labels.names or part.task.roles["label"].reads[labels.read_as].listed):
+        raise UserError(f"{guessing[0]} reads one label a row; the labels are a {labels.read_as}. Try DANN.")
     rows, processor = part.splits.unlabelled, part.pretrained.processor
     if rows is None:
         return {}
@@ -255,4 +264,5 @@ def streams_of(strategy: Strategy, part: Part) -> dict[str, Stream]:
 def kept(recipe: RecipeSettings, rows: dict[str, Any], collate: Any, args: transformers.TrainingArguments) -> Cache:
     """The cache of what frozen layers and image decoding give for the rows that are read again and again."""
     batch, bar = args.per_device_eval_batch_size, not args.disable_tqdm and args.process_index == 0
-    return Cache([rows["train"], rows["valid"]], collate, recipe.cache_gb, recipe.cache_dtype, batch, bar)
+    parts = [rows["train"], rows["valid"]]
+    return Cache(parts, collate, recipe.cache_gb, recipe.cache_dtype, batch, bar, ABOUT_LABELS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import gc
 import tempfile
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +57,7 @@ class Recipe(RecipeSettings):
         args = arguments.training_arguments(self, strategy, scratch)
         parts = {}
         for name, recipe in alone.items():
-            with several.about(name) if name else nullcontext():
+            with several.about(name, recipe):
                 parts[name] = part.read(recipe, strategy, args, clock, name)
         if self.several:
             trainer: Trainer = several.make_trainer(self, args, strategy, parts)

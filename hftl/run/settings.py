@@ -9,29 +9,26 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from hftl.data.types import Data, Target
 from hftl.errors import UserError, suggest
 from hftl.settings.fields import GONE, HOW, IN, OUT, RUN, SAFE, Setting, flag, own_settings, training_settings
 from hftl.settings.values import checked_all
-from hftl.tasks.base import Task
+from hftl.tasks.base import DEFAULT, Task
 
 HUB = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision")
 """TrainingArguments that say where the finished folder goes; the base Trainer is not given them."""
 LABELLED = "tasks with labels"
 TOGETHER = "Several tasks"
-SETTABLE = (
-    *("task", "text", "text_pair", "tokens", "image", "label", "problem_type", "valid", "test"),
-    *("max_train_samples", "classes", "ignored", "image_size", "data_sha256"),
-)
-"""What can be set for one task of several, after its source."""
 Owner = TypeVar("Owner")
 
 
 @dataclass(frozen=True)
 class Adaptation:
     """How a run that has a target domain is judged."""
+
+    of_several: ClassVar[str] = "never"
 
     select: str = flag(
         "source",
@@ -47,8 +44,8 @@ class Together:
 
     tasks: list[str] = flag(
         None,
-        f"several tasks in place of one: name=source, where a source is what --data takes; its own settings after "
-        f"commas, such as stsb=stsb/,label=score ({', '.join(SETTABLE)})",
+        "several tasks in place of one: name=source, where a source is what --data takes; after commas its task, "
+        "valid, test, max_train_samples, and what is of that task, such as stsb=stsb/,label=score (--help --task NAME)",
         TOGETHER,
         factory=list,
     )
@@ -71,19 +68,11 @@ class Together:
     adapters: bool = flag(False, "a LoRA adapter for each task over a frozen shared encoder", TOGETHER)
 
 
-OF_ONE = (
-    *("task", "weights", "data", "data_revision", "data_sha256", "valid", "test", "text", "text_pair", "label"),
-    *("problem_type", "class_weights", "augment", "max_tokens_per_batch", "fit_batch", "packing", "metrics"),
-    *("cache_gb", "cache_dtype", *own_settings(Target), *own_settings(Adaptation)),
-)
-"""Settings that a run on several tasks does not have; those in SETTABLE each of its tasks has."""
-
-
 @dataclass(init=False, repr=False, eq=False)
 class RecipeSettings:
     """The settings of a recipe as attributes: its own, those of the other owners, and any TrainingArguments by name."""
 
-    task: str = flag("text-classification", "what is learned, by the Hub's pipeline tag", IN)
+    task: str = flag(DEFAULT, "what is learned, by the Hub's pipeline tag", IN, of_several="each")
     model: str = flag(
         "sentence-transformers/all-MiniLM-L6-v2", "a local folder, a Hub id, timm/... on the Hub, or timm:NAME", IN
     )
@@ -115,16 +104,24 @@ class RecipeSettings:
     bf16: bool | None = flag(None, "bfloat16 autocast; by default where the hardware is faster with it", RUN)
     fp16: bool = flag(False, "train in float16 autocast", RUN)
     fit_batch: bool = flag(
-        False, "find the largest micro-batch that fits into memory, and accumulate up to the batch asked for", RUN
+        False,
+        "find the largest micro-batch that fits into memory, and accumulate up to the batch asked for",
+        RUN,
+        of_several="never",
     )
     cache_gb: float = flag(
-        20.0, "room on disk to keep what frozen layers and image decoding gave; 0: none", RUN, range="[0, inf)"
+        20.0,
+        "room on disk to keep what frozen layers and image decoding gave; 0: none",
+        RUN,
+        range="[0, inf)",
+        of_several="never",
     )
     cache_dtype: str = flag(
         "auto",
         "how frozen activations are kept: float32, bfloat16, or auto as computed",
         RUN,
         choices=("auto", "float32", "bfloat16"),
+        of_several="never",
     )
     max_steps: int = flag(-1, "stop after this many updates, whatever the epochs", RUN, range="[-1, inf)")
     resume: bool = flag(False, "go on with the interrupted run in --output_dir", RUN)
@@ -177,7 +174,7 @@ class RecipeSettings:
         kind = task_class(task)
         owners = (cls, Data, kind, *((Target, Adaptation, Together) if "label" in kind.roles else ()))
         found = {name: setting for owner in owners for name, setting in own_settings(owner).items()}
-        return {name: setting for name, setting in found.items() if not (several and name in OF_ONE)}
+        return {name: setting for name, setting in found.items() if not (several and of_one(setting))}
 
     @property
     def several(self) -> bool:
@@ -204,6 +201,16 @@ class RecipeSettings:
         if not isinstance(kept.get("data", ""), str):
             kept["data"] = "(a data set made in Python)"  # fails by name when it is read back, and does not mislead
         return privacy.shared(kept)
+
+
+def of_one(setting: Setting) -> bool:
+    """Whether a run on several tasks has no such setting for all of them."""
+    return setting.of_several in ("each", "never")
+
+
+def of_each(setting: Setting) -> bool:
+    """Whether each of several tasks may have its own, after its source."""
+    return setting.of_several in ("each", "both")
 
 
 def task_class(name: str) -> type[Task]:
@@ -235,12 +242,14 @@ def _labelled() -> dict[str, Setting]:
 
 def foreign(name: str, task: str, several: bool = False) -> str:
     """The sentence that refuses a setting of other tasks; "" for one that nobody has."""
-    if several and name in OF_ONE:
+    whose = of_tasks().get(name, {})
+    declared = [*RecipeSettings.own(task).values(), *whose.values()]
+    if several and (setting := next((one for one in declared if one.name == name and of_one(one)), None)):
         cure = f"Write it after a task's source: --tasks NAME=SOURCE,{name}=VALUE."
-        return f"--{name} is for one task; here there are several. {cure if name in SETTABLE else 'Leave it out.'}"
-    if name not in of_tasks():
+        return f"--{name} is for one task; here there are several. {cure if of_each(setting) else 'Leave it out.'}"
+    if not whose:
         return ""
-    *others, last = sorted(of_tasks()[name])
+    *others, last = sorted(whose)
     owners = f"{', '.join(others)} and {last}" if others else last
     return f"--{name} belongs to {owners}; this recipe's task is {task}. Leave it out."
 

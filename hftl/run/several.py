@@ -21,7 +21,7 @@ from hftl.paths import expanded
 from hftl.results.folder import CHECKPOINTS, unwrap
 from hftl.run.arguments import early_stopping, selection, suit_machine
 from hftl.run.part import Part, source_of
-from hftl.run.settings import SETTABLE, RecipeSettings, Together, fitting, foreign
+from hftl.run.settings import RecipeSettings, Together, fitting, foreign, of_each
 from hftl.run.steps import strategy_of
 from hftl.settings.fields import own_settings
 from hftl.settings.spec import spell
@@ -94,27 +94,26 @@ def read_word(word: str, kind: type[RecipeSettings]) -> tuple[str, dict[str, Any
     given = [part.partition("=") for part in parts[1:]]
     task = next((value for setting, _, value in reversed(given) if setting == "task"), kind.task)
     known, settings = kind.own(task), {"data": source}
+    own = [setting for setting, declared in known.items() if of_each(declared)]
     for setting, _, value in given:
-        if setting not in SETTABLE:
-            raise UserError(
-                f"Task {name}: after its source come {', '.join(SETTABLE)}; {setting!r} came."
-                f"{suggest(setting, SETTABLE)}"
-            )
-        if setting not in known:
-            raise UserError(f"Task {name}: {foreign(setting, task)}")
+        if setting not in own:
+            other = "" if setting in known else foreign(setting, task)
+            told = f"after its source come {', '.join(own)}; {setting!r} came.{suggest(setting, own)}"
+            raise UserError(f"Task {name}: {other or told}")
         settings[setting] = from_words([value], known[setting], f"Task {name}: {setting}")
     return name, settings
 
 
 @contextmanager
-def about(name: str) -> Iterator[None]:
+def about(name: str, recipe: RecipeSettings) -> Iterator[None]:
     """Name the task in what goes wrong with it, and say where a flag of one task is written."""
     try:
         yield
     except UserError as failure:
         if not name:
             raise
-        flags = [setting for setting in SETTABLE if f"--{setting} " in str(failure)]
+        own = [setting for setting, declared in recipe.own(recipe.task).items() if of_each(declared)]
+        flags = [setting for setting in own if f"--{setting} " in str(failure)]
         hint = f" In --tasks it is written ',{flags[0]}=...' after the source." if flags else ""
         raise UserError(f"Task {name}: {failure}{hint}") from failure
 

@@ -61,6 +61,8 @@ class Setting:
         type: an annotation as text (`int`, `float | None`, `list[str]`).
         choices: the words that it admits; empty where any will do.
         range: an interval in the notation of mathematics, `(0, 1]`: a round bracket leaves its end out.
+        of_several: what becomes of it in a run on several tasks: "shared" (one value for all), "each" (a value for each
+            task, after its source), "both" (one for all, and a task may have its own) or "never".
     """
 
     name: str
@@ -70,17 +72,26 @@ class Setting:
     group: str
     choices: tuple[str, ...] = ()
     range: str = ""
+    of_several: str = "shared"
 
 
 def flag(
-    default: Any, help: str, group: str, *, choices: tuple[str, ...] = (), range: str = "", factory: Any = MISSING
+    default: Any,
+    help: str,
+    group: str,
+    *,
+    choices: tuple[str, ...] = (),
+    range: str = "",
+    of_several: str = "",
+    factory: Any = MISSING,
 ) -> Any:
-    """A dataclass field that is also a command-line flag; help, group, choices and range are those of `Setting`.
+    """A dataclass field that is also a command-line flag; its arguments are those of `Setting`.
 
     Args:
+        of_several: "" for what the owner's `of_several` says of all its settings, "shared" where it has none.
         factory: makes the default, where it is a list.
     """
-    metadata = {"help": help, "group": group, "choices": choices, "range": range}
+    metadata = {"help": help, "group": group, "choices": choices, "range": range, "of_several": of_several}
     if factory is not MISSING:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -93,7 +104,8 @@ def own_settings(owner: type) -> dict[str, Setting]:
         if "help" in f.metadata:
             default = f.default_factory() if f.default_factory is not MISSING else f.default
             kind = f.type if isinstance(f.type, str) else inspect.formatannotation(f.type)
-            found[f.name] = Setting(f.name, kind, default, **f.metadata)
+            whose = f.metadata["of_several"] or getattr(owner, "of_several", "shared")
+            found[f.name] = Setting(f.name, kind, default, **f.metadata | {"of_several": whose})
     return found
 
 

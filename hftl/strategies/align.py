@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hftl.models.anatomy import Anatomy, Place
+    from hftl.models.anatomy import Place
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,12 @@ class _Aligned(Strategy):
     """Adds `weight` times a term over a labelled and an unlabelled batch to the loss."""
 
     streams: ClassVar[tuple[str, ...]] = ("unlabelled",)
-    guesses: ClassVar[bool] = False
-    """Whether the term reads class probabilities."""
 
     weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.weight >= 0:
             raise UserError(f"{type(self).__name__}(weight) takes a number of 0 or more; {self.weight} came.")
-
-    def prepare(self, model: nn.Module, anatomy: Anatomy) -> nn.Module:
-        kind = getattr(getattr(model, "config", None), "problem_type", None)  # as transformers' heads choose their loss
-        if self.guesses and kind not in (None, "single_label_classification"):
-            raise UserError(f"{type(self).__name__} reads one label a row; here the labels are a {kind}. Try DANN.")
-        return model
 
     def loss(self, loss: torch.Tensor, step: Any) -> torch.Tensor:
         return loss + self.weight * step.share * self.term(step)

@@ -38,6 +38,9 @@ class Strategy:
     across_rows: ClassVar[bool] = False
     """Whether in training the features of a row depend on other rows of its batch: then none are kept or packed."""
 
+    guesses: ClassVar[bool] = False
+    """Whether `loss` reads the model's class probabilities: then the labels must be one class a row or pixel."""
+
     steps: ClassVar[bool] = True
     """Whether it trains by steps. Where not, `fit` gives the head, and the Trainer is not entered."""
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from hftl.tasks.metrics.accumulator import Accumulator
     from hftl.tasks.metrics.bootstrap import Score
 
+DEFAULT = "text-classification"
+"""What a recipe learns that names no task."""
+
 
 @dataclass
 class Pretrained:
@@ -76,6 +79,8 @@ class Task:
     """Whether logits are one vector a row, (n, classes), which a classifier of features of the row can give as well."""
     decoded: ClassVar[bool] = False
     """Whether reading an encoded row does work that is worth keeping, such as decoding an image."""
+    of_several: ClassVar[str] = "each"
+    """Of its settings, as `Setting.of_several` has it: where several tasks share an encoder, each has its own."""
     whole: ClassVar[bool] = False
     """Whether an adapter is merged into the model that is written, so that any recipe can go on from there."""
 

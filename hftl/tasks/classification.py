@@ -41,9 +41,15 @@ class Classification(Task):
         choices=tuple(PROBLEM_TYPES),
     )
     class_weights: str | None = flag(
-        None, "balanced: weigh each class by the inverse of its share of train", HOW, choices=("balanced",)
+        None,
+        "balanced: weigh each class by the inverse of its share of train",
+        HOW,
+        choices=("balanced",),
+        of_several="never",
     )
-    metrics: list[str] = flag(None, "further metrics of `evaluate`, by name or path", OUT, factory=list)
+    metrics: list[str] = flag(
+        None, "further metrics of `evaluate`, by name or path", OUT, of_several="never", factory=list
+    )
 
     @property
     def read_as(self) -> str | None:

@@ -13,6 +13,12 @@ from hftl.tasks.base import Pretrained, Source, Task
 from hftl.tasks.classification import PROBLEM_TYPES, REGRESSION
 from hftl.tasks.origin import check_shards, pinned, resolve, revision_of
 
+ABOUT_LABELS = (
+    *("_name_or_path", "architectures", "id2label", "label2id", "label_names", "num_labels", "num_classes"),
+    "problem_type",
+)
+"""Settings in a model's config that its body does not read."""
+
 
 def load_pretrained(
     task: Task, source: Source, labels: Labels, config: Any = None, auto_class: Any = None

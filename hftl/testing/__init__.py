@@ -30,7 +30,7 @@ from hftl.run.settings import task_class
 from hftl.run.steps import strategy_of
 from hftl.settings import spec
 from hftl.strategies import Strategy
-from hftl.testing.tiny import (  # noqa: F401
+from hftl.tasks.tiny import (  # noqa: F401
     BAD,
     GOOD,
     PLAIN,

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hftl.errors import UserError
 from hftl.results import privacy
-from hftl.results.report import earlier
 from hftl.results.report.plain import plain
+from hftl.tasks import earlier
 from hftl.tasks.sections import KINDS, Example, Gallery, Section, Table
 
 if TYPE_CHECKING:

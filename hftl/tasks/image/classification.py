@@ -37,9 +37,11 @@ class Images(Task):
 
     decoded: ClassVar[bool] = True
 
-    weights: str | None = flag(None, "a .safetensors file for a bare --model timm:NAME", IN)
+    weights: str | None = flag(None, "a .safetensors file for a bare --model timm:NAME", IN, of_several="never")
     image: str | None = flag(None, "the column that holds the image or its file name", IN)
-    augment: str = flag("none", "random changes of train: Sketch(0.5) | FDA(beta=0.01); see hftl augmentations", HOW)
+    augment: str = flag(
+        "none", "random changes of train: Sketch(0.5) | FDA(beta=0.01); see hftl augmentations", HOW, of_several="never"
+    )
 
     _target: Any = field(default=None, init=False, repr=False)
     """Unlabelled images of the target, which an augmentation may read."""

@@ -222,9 +222,10 @@ def fitting(config: Any) -> str:
 
 def shared(config: Any, kind: type) -> dict[str, Any]:
     """What a config says that another kind of config has, too: about the encoder, nothing of labels."""
-    own = kind().to_dict()
-    left_out = ("model_type", "architectures", "id2label", "label2id", "problem_type", "mask_ratio", "_name_or_path")
-    return {name: value for name, value in config.to_dict().items() if name in own and name not in left_out}
+    from hftl.tasks.loading import ABOUT_LABELS
+
+    own = kind().to_dict().keys() - {"model_type", "mask_ratio", *ABOUT_LABELS}
+    return {name: value for name, value in config.to_dict().items() if name in own}
 
 
 def small_decoder(config: Any) -> dict[str, int]:

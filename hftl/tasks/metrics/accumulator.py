@@ -23,6 +23,7 @@ class Accumulator:
         headline: the metric that a run is chosen and judged by.
         unit: what the n of a score counts.
         lower: metrics of which less is better.
+        one_class: whether outputs are logits of classes, of which each row has one.
         wrong: heading of the examples that `mistakes` names.
         decided: (outputs, labels) -> predictions and labels as metrics of `evaluate` take them: one answer a row.
     """
@@ -30,6 +31,7 @@ class Accumulator:
     headline: ClassVar[str]
     unit: ClassVar[str] = "row"
     lower: ClassVar[frozenset[str]] = frozenset()
+    one_class: ClassVar[bool] = False
     wrong: ClassVar[str] = "Most confidently wrong, on test"
     decided: ClassVar[Any] = None  # a static method of those that have it
 

@@ -33,6 +33,7 @@ class SingleLabel(Accumulator):
 
     headline = "accuracy"
     lower = frozenset({"ece", "log_loss"})
+    one_class = True
 
     @staticmethod
     def decided(outputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

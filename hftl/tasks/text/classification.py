@@ -44,8 +44,10 @@ class TextClassification(Classification, Texts):
     }
 
     text_pair: str | None = flag(None, "the column that holds the second text of a pair", IN)
-    augment: str = flag("none", "random changes of train: EDA() | MaskedLM(); see hftl augmentations", HOW)
-    packing: bool = flag(False, "pack texts end to end in place of padding them", RUN)
+    augment: str = flag(
+        "none", "random changes of train: EDA() | MaskedLM(); see hftl augmentations", HOW, of_several="never"
+    )
+    packing: bool = flag(False, "pack texts end to end in place of padding them", RUN, of_several="never")
 
     def augmentation(self) -> Augmentation | None:
         return augmentation_of(self.augment, "text", self._target)

@@ -47,7 +47,7 @@ class TokenClassification(Batched):
 
     tokens: str | None = flag(None, "the column that holds the words of a text, as a list", IN)
     label: str | None = flag(None, "the column that holds the tags of the words, as a list", IN)
-    packing: bool = flag(False, "pack texts end to end in place of padding them", RUN)
+    packing: bool = flag(False, "pack texts end to end in place of padding them", RUN, of_several="never")
 
     def processor(self, source: Source, model: nn.Module, **options: Any) -> Any:
         tokenizer = super().processor(source, model, **options)

@@ -36,7 +36,11 @@ class Tokenised(Task):
     """What tasks share that read tokens: how a model is loaded for them, and how many of a row it reads."""
 
     max_length: int | None = flag(
-        None, "longest text in tokens, longer ones are cut; else the model's own", IN, range="[1, inf)"
+        None,
+        "longest text in tokens, longer ones are cut; else the model's own",
+        IN,
+        range="[1, inf)",
+        of_several="both",
     )
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
@@ -81,6 +85,7 @@ class Batched(Tokenised):
         "fill each batch with texts up to this many tokens, padding counted, in place of a number of rows",
         HOW,
         range="[1, inf)",
+        of_several="never",
     )
 
 

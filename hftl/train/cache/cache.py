@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,17 +24,6 @@ from hftl.train.cache.store import NoRoom, Reader, Store
 from hftl.train.rows import Rows, ahead, spans_of
 
 GB = 1_000_000_000
-ABOUT_LABELS = (
-    "_name_or_path",
-    "architectures",
-    "id2label",
-    "label2id",
-    "label_names",
-    "num_labels",
-    "num_classes",
-    "problem_type",
-)
-"""Settings of a model that its body does not read."""
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -48,6 +37,7 @@ class Cache:
         dtype: how floats are kept: float32, bfloat16, or auto for as they were computed.
         batch: rows computed at a time.
         bar: show how far it is.
+        unread: settings in a model's config that no frozen layer reads, so that a run with others reuses what is kept.
     """
 
     def __init__(
@@ -58,7 +48,9 @@ class Cache:
         dtype: str = "auto",
         batch: int = 64,
         bar: bool = True,
+        unread: Collection[str] = (),
     ) -> None:
+        self.unread = unread
         self.parts, self.collate, self.dtype, self.batch = parts, collate, DTYPES[dtype], batch
         self.limit, self.bar = int(gb * GB), bar
         self.computed = 0.0
@@ -204,7 +196,7 @@ class Cache:
 
         size = lambda length: sum(s.per_row(length) * s.dtype.itemsize for s in shapes)  # noqa: E731
         return Work(
-            digest(model, [cut.name, *cut.output.shapes, precision, self.dtype], cut.weights),
+            digest(model, [cut.name, *cut.output.shapes, precision, self.dtype], cut.weights, self.unread),
             f"Frozen up to {cut.name}, once",
             compute,
             size,
@@ -277,10 +269,10 @@ class Work:
     share: float = 0.0
 
 
-def digest(model: nn.Module, about: Iterable[Any], weights: Iterable[str]) -> str:
+def digest(model: nn.Module, about: Iterable[Any], weights: Iterable[str], unread: Collection[str]) -> str:
     """Names what a model computes for a row: the weights it depends on by content, and the model's settings."""
     config: Any = model.config
-    told = {k: v for k, v in config.to_dict().items() if k not in ABOUT_LABELS}
+    told = {k: v for k, v in config.to_dict().items() if k not in unread}
     words = [out_of_peft(str(word)).replace(".base_layer", "") for word in about]
     named = hashlib.blake2b(
         json.dumps([told, words, torch.__version__], sort_keys=True, default=str).encode(), digest_size=16
