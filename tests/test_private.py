@@ -11,6 +11,7 @@ import peft
 import pytest
 import torch.distributed as dist
 import transformers
+from accelerate import Accelerator
 from accelerate.state import PartialState
 from datasets.packaged_modules.json import json as json_reader
 from torch import nn
@@ -82,6 +83,11 @@ def test_a_private_name_of_a_library_is_there(owner: Any, name: str, file: str) 
 def test_the_trainer_still_lets_that_sampler_alone_vary_the_size_of_batches() -> None:
     source = inspect.getsource(transformers.Trainer)
     assert "BatchRebalanceSampler" in source, "see hftl/train/sampling.py: TokenBudget need not be one any more"
+
+
+def test_accelerate_puts_the_forward_of_a_model_that_it_wraps_aside_under_this_name() -> None:
+    model: Any = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(nn.Linear(2, 2))
+    assert model._original_forward.__func__ is nn.Linear.forward, "see hftl/models/cut.py"
 
 
 def test_peft_names_what_it_wraps_as_it_did() -> None:

@@ -21,7 +21,7 @@ from hftl.models.wrapped import OUTER, inside
 _Spot = tuple[int | None, bool]  # depth (None without a stack), fresh
 
 
-@dataclass(frozen=True)
+@dataclass
 class Place:
     """Where one parameter sits. `depth` runs from 0 (stem) to `top` (number of blocks + 1).
 
@@ -39,13 +39,12 @@ class _Stackless(Place):
     """A place in a model with no stack of blocks: refuses only the strategy that asks for the depth."""
 
     def __init__(self, name: str, fresh: bool, model: str) -> None:
-        for field, value in (("name", name), ("fresh", fresh), ("model", model)):
-            object.__setattr__(self, field, value)
+        self.name, self.fresh, self.model = name, fresh, model
 
     def _refuse(self) -> NoReturn:
         raise UserError(
             "Expected a model with a stack of blocks, because the strategy reads their depth; "
-            f"{self.__dict__['model']} has none (its layers share one block, or are no list of alike modules): "
+            f"{self.model} has none (its layers share one block, or are no list of alike modules): "
             "pass a --strategy that needs no depth, such as Full, LinearProbe or LoRA."
         )
 

@@ -65,17 +65,17 @@ def find_cut(model: nn.Module, active: set[int], small: Inputs, large: Inputs) -
 
 
 @contextlib.contextmanager
-def _plainly(model: nn.Module) -> Iterator[None]:
+def _plainly(model: Any) -> Iterator[None]:
     """Without gradients, and in full precision: accelerate's autocast would hide small differences."""
-    wrapped, original = model.__dict__.get("forward"), getattr(model, "_original_forward", None)
+    wrapped, original = model.forward, getattr(model, "_original_forward", None)  # as accelerate puts it aside
     if original:
-        model.forward = original  # type: ignore[method-assign]
+        model.forward = original
     try:
         with untouched(model), torch.no_grad():
             yield
     finally:
         if original:
-            model.__dict__["forward"] = wrapped
+            model.forward = wrapped
 
 
 def _run(model: nn.Module, inputs: Inputs, seed: int) -> Any:

@@ -98,6 +98,7 @@ class Replay:
     def __init__(self, model: nn.Module, cut: Cut) -> None:
         self.model, self.cut = model, cut
         self._fed: list[torch.Tensor] = []
+        self._on = False
         self._rows = self._length = 0
 
     def feed(self, tensors: list[torch.Tensor], inputs: Inputs) -> None:
@@ -108,14 +109,16 @@ class Replay:
 
     def start(self) -> None:
         """Replace the forward passes."""
+        self._on = True
         for name, output in self.cut.empty.items():
             self.model.get_submodule(name).forward = self._emptied(output)
         self.model.get_submodule(self.cut.name).forward = lambda *args, **kwargs: self.cut.output.filled(self._fed)
 
     def stop(self) -> None:
-        """Give the modules their own forward passes back."""
-        for name in (self.cut.name, *self.cut.empty):
-            self.model.get_submodule(name).__dict__.pop("forward", None)
+        """Give the modules the forward passes of their classes back."""
+        for name in (self.cut.name, *self.cut.empty) if self._on else ():
+            del self.model.get_submodule(name).forward
+        self._on = False
 
     def _emptied(self, output: Output) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:

@@ -76,7 +76,7 @@ class MultiTaskModel(nn.Module):
     def __init__(self, models: dict[str, Any], fresh: dict[str, set[str]], uncertainty: bool = False) -> None:
         super().__init__()
         for name, model in models.items():
-            if model.base_model is model or model.base_model_prefix not in model._modules:
+            if model.base_model is model or model.base_model_prefix not in dict(model.named_children()):
                 raise UserError(f"{type(model).__name__}, for {name}, has no encoder apart from its head to be shared.")
         self.tasks = list(models)
         self.prefixes = {name: str(model.base_model_prefix) for name, model in models.items()}
@@ -90,8 +90,7 @@ class MultiTaskModel(nn.Module):
             owner, _, last = path.rpartition(".")
             setattr(shared.get_submodule(owner), last, OnePerTask(copies))
         for name, model in models.items():
-            del model._modules[self.prefixes[name]]
-            model.__dict__[self.prefixes[name]] = shared  # it is called there, and registered here alone
+            delattr(model, self.prefixes[name])
         self.shared, self.heads = shared, nn.ModuleDict(models)
         self.config = models[largest].config
         self.weighting = Uncertainty(len(models)) if uncertainty else None
@@ -150,11 +149,11 @@ class MultiTaskModel(nn.Module):
         """What the task's own model gives for a batch of its rows; in training its loss is weighted."""
         self.turn_to(task)
         head: Any = self.heads[task]
-        head._modules[self.prefixes[task]] = self.shared  # for now: some models ask their own parameters for a device
+        setattr(head, self.prefixes[task], self.shared)  # for this call: else its weights were registered once a task
         try:
             outputs = head(**inputs)
         finally:
-            del head._modules[self.prefixes[task]]
+            delattr(head, self.prefixes[task])
         if self.training and self.weighting is not None and outputs.get("loss") is not None:
             outputs["loss"] = self.weighting(outputs["loss"], self.tasks.index(task))
         return outputs

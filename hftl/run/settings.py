@@ -146,8 +146,8 @@ class RecipeSettings:
                 hint = f" {GONE[name]}" if name in GONE else suggest(name, own | theirs)
                 raise UserError(foreign(name, task, several) or f"Recipe has no setting {name!r}.{hint}")
         chosen = checked_all(settings, theirs | own)
-        self.__dict__ |= {name: setting.default for name, setting in own.items()}
-        self.__dict__ |= {name: value for name, value in chosen.items() if name in own}
+        for name, setting in own.items():
+            setattr(self, name, chosen.get(name, setting.default))
         self.training = {name: value for name, value in chosen.items() if name not in own}
 
     if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class RecipeSettings:
 
     def part(self, owner: type[Owner]) -> Owner:
         """An owner with its settings; with defaults, where this recipe's task has no use for it."""
-        held = self.__dict__
+        held = vars(self)
         return owner(**{name: held[name] for name in own_settings(owner) if name in held})
 
     def settings(self) -> dict[str, Any]:

@@ -251,16 +251,30 @@ class DoRA(LoRA):
     """LoRA on the direction of each weight, its magnitude trained apart (Liu et al. 2024, arXiv 2402.09353)."""
 
 
-@dataclass(frozen=True, init=False)
-class PEFT(Strategy):
+@dataclass(frozen=True)
+class _Method(Strategy):
+    """A method of PEFT by its `PeftType` name, with options of its config that are known to be there."""
+
+    method: str
+    options: tuple[tuple[str, Any], ...]
+
+    @property
+    def lr(self) -> float:
+        return _LR.get(self.method, _LORA_LR)
+
+    def prepare(self, model: nn.Module, anatomy: Anatomy) -> nn.Module:
+        return wrap(model, anatomy, self.method, dict(self.options), f"PEFT({self.method!r})")
+
+    def rate(self, place: Place, progress: float) -> float:
+        return float(trains(place, self.method, dict(self.options)))
+
+
+class PEFT(_Method):
     """Any method of PEFT by its `PeftType` name, with the fields of its config: `PEFT("VERA", r=64)`.
 
     Raises:
         UserError: PEFT has no such method, or the method no such option.
     """
-
-    method: str
-    options: tuple[tuple[str, Any], ...]
 
     def __init__(self, method: str, **options: Any) -> None:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -275,15 +289,4 @@ class PEFT(Strategy):
             if key not in known:
                 raise UserError(f"PEFT({method!r}) has no option {key!r}.{suggest(key, known)}")
         frozen = tuple((key, tuple(value) if isinstance(value, list) else value) for key, value in options.items())
-        object.__setattr__(self, "method", method.upper())
-        object.__setattr__(self, "options", frozen)
-
-    @property
-    def lr(self) -> float:
-        return _LR.get(self.method, _LORA_LR)
-
-    def prepare(self, model: nn.Module, anatomy: Anatomy) -> nn.Module:
-        return wrap(model, anatomy, self.method, dict(self.options), f"PEFT({self.method!r})")
-
-    def rate(self, place: Place, progress: float) -> float:
-        return float(trains(place, self.method, dict(self.options)))
+        super().__init__(method.upper(), frozen)
