@@ -19,6 +19,11 @@ from typing import Any, NamedTuple
 class UserError(Exception):
     """Bad input. Its text is one sentence: what was expected, what came, what to type."""
 
+    def __init__(self, sentence: object = "") -> None:
+        # An error of a loader's worker is raised again by torch, as its class with the worker's traceback for a text.
+        text = str(sentence)
+        super().__init__(text.rpartition("UserError: ")[2].rstrip() if text.startswith("Caught UserError in ") else text)
+
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the closest known name, or an empty string."""

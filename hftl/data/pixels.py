@@ -1,23 +1,22 @@
-"""Find, read and count masks: images whose pixels are numbers of classes."""
+"""Find and count masks: images whose pixels are numbers of classes."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
-from PIL import Image
 
+from hftl.data.formats.decode import UNREADABLE, numbers, opened, upright_size
 from hftl.data.formats.images import ENDINGS
 from hftl.data.scan import check_inside
 from hftl.errors import UserError
 from hftl.paths import expanded
 
-_SCAN = 1  # part of the cache key: raise it when what a scan finds changes
+_SCAN = 2  # part of the cache key: raise it when what a scan finds changes
 _IMAGE = datasets.Image(decode=False)
 _FOLDERS = {"images": ("masks", "annotations", "labels"), "image": ("mask", "annotation", "label")}
 _COUNTS = datasets.List(datasets.Value("int32"))
@@ -83,23 +82,6 @@ def _files(folder: Path) -> list[Path]:
 # --- pixels ---
 
 
-def read_mask(value: Any) -> np.ndarray:
-    """(height, width) uint8 or a wider type: the number of each pixel of an undecoded mask or a PIL image.
-
-    Raises:
-        ValueError: it cannot be read, or its pixels are colours.
-    """
-    with value if isinstance(value, Image.Image) else _opened(value) as image:
-        pixels = np.asarray(image)
-        if pixels.ndim != 2 or pixels.dtype.kind == "f":
-            raise ValueError(f"colours ({image.mode})")
-    return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
-
-
-def _opened(cell: dict[str, Any]) -> Image.Image:
-    return Image.open(io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"])
-
-
 def scan_masks(rows: datasets.Dataset, roots: list[str] | None, where: str) -> MaskScan:
     """Read every mask once; cached as `datasets` caches.
 
@@ -137,14 +119,14 @@ def _scan(batch: dict[str, list[Any]], roots: list[str] | None, version: int) ->
                 check_inside(mask["path"], roots)
             name = f"the mask {Path(mask['path']).name}" if mask.get("path") else "a mask"
             try:
-                pixels = read_mask(mask)
+                with opened(mask) as picture:
+                    pixels = numbers(picture)
                 why = _misfit(pixels, image, name)
                 made.update(repr(pixels.shape).encode() + pixels.tobytes())
                 if not why:
                     count += np.bincount(pixels.ravel(), minlength=256).astype(np.int32)
-            except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as failure:
-                what = f"with {failure}" if str(failure).startswith("colours") else f"that cannot be read ({failure})"
-                why = f"{name} {what}, where each pixel should be the number of a class"
+            except UNREADABLE as failure:
+                why = f"{name} that cannot be read as numbers of classes ({failure})"
         digest.append(made.digest())
         counts.append(count)
         reason.append(why)
@@ -156,10 +138,9 @@ def _misfit(pixels: np.ndarray, image: Any, name: str) -> str:
     if pixels.size and (pixels.max() > 255 or pixels.min() < 0):
         return f"{name} with the value {int(pixels.max() if pixels.max() > 255 else pixels.min())}, past 0 to 255"
     try:
-        with _opened(image) as opened:
-            turned = opened.getexif().get(0x0112, 1) >= 5  # the image will be read upright
-            width, height = opened.size[::-1] if turned else opened.size
-    except (OSError, SyntaxError, ValueError, AttributeError, TypeError):
+        with opened(image) as picture:
+            width, height = upright_size(picture)
+    except UNREADABLE:
         return ""  # the scan of images has words for it
     if pixels.shape != (height, width):
         return f"{name} of {pixels.shape[1]}x{pixels.shape[0]} pixels for an image of {width}x{height}"

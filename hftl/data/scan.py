@@ -1,10 +1,9 @@
-"""Scan the inputs of all rows once: whether each is readable, how large it is, and the sha256 of its content."""
+"""Scan the inputs of all rows once: whether each is readable, how large it is, its sha256 and what the model sees of it."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -17,22 +16,36 @@ import numpy as np
 import pyarrow.compute as pc
 from PIL import UnidentifiedImageError
 
-from hftl.data.formats.decode import UNREADABLE, opened
+from hftl.data.formats.decode import UNREADABLE, as_rgb, is_animated, opened
 from hftl.errors import UserError
 
-_SCAN = 2  # part of the cache key: raise it when what a scan finds changes
+_SCAN = 3  # part of the cache key: raise it when what a scan finds changes
 _BATCH = 10_000
 _SIZES = ("words", "width", "height")
-_FOUND = {"digest": "binary", **dict.fromkeys(_SIZES, "int32"), "mode": "string", "reason": "string"}
-_ROW = np.dtype([("digest", np.uint8, 32), *((name, np.int32) for name in _SIZES), ("mode", "S6")])
+_FLAGS = ("animated", "blank", "dark")
+_FOUND = {"digest": "binary", "seen": "binary", "mode": "string", "reason": "string"}
+_FOUND |= dict.fromkeys(_SIZES, "int32") | dict.fromkeys(_FLAGS, "bool")
+_ROW = np.dtype(
+    [
+        *(("digest", np.uint8, 32), ("seen", np.uint8, 8), ("mode", "S6")),
+        *((name, np.int32) for name in _SIZES),
+        *((name, bool) for name in _FLAGS),
+    ]
+)
+_LEAST = 256
+"""Pixels of a JPEG's sides that are looked at: a larger one is read at a half, quarter or eighth, several times as fast."""
+_DARK = 64
+"""A brightest pixel below it, of 255, is a range of numbers that is not made use of."""
 
 
 @dataclass
 class Scan:
-    """One entry per row, about 60 bytes each.
+    """One entry per row, about 70 bytes each.
 
-    `rows` has the fields `digest` (sha256 of the texts and images of the row), `words` (of all its texts), `width` and
-    `height` (pixels; 0 without an image), and `mode` (PIL's name of the pixel format).
+    `rows` has the fields `digest` (sha256 of the texts and the images' files), `seen` (a hash of texts and of pixels, as
+    the model gets them), `words` (of all its texts), `width` and `height` (pixels; 0 without an image), `mode` (PIL's
+    name of the pixel format), `animated` (it has more than one frame), `blank` (every pixel is the same) and `dark`
+    (none is brighter than a quarter of white).
     """
 
     rows: np.ndarray  # (n,)
@@ -41,7 +54,7 @@ class Scan:
     @property
     def keys(self) -> np.ndarray:
         """(n,) int64: equal for equal rows; two different rows in a million collide with a chance of 3e-8."""
-        return np.ascontiguousarray(self.rows["digest"][:, :8]).view(np.int64).reshape(-1)
+        return np.ascontiguousarray(self.rows["seen"]).view(np.int64).reshape(-1)
 
     def take(self, rows: np.ndarray) -> Scan:
         there = enumerate(rows.tolist()) if self.reasons else ()
@@ -68,9 +81,10 @@ def scan(rows: datasets.Dataset, kinds: dict[str, str], roots: list[str] | None)
     made, reasons, start = np.zeros(len(found), _ROW), dict[int, str](), 0
     for table in found.with_format("arrow").iter(_BATCH):
         here = made[start : start + len(table)]
-        for name in _SIZES:
+        for name in (*_SIZES, *_FLAGS):
             here[name] = table[name].to_numpy()
-        here["digest"] = np.frombuffer(b"".join(table["digest"].to_pylist()), np.uint8).reshape(-1, 32)
+        for name in ("digest", "seen"):
+            here[name] = np.frombuffer(b"".join(table[name].to_pylist()), np.uint8).reshape(len(table), -1)
         here["mode"] = table["mode"].to_pylist()
         reasons |= {start + i: why for i, why in enumerate(table["reason"].to_pylist()) if why}
         start += len(table)
@@ -81,26 +95,28 @@ def _scan(
     batch: dict[str, list[Any]], kinds: dict[str, str], roots: list[str] | None, version: int
 ) -> dict[str, list[Any]]:
     n = len(next(iter(batch.values())))
-    sums = [hashlib.sha256() for _ in range(n)]
-    words, width, height, mode, reason = [0] * n, [0] * n, [0] * n, [""] * n, [""] * n
+    sums, seen = [hashlib.sha256() for _ in range(n)], [hashlib.blake2b(digest_size=8) for _ in range(n)]
+    words, reason, images = [0] * n, [""] * n, [_Seen() for _ in range(n)]
     for role, kind in kinds.items():
         if kind in ("text", "words"):
             for i, cell in enumerate(batch[role]):
                 text = cell if kind == "text" else "\n".join(word or "" for word in cell or [])
                 raw = (text or "").encode()
                 sums[i].update(len(raw).to_bytes(8, "little") + raw)
+                seen[i].update(len(raw).to_bytes(8, "little") + raw)
                 words[i] += _count(raw)
                 if not text or text.isspace():
                     reason[i] = reason[i] or f"an empty {role}"
         else:
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # PIL decodes outside Python's lock
-                looks = list(pool.map(functools.partial(_look, roots=roots), batch[role]))
-            for i, seen in enumerate(looks):
-                sums[i].update(seen.digest)
-                width[i], height[i], mode[i] = seen.width, seen.height, seen.mode
-                reason[i] = reason[i] or seen.reason
-    digest = [one.digest() for one in sums]
-    return {"digest": digest, "words": words, "width": width, "height": height, "mode": mode, "reason": reason}
+                images = list(pool.map(functools.partial(_look, roots=roots), batch[role]))
+            for i, image in enumerate(images):
+                sums[i].update(image.digest)
+                seen[i].update(image.pixels)
+                reason[i] = reason[i] or image.reason
+    made = {name: [getattr(one, name) for one in images] for name in ("width", "height", "mode", *_FLAGS)}
+    hashes = {"digest": [one.digest() for one in sums], "seen": [one.digest() for one in seen]}
+    return made | hashes | {"words": words, "reason": reason}
 
 
 def _count(text: bytes) -> int:
@@ -111,9 +127,13 @@ def _count(text: bytes) -> int:
 @dataclass
 class _Seen:
     digest: bytes = b""
+    pixels: bytes = b""
     width: int = 0
     height: int = 0
     mode: str = ""
+    animated: bool = False
+    blank: bool = False
+    dark: bool = False
     reason: str = ""
 
 
@@ -129,6 +149,7 @@ def _look(cell: dict[str, Any] | None, roots: list[str] | None) -> _Seen:
         except OSError as error:
             return _Seen(reason=f"the unreadable image {_short(name, roots)} ({error.strerror or error})")
     seen = _Seen(hashlib.sha256(raw).digest())
+    seen.pixels = seen.digest  # of what cannot be decoded
     why = _decode(raw, seen)
     if why:
         seen.reason = " ".join(f"the unreadable image {_short(name, roots)} ({why})".split())
@@ -136,15 +157,19 @@ def _look(cell: dict[str, Any] | None, roots: list[str] | None) -> _Seen:
 
 
 def _decode(raw: bytes, seen: _Seen) -> str:
-    """Fill in size and mode; return why the image cannot be decoded, or ""."""
+    """Fill in what the pixels say; return why the image cannot be decoded, or ""."""
     if not raw:
         return "the file is empty"
     try:
-        with opened(io.BytesIO(raw)) as image:
+        with opened(raw) as image:
             (seen.width, seen.height), seen.mode = image.size, image.mode
-            # a jpeg is read to its end at an eighth of its size, several times as fast
-            image.draft("RGB", (image.width // 8 or 1, image.height // 8 or 1))
-            image.load()
+            image.draft("RGB", (_LEAST, _LEAST))
+            pixels = as_rgb(image)
+            seen.animated = is_animated(image)
+        ranges: Any = pixels.getextrema()
+        seen.blank, seen.dark = all(low == high for low, high in ranges), max(high for _, high in ranges) < _DARK
+        size = repr(pixels.size).encode()
+        seen.pixels = hashlib.blake2b(size + pixels.tobytes(), digest_size=16).digest()
     except UnidentifiedImageError:
         return "not an image"
     except UNREADABLE as error:

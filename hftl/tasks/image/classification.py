@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from hftl.data.formats.decode import UNREADABLE, opened
+from hftl.data.formats.decode import VERSION, open_image
 from hftl.data.roles import Role
 from hftl.data.types import Labels, Splits
-from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, flag
 from hftl.tasks.augment import Augmentation, augmentation_of
 from hftl.tasks.augment.image import RandAugment
@@ -112,7 +111,7 @@ class Images(Task):
         ]
 
     def identify(self, rows: Any, processor: Any) -> list[bytes]:
-        told = json.dumps(processor.to_dict(), sort_keys=True, default=str).encode()
+        told = json.dumps([VERSION, processor.to_dict()], sort_keys=True, default=str).encode()
         images = rows.select_columns(["image"]).with_format(None)["image"]
         return [hashlib.blake2b(told + content(image), digest_size=16).digest() for image in images]
 
@@ -195,24 +194,6 @@ def content(value: Any) -> bytes:
     if isinstance(value, dict):
         return value["bytes"] if value.get("bytes") is not None else Path(value["path"]).read_bytes()
     return Path(value).read_bytes()
-
-
-def open_image(value: Any) -> Image.Image:
-    """An upright RGB image from a file's path, its bytes, or datasets' undecoded `{"bytes", "path"}`.
-
-    Raises UserError where there is none to read.
-    """
-    if isinstance(value, Image.Image):
-        return ImageOps.exif_transpose(value).convert("RGB")
-    name = (value.get("path") or "a row without a file name") if isinstance(value, dict) else value
-    if isinstance(value, dict):
-        value = io.BytesIO(value["bytes"]) if value.get("bytes") is not None else value["path"]
-    try:
-        with opened(value) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except UNREADABLE as failure:
-        reason = getattr(failure, "strerror", None) or failure
-        raise UserError(f"Expected an image in {name}; it cannot be read ({reason}). Correct it.") from failure
 
 
 def size_of(processor: Any) -> tuple[int, int]:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hftl.data.formats.decode import open_image
 from hftl.data.roles import Role
 from hftl.data.types import IGNORED, Labels
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, flag
 from hftl.tasks.base import Pretrained, Source, Task
-from hftl.tasks.image.classification import ImageClassification, Images, content, open_image, size_of
+from hftl.tasks.image.classification import ImageClassification, Images, content, size_of
 
 if TYPE_CHECKING:
     import torch

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
+from hftl.data.formats.decode import open_image, read_mask
 from hftl.data.masks import Masks
 from hftl.data.roles import Role
 from hftl.data.types import IGNORED, Labels, Splits
@@ -17,7 +18,7 @@ from hftl.errors import UserError
 from hftl.settings.fields import IN, flag
 from hftl.tasks.augment import Augmentation
 from hftl.tasks.base import Pretrained, Source
-from hftl.tasks.image.classification import ImageClassification, Images, data_uri, open_image, size_of
+from hftl.tasks.image.classification import ImageClassification, Images, data_uri, size_of
 from hftl.tasks.sections import Example, Gallery, Section
 
 if TYPE_CHECKING:
@@ -144,8 +145,6 @@ class ImageSegmentation(Images):
         """(height, width) class ids of a mask, brought to a size without mixing classes."""
         import numpy as np
         import torch
-
-        from hftl.data.pixels import read_mask
 
         pixels = Image.fromarray(read_mask(mask).astype(np.uint8))
         return torch.from_numpy(self.ids[np.asarray(pixels.resize(size[::-1], Image.Resampling.NEAREST))])
