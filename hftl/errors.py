@@ -20,15 +20,13 @@ class UserError(Exception):
     """Bad input. Its text is one sentence: what was expected, what came, what to type."""
 
     def __init__(self, sentence: object = "") -> None:
-        # An error of a loader's worker is raised again by torch, as its class with the worker's traceback for a text.
-        text = str(sentence)
-        super().__init__(text.rpartition("UserError: ")[2].rstrip() if text.startswith("Caught UserError in ") else text)
+        told, _, own = str(sentence).rpartition("UserError: ")  # torch puts a loader worker's whole traceback before it
+        super().__init__(own.rstrip() if told.startswith("Caught UserError in ") else sentence)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the closest known name, or an empty string."""
-    names = list(known)
-    folded = {name.lower(): name for name in names}
+    folded = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
     return f" Did you mean {folded[close[0]]!r}?" if close else ""
 
@@ -211,10 +209,7 @@ CAUSES = {
     ),
     "send": (
         Cause(f"The Hub does not know this token: {LOG_IN}", "401"),
-        Cause(
-            "This account may not write to {name}{said}: check the owner's name, or log in with a token that writes",
-            "403",
-        ),
+        Cause("This account may not write to {name}{said}: check the owner, or log in with a token that writes", "403"),
         Cause("There is no {name} on the Hub that this account may see: check the spelling", "404"),
         Cause("{name} was changed by someone else at the same time{said}: look at it", "409 412"),
         Cause("The Hub asks for fewer requests (429): wait some minutes", "429"),

@@ -25,6 +25,7 @@ from reports import HOSTILE, classification
 from test_report_page import Page
 
 from hftl.cli import main as cli
+from hftl.data.formats.decode import open_image
 from hftl.data.load import load, read
 from hftl.data.scan import _look
 from hftl.errors import UserError
@@ -37,7 +38,6 @@ from hftl.settings.fields import training_settings
 from hftl.strategies import Strategy
 from hftl.tasks import augment
 from hftl.tasks.augment.base import known
-from hftl.tasks.image.classification import open_image
 from hftl.tasks.text.classification import TextClassification
 
 KNOWN = training_settings() | Recipe().own(Recipe().task)

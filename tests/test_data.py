@@ -18,7 +18,7 @@ from PIL import Image
 import hftl.data.formats.bundled
 from hftl.data.load import load, read
 from hftl.data.roles import Role
-from hftl.data.source import split_of
+from hftl.data.types import split_of
 from hftl.tasks.classification import PROBLEM_TYPES
 
 ROLES = {

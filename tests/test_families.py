@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from hftl import Recipe, load, testing
-from hftl.tasks.image.classification import open_image
+from hftl.data.formats.decode import open_image
 
 QUICK = {"max_steps": 4, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "disable_tqdm": True}
 STATISTICS = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": 32, "width": 32}}

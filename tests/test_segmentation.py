@@ -492,8 +492,8 @@ def test_bad_masks_are_named_in_one_sentence(tiny_cnn, tmp_path, capsys):
 
     write(np.full((32, 64), 2, np.uint8))
     refused("it has the mask 7.png of 64x32 pixels for an image of 64x64")
-    write(np.full((64, 64, 3), 2, np.uint8))
-    refused("the mask 7.png with colours (RGB)")
+    write(np.dstack([np.full((64, 64), i, np.uint8) for i in range(3)]))
+    refused("the mask 7.png that cannot be read as numbers of classes (colours (RGB)")
     write(np.full((64, 64), 300, np.uint16))
     refused("the mask 7.png with the value 300, past 0 to 255")
     write(np.full((64, 64), 255, np.uint8))

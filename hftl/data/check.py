@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hftl.data.roles import Reading
+from hftl.data.scan import DARK
 from hftl.data.split import Split
 from hftl.data.types import Check
 from hftl.settings.visible import visible
@@ -24,7 +25,8 @@ _EXAMPLES = 3
 
 def split_checks(splits: dict[str, Split], reading: Reading | None) -> list[Check]:
     """Everything that the splits themselves show; `reading` is that of their labels."""
-    found = [_rows(splits, reading), *_sizes(splits), _duplicates(splits["train"]), _overlap(splits)]
+    found = [_rows(splits, reading), *_sizes(splits), _duplicates(splits["train"]), *_disagreement(splits["train"])]
+    found.append(_overlap(splits))
     if reading is not None and reading.balanced:
         found.append(_balance(splits["train"], reading))
     return found
@@ -55,7 +57,24 @@ def _sizes(splits: dict[str, Split]) -> list[Check]:
             modes.update({name.decode(): int(n) for name, n in zip(names, numbers, strict=True)})
         kinds = ", ".join(f"{n:,} {mode}" for mode, n in modes.most_common())
         sentence = f"an image of train has {details[0]['median']} pixels at the median; modes: {kinds}"
-        found.append(Check("images", "ok", sentence, details))
+        found += [Check("images", "ok", sentence, details), *_pixels(splits)]
+    return found
+
+
+def _pixels(splits: dict[str, Split]) -> list[Check]:
+    """What decoding made of images that is seldom meant."""
+    rows = np.concatenate([one.scan.rows for one in splits.values()])
+    blank, dark, animated = (int(rows[name].sum()) for name in ("blank", "dark", "animated"))
+    found = []
+    if blank > len(rows) / 20:
+        sentence = f"{blank:,} of {len(rows):,} images have one colour throughout, so little can be told from them"
+        found.append(Check("images", "warn", f"{sentence}: look at some"))
+    if dark == len(rows):
+        sentence = f"no pixel of any image is brighter than {DARK} of 255: stretch them to the range of their type"
+        found.append(Check("images", "warn", sentence))
+    if animated:
+        sentence = f"{animated:,} of {len(rows):,} images have several frames or pages; the first of each is read"
+        found.append(Check("images", "note", sentence))
     return found
 
 
@@ -72,6 +91,25 @@ def _duplicates(train: Split) -> Check:
     most = [i for i in np.argsort(-sizes, kind="stable")[:_EXAMPLES] if sizes[i] > 1]
     details = [{"copies": int(sizes[i]), "row": _show(train, int(first[i]))} for i in most]
     return Check("duplicates", "note", f"{copies:,} rows of train repeat an earlier one", details)
+
+
+def _disagreement(train: Split) -> list[Check]:
+    """Rows that are equal, and whose labels are not."""
+    if train.reading is None:
+        return []
+    group, sizes = np.unique(train.scan.keys, return_inverse=True, return_counts=True)[1:]
+    labels: dict[int, set[bytes]] = {}
+    rows = np.flatnonzero(sizes[group] > 1)
+    held = train.values
+    cells = train.data.select_columns("label").select(rows)["label"] if held is None else (held[[row]] for row in rows)
+    for row, cell in zip(rows.tolist(), cells, strict=True):
+        labels.setdefault(int(group[row]), set()).add(train.reading.digest(np.asarray(cell)))
+    odd = [row for row in rows.tolist() if len(labels[int(group[row])]) > 1]
+    if not odd:
+        return []
+    details = [{"row": _show(train, row)} for row in odd[:_EXAMPLES]]
+    sentence = f"{len(odd):,} rows of train equal another one whose label differs: no answer is right for both"
+    return [Check("labels", "warn", sentence, details)]
 
 
 def _overlap(splits: dict[str, Split]) -> Check:

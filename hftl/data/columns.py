@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import datasets
+import os
+from pathlib import Path
+from typing import Any
 
-from hftl.data.formats.images import as_images
+import datasets
+import numpy as np
+
+from hftl.data.formats.images import IMAGE, as_images
 from hftl.data.roles import Role
-from hftl.data.source import RawSplit
+from hftl.data.source import Opened, RawSplit
+from hftl.data.types import SPLITS, WORDS, split_of
 from hftl.errors import UserError, suggest
 
 
@@ -81,3 +87,53 @@ def _check(raw: RawSplit, role: str, column: str, kind: str) -> None:
             f"Expected a list of words in each row of column {column!r} of {raw.name}, as jsonl and parquet have it. "
             f"Pass --{role} COLUMN."
         )
+
+
+def split_by_column(opened: Opened, roles: dict[str, Role], mapped: dict[str, str]) -> None:
+    """Honour a column `split` that says train, valid or test in each row, or folders of images that are named so."""
+    raw = opened.splits.get("train")
+    if raw is None or len(opened.splits) > 1:
+        return
+    outright = "split" in raw.data.column_names and "split" not in mapped.values()
+    column = "split" if outright else _file_names(raw, roles, mapped)
+    if column is None:
+        return
+    said = "the column 'split'" if outright else f"the folders in the file names of column {column!r}"
+    ask = _said_outright if outright else _said_by_folder
+    root = "" if raw.root is None else str(raw.root.resolve())
+    found = [ask(cell, root) for batch in raw.data.select_columns([column]).iter(10_000) for cell in batch[column]]
+    if None in found or "train" not in found:
+        if outright or any(found):
+            opened.notes.append(f"{said} of {raw.name} did not make splits: not every row has train, valid or test")
+        return
+    if not outright:
+        opened.notes.append(f"splits are as {said} have them")
+    for split in SPLITS:
+        here = np.flatnonzero(np.array([one == split for one in found]))
+        if len(here):
+            opened.splits[split] = raw.take(here, split)
+
+
+def _file_names(raw: RawSplit, roles: dict[str, Role], mapped: dict[str, str]) -> str | None:
+    """The column that names files of images below the data's folder, where there is one."""
+    for role in (role for role, need in roles.items() if need.kind == "image"):
+        names = [mapped[role]] if role in mapped else [*roles[role].candidates, "file_name"]
+        column = next((name for name in names if name in raw.data.column_names), None)
+        if column is not None and raw.root is not None:
+            feature = raw.data.features[column]
+            return column if feature == IMAGE or getattr(feature, "dtype", "") == "string" else None
+    return None
+
+
+def _said_outright(cell: Any, root: str) -> str | None:
+    return WORDS.get(str(cell).strip().lower())
+
+
+def _said_by_folder(cell: Any, root: str) -> str | None:
+    """The split that a folder on the way to a file names; of photos/ants/1.jpg the folder of a class names none."""
+    by_class = isinstance(cell, dict)
+    path = (cell or {}).get("path") if by_class else cell
+    if not path:
+        return None
+    parts = Path(os.path.relpath(path, root) if by_class else path).parts[by_class:-1]
+    return next((split for part in parts if (split := split_of(part))), None)

@@ -12,12 +12,12 @@ import numpy as np
 
 from hftl.data.carve import carve, scarce, subset
 from hftl.data.check import bad_rows, split_checks
-from hftl.data.columns import find_columns, inputs
+from hftl.data.columns import find_columns, inputs, split_by_column
 from hftl.data.domains import set_aside
 from hftl.data.formats.images import loose_images
 from hftl.data.roles import Reading, Role, asked_word
 from hftl.data.scan import check_paths
-from hftl.data.source import WORDS, Opened, RawSplit, one_set, open_source
+from hftl.data.source import Opened, RawSplit, one_set, open_source
 from hftl.data.split import Split, read_split, whole_fingerprint
 from hftl.data.types import SPLITS, Check, Labels, Splits, Target
 from hftl.errors import UserError
@@ -67,7 +67,7 @@ def load(
     given = {split: one for split, one in (("valid", valid), ("test", test)) if one is not None}
     with _quiet(True):
         opened = _open_all(source, given, revision, offered.get(word or ""), loose=not offered)
-        _split_by_column(opened, columns or {})
+        split_by_column(opened, roles, columns or {})
         unlabelled, other = set_aside(opened, target or Target(), seed)
     if "train" not in opened.splits:
         raise UserError(f"Expected a train split in {opened.name}; it has {', '.join(opened.splits) or 'none'}.")
@@ -109,7 +109,7 @@ class _Loading:
         self.source, self.notes = opened.name, list(opened.notes)
         self.roles, self.mapped, self.given, self.seed = roles, columns, given, seed
         self.columns: dict[str, dict[str, str]] = {}
-        self.checks: list[Check] = []
+        self.checks = [Check("files", "note", sentence) for sentence in opened.unread]
         self.unlabelled: RawSplit | None = None
         if opened.others:
             self.notes.append(f"{opened.name} also has the splits {', '.join(opened.others)}, which were not used")
@@ -244,10 +244,7 @@ class _Loading:
 
 
 def _open(source: Any, revision: str | None, reading: Reading | None) -> Opened:
-    folders = reading.folders(source) if reading else None
-    if folders is None:
-        return open_source(source, revision)
-    return replace(open_source(folders), name=str(source))
+    return (reading.folders(source) if reading else None) or open_source(source, revision)
 
 
 def _open_all(source: Any, given: dict[str, Any], revision: str | None, reading: Reading | None, loose: bool) -> Opened:
@@ -262,26 +259,9 @@ def _open_all(source: Any, given: dict[str, Any], revision: str | None, reading:
 def _given(one: Any, split: str, opened: Opened, reading: Reading | None) -> RawSplit:
     if isinstance(one, str) and one in opened.others:
         return opened.others.pop(one)
-    return one_set(_open(one, None, reading), split, f"--{split} {one}")
-
-
-def _split_by_column(opened: Opened, mapped: dict[str, str]) -> None:
-    """Honour a column `split` that says train, valid or test in each row."""
-    raw = opened.splits.get("train")
-    if raw is None or len(opened.splits) > 1 or "split" not in raw.data.column_names or "split" in mapped.values():
-        return
-    codes = {word: SPLITS.index(split) for word, split in WORDS.items()}
-    found = []
-    for batch in raw.data.select_columns(["split"]).iter(10_000):
-        found += [codes.get(str(value).strip().lower(), -1) for value in batch["split"]]
-    places = np.array(found, np.int8)
-    if (places < 0).any() or not (places == 0).any():
-        opened.notes.append(f"the column 'split' of {raw.name} was not used: not every row has train, valid or test")
-        return
-    for code, split in enumerate(SPLITS):
-        here = np.flatnonzero(places == code)
-        if len(here):
-            opened.splits[split] = raw.take(here, split)
+    given = _open(one, None, reading)
+    opened.unread += given.unread
+    return one_set(given, split, f"--{split} {one}")
 
 
 @contextmanager

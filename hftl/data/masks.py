@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from hftl.data.roles import Reading
+from hftl.data.types import Check
 from hftl.errors import UserError, suggest
 from hftl.paths import expanded
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from hftl.data.pixels import MaskScan
-    from hftl.data.source import RawSplit
+    from hftl.data.source import Opened, RawSplit
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Masks(Reading):
     classes: str | None = None
     """A file with the names of the classes; None: the values found in train are the classes."""
     ignored: tuple[int, ...] = (255,)
-    """Pixel values that are no class."""
+    """Pixel values that are no class; 255 is another, unless none is named or masks have 0 and 255 alone."""
 
-    def folders(self, source: object) -> dict[str, datasets.Dataset] | None:
+    def folders(self, source: object) -> Opened | None:
         from hftl.data.pixels import paired_folders
 
         return paired_folders(source)
@@ -48,19 +49,57 @@ class Masks(Reading):
         Raises:
             UserError: fewer than two classes, a file that does not read, or a name that is there twice.
         """
-        present = train.pixels["counts"].sum(axis=0, dtype="int64").nonzero()[0].tolist()
+        present = train.present
         named = names_in(self.classes) if self.classes else {value: str(value) for value in present}
-        kept = {value: name for value, name in sorted(named.items()) if value not in self.ignored}
+        ignored = {*self.ignored, 255} if self.ignored else set[int]()
+        if present == [0, 255] and 0 not in ignored:
+            ignored.discard(255)  # else there were but one class
+            named = {0: named[0], 255: named[1]} if sorted(named) == [0, 1] else named
+        kept = {value: name for value, name in sorted(named.items()) if value not in ignored}
         if len(set(kept.values())) < len(kept):
             twice = next(name for name in kept.values() if list(kept.values()).count(name) > 1)
             raise UserError(f"Expected each name once in {self.classes}; {twice!r} comes more than once. Correct it.")
-        if len(kept) < 2:
-            held = ", ".join(map(str, present[:8])) or "nothing"
-            raise UserError(
-                f"Expected two classes or more in {train.where}; its pixels have {held}, of which "
-                f"{', '.join(map(str, self.ignored)) or 'none'} is ignored. Pass --ignored VALUE."
+        if len(kept.keys() & set(present)) < 2:
+            raise UserError(self._too_few(train, ignored))
+        return replace(self, names=tuple(kept.values()), values=tuple(kept), ignored=tuple(sorted(ignored)))
+
+    def _too_few(self, train: MaskScan, ignored: set[int]) -> str:
+        held = ", ".join(map(str, train.present[:8])) or "nothing"
+        if train.reasons:
+            first = train.reasons[min(train.reasons)]
+            why = f"{len(train.reasons):,} of {len(train.pixels):,} rows cannot be used, the first has {first}"
+        elif out := sorted(ignored.intersection(train.present)):
+            why = f"its pixels have {held}, of which {', '.join(map(str, out))} is ignored. Pass --ignored with fewer"
+        else:
+            why = f"its pixels have {held}" + (f", and {self.classes} names others" if self.classes else "")
+            why += ". Correct the masks" + (" or the names" if self.classes else "")
+        return f"Expected two classes or more in {train.where}; {why}."
+
+    def notes(self, train: MaskScan, offered: Mapping[str, Reading]) -> list[Check]:
+        """Which values were read as what, and the classes that no pixel of train has."""
+        counts = train.pixels["counts"].sum(axis=0, dtype="int64")
+        shown = [f"{value} = {name}" if str(value) != name else name for value, name in self._pairs()]
+        sentence = f"pixels of {train.where} with these values are classes: {', '.join(shown[:8])}"
+        if share := counts[list(self.ignored)].sum() / counts.sum():
+            sentence += f"; {share:.1%} of them are none ({' or '.join(map(str, self.ignored))})"
+        found = [Check("masks", "note" if 255 in self.values else "ok", sentence)]
+        if never := [name for value, name in self._pairs() if not counts[value]]:
+            off = self._off_by_one(counts)
+            found.append(
+                Check("masks", "warn", f"no pixel of train is {', '.join(never[:5])}; it cannot be learned{off}")
             )
-        return replace(self, names=tuple(kept.values()), values=tuple(kept))
+        return found
+
+    def _pairs(self) -> list[tuple[int, str]]:
+        return list(zip(self.values, self.names, strict=True))
+
+    def _off_by_one(self, counts: np.ndarray) -> str:
+        """A hint where the lowest or highest class is never there, as if names were counted from another number."""
+        ends = (self.values[0], self.values[-1])
+        if not self.classes or all(counts[value] for value in ends):
+            return ""
+        name = Path(self.classes).name
+        return f" (if the names are off by one: the first line of {name} names value 0, and it may be empty)"
 
     def check_same(self, train: Any, other: Any, split: str) -> None:
         """Values that train lacks are flaws of single rows."""
@@ -82,7 +121,7 @@ class Masks(Reading):
         other = [value for value in range(256) if value not in (*self.values, *self.ignored)]
         strange: np.ndarray = counts[:, other] > 0
         classes = f"the {len(self.names)} classes" + (f" of {Path(self.classes).name}" if self.classes else "")
-        hint = "" if self.classes else " (as train has them)"
+        hint = self._off_by_one(counts.sum(axis=0, dtype="int64")) if self.classes else " (as train has them)"
         for row in strange.sum(axis=1).nonzero()[0].tolist():
             value = other[int(strange[row].argmax())]
             yield row, f"a mask with the value {value}, which is none of {classes}{hint} nor ignored"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import datasets
     import numpy as np
 
-    from hftl.data.source import RawSplit
+    from hftl.data.source import Opened, RawSplit
 
 _ENCODING = 2  # part of the cache key of encoded columns: raise it when `cells` of a reading changes
 
@@ -60,8 +60,8 @@ class Reading:
     weighted: ClassVar[bool] = False
     """Whether `--class_weights` may level them."""
 
-    def folders(self, source: object) -> dict[str, datasets.Dataset] | None:
-        """Split -> rows of a source that only this reading makes sense of; None of any other."""
+    def folders(self, source: object) -> Opened | None:
+        """The rows of a source that only this reading makes sense of; None of any other."""
         return None
 
     def look(self, raw: RawSplit, column: str, inputs: Callable[[], datasets.Dataset]) -> Any:

@@ -1,4 +1,4 @@
-"""Scan the inputs of all rows once: whether each is readable, how large it is, its sha256 and what the model sees of it."""
+"""Scan the inputs of all rows once: whether each is readable, its size, its sha256 and what the model sees of it."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _ROW = np.dtype(
     ]
 )
 _LEAST = 256
-"""Pixels of a JPEG's sides that are looked at: a larger one is read at a half, quarter or eighth, several times as fast."""
-_DARK = 64
+"""Pixels of a side that are looked at: a larger JPEG is read at a half, quarter or eighth, several times as fast."""
+DARK = 64
 """A brightest pixel below it, of 255, is a range of numbers that is not made use of."""
 
 
@@ -42,7 +42,7 @@ _DARK = 64
 class Scan:
     """One entry per row, about 70 bytes each.
 
-    `rows` has the fields `digest` (sha256 of the texts and the images' files), `seen` (a hash of texts and of pixels, as
+    `rows` has the fields `digest` (sha256 of the texts and the images' files), `seen` (a hash of texts and pixels, as
     the model gets them), `words` (of all its texts), `width` and `height` (pixels; 0 without an image), `mode` (PIL's
     name of the pixel format), `animated` (it has more than one frame), `blank` (every pixel is the same) and `dark`
     (none is brighter than a quarter of white).
@@ -167,7 +167,7 @@ def _decode(raw: bytes, seen: _Seen) -> str:
             pixels = as_rgb(image)
             seen.animated = is_animated(image)
         ranges: Any = pixels.getextrema()
-        seen.blank, seen.dark = all(low == high for low, high in ranges), max(high for _, high in ranges) < _DARK
+        seen.blank, seen.dark = all(low == high for low, high in ranges), max(high for _, high in ranges) < DARK
         size = repr(pixels.size).encode()
         seen.pixels = hashlib.blake2b(size + pixels.tobytes(), digest_size=16).digest()
     except UnidentifiedImageError:

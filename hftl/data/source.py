@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,20 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from hftl.data.formats.bundled import bundled
 from hftl.data.formats.files import FORMATS, PACKED, read_files, unpack_first
-from hftl.data.formats.images import class_folders, read_class_folders
+from hftl.data.formats.images import (
+    METADATA,
+    class_folders,
+    files_under,
+    hidden,
+    left_out,
+    read_class_folders,
+    sole_folder,
+    split_folders,
+)
 from hftl.data.formats.loading import load_dataset, load_from_disk
+from hftl.data.types import split_of
 from hftl.errors import UserError, suggest
 from hftl.paths import expanded
-
-WORDS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid"}
-WORDS |= {"test": "test", "testing": "test"}
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 @dataclass
@@ -59,6 +66,8 @@ class Opened:
     splits: dict[str, RawSplit]
     others: dict[str, RawSplit] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    """Sentences on what lies in the source and is in no row."""
 
 
 def open_source(source: Any, revision: str | None = None) -> Opened:
@@ -123,12 +132,6 @@ def _glob(pattern: Path) -> list[Path]:
     return list(Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor))))
 
 
-def split_of(name: str) -> str | None:
-    """The split that a file, a folder or a Hub split is named after: `reviews-dev.csv` -> "valid"."""
-    words = [WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in WORDS]
-    return words[0] if words else None
-
-
 def _mapping(source: Mapping[str, Any], revision: str | None) -> Opened:
     tables = {}
     for name, value in source.items():
@@ -172,16 +175,26 @@ def _folder(folder: Path, name: str) -> Opened:
         return _saved(folder, name)
     table = _metadata(folder)
     if table:
-        return Opened(name, {"train": RawSplit(table, f"{folder.name}/metadata", folder)})
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in FORMATS and p.name[0] != ".")
-    if any(split_of(path.stem) == "train" for path in files):
-        return _file_set([path for path in files if split_of(path.stem)], name)
-    inside = {split_of(p.name): p for p in sorted(folder.iterdir()) if p.is_dir() and p.name.lower() in WORDS}
-    if "train" in inside:
-        return Opened(name, {str(split): _split_folder(path) for split, path in inside.items()})
-    if class_folders(folder):
-        return Opened(name, {"train": RawSplit(read_class_folders(folder), folder.name, folder)})
+        opened = Opened(name, {"train": RawSplit(table, f"{folder.name}/metadata", folder)})
+        return _said(opened, files_under(folder.resolve()), "image(s) not listed in the metadata")
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in FORMATS and not hidden(p.name))
     files = [path for path in files if path.name not in ("dataset_info.json", "dataset.json")]
+    if any(split_of(path.stem) == "train" for path in files):
+        return _file_set(files, name)
+    inside = split_folders(folder)
+    if inside:
+        opened = Opened(name, {split: _split_folder(path, split) for split, path in inside.items()})
+        there = (path for path in sorted(folder.iterdir()) if not hidden(path.name))
+        lying = (files_under(path.resolve()) if path.is_dir() else [path] for path in there)  # a split may be a link
+        return _said(opened, itertools.chain.from_iterable(lying), "image(s) outside the folders of splits and classes")
+    sole = None if files else sole_folder(folder)
+    if sole:
+        opened = _folder(sole, name)
+        opened.notes.append(f"{name} holds one folder, {sole.name}, whose content was read as if it were the data")
+        return opened
+    if class_folders(folder):
+        opened = Opened(name, {"train": RawSplit(read_class_folders(folder), folder.name, folder)})
+        return _said(opened, files_under(folder.resolve()), "image(s) beside the folders of classes")
     if files:
         return _file_set(files, name)
     held = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
@@ -191,8 +204,18 @@ def _folder(folder: Path, name: str) -> Opened:
     )
 
 
-def _split_folder(folder: Path) -> RawSplit:
+def _said(opened: Opened, files: Iterable[Path], images: str) -> Opened:
+    """With words on those of the files that no row names: `images` names those that are images."""
+    rows = [(raw.data, (raw.root or Path()).resolve()) for raw in opened.splits.values()]
+    opened.unread += left_out(rows, files, images)
+    return opened
+
+
+def _split_folder(folder: Path, split: str) -> RawSplit:
     """What lies under train/, valid/ or test/: images with metadata, images by class, or files."""
+    inner = sole_folder(folder)
+    if inner and split_of(inner.name) == split:  # seg_train/seg_train, as archives unpack
+        return _split_folder(inner, split)
     table = _metadata(folder)
     if table:
         return RawSplit(table, f"{folder.name}/metadata", folder)
@@ -205,7 +228,7 @@ def _split_folder(folder: Path) -> RawSplit:
 
 
 def _metadata(folder: Path) -> datasets.Dataset | None:
-    path = next((folder / name for name in _METADATA if (folder / name).is_file()), None)
+    path = next((folder / name for name in METADATA if (folder / name).is_file()), None)
     table = read_files([path]) if path else None
     return table if table is not None and "file_name" in table.column_names else None
 

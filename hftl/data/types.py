@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("train", "valid", "test")
+WORDS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid"}
+WORDS |= {"test": "test", "testing": "test"}
 IGNORED = -100
 """The label of what enters neither loss nor metric, as torch's cross-entropy has it."""
 
@@ -19,6 +22,12 @@ def quoted(value: object) -> str:
     """A cell as an error shows it: its `repr`, 80 characters at most."""
     shown = repr(value[:80] if isinstance(value, str) else value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def split_of(name: str) -> str | None:
+    """The split that a file, a folder or a Hub split is named after: `reviews-dev.csv` -> "valid"."""
+    words = [WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in WORDS]
+    return words[0] if words else None
 
 
 @dataclass(frozen=True)

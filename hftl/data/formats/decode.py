@@ -14,12 +14,14 @@ import threading
 import zlib
 from collections.abc import Iterator
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from hftl.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FORMATS = {
     **{"JPEG": ".jpg .jpeg .jpe .jfif", "PNG": ".png .apng", "GIF": ".gif", "WEBP": ".webp", "BMP": ".bmp"},
@@ -139,8 +141,11 @@ def as_rgb(image: Image.Image) -> Image.Image:
     elif image.has_transparency_data:
         clear = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-    image = image.convert("RGB")
-    return image.transpose(Image.Transpose[_TURNS[turn]]) if turn in _TURNS else image
+    made = image.convert("RGB")
+    if turn in _TURNS:
+        made = made.transpose(Image.Transpose[_TURNS[turn]])
+    made.info = {}  # what was done is not done again to an image that comes back
+    return made
 
 
 def _narrow(image: Image.Image) -> Image.Image:
@@ -148,10 +153,14 @@ def _narrow(image: Image.Image) -> Image.Image:
 
     16 bits are scaled by their range. Of 32 bits the range is the first that holds all pixels: 1 (floats), 255, 65535.
     """
+    import numpy as np
+
     pixels = np.asarray(image)
     low, high = pixels.min(), pixels.max()
-    ranges = (65535,) if pixels.itemsize == 2 or image.format == "PPM" else (1, 255) if image.mode == "F" else (255, 65535)
-    top = next((top for top in ranges if 0 <= low and high <= top), None)
+    ranges = (
+        (65535,) if pixels.itemsize == 2 or image.format == "PPM" else (1, 255) if image.mode == "F" else (255, 65535)
+    )
+    top = next((top for top in ranges if low >= 0 and high <= top), None)
     if top is None:
         raise ValueError(f"its pixels go from {low:g} to {high:g}, where 0 to {ranges[-1]} is white; save it in 8 bits")
     return Image.fromarray(np.rint(pixels.astype(np.float32) * (255 / top)).astype(np.uint8))
@@ -165,6 +174,8 @@ def numbers(image: Image.Image) -> np.ndarray:
     """
     if image.format in ("JPEG", "MPO"):
         raise ValueError("JPEG changes the numbers of pixels; save masks as .png, from the source")
+    import numpy as np
+
     pixels = np.asarray(image)
     if pixels.ndim == 3:
         clear = pixels[..., -1] if image.mode in ("LA", "RGBA") else pixels[:0]

@@ -7,60 +7,174 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from hftl.data.formats.decode import ENDINGS
+from hftl.data.formats.files import FORMATS
+from hftl.data.types import WORDS, split_of
 from hftl.errors import UserError
 from hftl.paths import expanded
 
-ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
-_ROWS = 1  # part of the cache key: raise it when the rows of a folder change
-_IMAGE = datasets.Image(decode=False)
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+IMAGE = datasets.Image(decode=False)
+_ROWS = 2  # part of the cache key: raise it when the rows of a folder change
+_SYSTEMS = {"@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+_SYSTEMS |= {"Thumbs.db", "desktop.ini", "Desktop.ini"}
+
+
+# --- what lies in a folder ---
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is a program's own: .git, .ipynb_checkpoints, __MACOSX, @eaDir, Thumbs.db."""
+    return name.startswith((".", "__")) or name in _SYSTEMS
+
+
+def files_under(folder: Path) -> Iterator[Path]:
+    """Every file below a folder that is not hidden, in the order of names; links to folders are followed, once each."""
+    been: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        stat = os.stat(place)
+        folders[:] = [] if (stat.st_dev, stat.st_ino) in been else sorted(n for n in folders if not hidden(n))
+        if (stat.st_dev, stat.st_ino) not in been:
+            yield from (Path(place, name) for name in sorted(files) if not hidden(name))
+        been.add((stat.st_dev, stat.st_ino))
+
+
+def images_under(folder: Path) -> Iterator[Path]:
+    """Every image below a folder, as its ending says."""
+    return (path for path in files_under(folder) if path.suffix.lower() in ENDINGS)
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders directly in a folder that are not hidden, in the order of names."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not hidden(path.name))
 
 
 def class_folders(folder: Path) -> list[Path]:
     """Subfolders that hold images, at any depth; each is a class."""
-    inside = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-    return [path for path in inside if next(_images_under(path), None) is not None]
+    return [path for path in folders_in(folder) if next(images_under(path), None) is not None]
 
 
-def _images_under(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            if Path(name).suffix.lower() in ENDINGS and not name.startswith("."):
-                yield Path(place, name)
+def sole_folder(folder: Path) -> Path | None:
+    """The only folder in one that holds no image itself, where classes or splits lie deeper: photos/photos/ants."""
+    inner = folders_in(folder)
+    if len(inner) != 1 or any(path.suffix.lower() in ENDINGS for path in folder.iterdir()):
+        return None
+    return inner[0] if _holds_rows(inner[0]) else None
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """Split -> its folder: train/ beside test/, or seg_train/ beside seg_test/; none without one for train.
+
+    A class may be called train, too: then images lie right in it, and folders beside it name no split. A test folder
+    of images alone has no labels, and is none.
+
+    Raises:
+        UserError: two folders name one split.
+    """
+    named: dict[str, list[Path]] = {}
+    others = []
+    for path in folders_in(folder):
+        split = split_of(path.name)
+        if split is not None and (_holds_rows(path) or (split == "train" and next(images_under(path), None))):
+            named.setdefault(split, []).append(path)
+        elif split is None and next(images_under(path), None):
+            others.append(path)
+    if "train" not in named or (others and not all(_holds_rows(path) for paths in named.values() for path in paths)):
+        return {}
+    found = {}
+    for split, paths in named.items():
+        plain = [path for path in paths if path.name.lower() in WORDS]
+        if len(paths) > 1 and len(plain) != 1:
+            names = " and ".join(path.name for path in paths[:3])
+            raise UserError(
+                f"Expected one folder for {split} in {folder.name}; {names} are named so. Rename the others."
+            )
+        found[split] = (plain or paths)[0]
+    return found
+
+
+def _holds_rows(folder: Path) -> bool:
+    """Whether a folder has classes, splits or tables in it, and not images alone."""
+    tables = any(path.suffix.lower() in FORMATS for path in folder.iterdir() if not hidden(path.name))
+    return tables or bool(class_folders(folder))
+
+
+def left_out(splits: list[tuple[datasets.Dataset, Path]], files: Iterable[Path], images: str) -> list[str]:
+    """Sentences on what no row of some splits, each with the root of its file names, is made of."""
+    used: set[str] = set()
+    said = []
+    for rows, root in splits:
+        if "file_name" in rows.column_names:
+            used.update(os.path.normpath(root / name) for name in rows["file_name"][:] if name)
+        elif rows.features.get("image") == IMAGE:
+            used.update(cell["path"] for cell in rows["image"][:])
+            said += _empty_folders(root)
+        else:
+            return []  # tables, whose columns are not known yet
+    return said + unread(files, used, images)
+
+
+def _empty_folders(folder: Path) -> list[str]:
+    """A sentence on the folders beside those of classes that hold no image that is read."""
+    with_images = class_folders(folder)
+    empty = [path.name for path in folders_in(folder) if path not in with_images]
+    if not empty:
+        return []
+    names = ", ".join(empty[:5]) + (" ..." if len(empty) > 5 else "")
+    return [f"no image can be read in {names}, so there is no such class"]
+
+
+def unread(files: Iterable[Path], used: Container[str], images: str) -> list[str]:
+    """A sentence on the files that no row names, by kind: `images` names those that are images."""
+    left = (path for path in files if str(path) not in used and path.name not in METADATA)
+    endings = (path.suffix.lower() or "without an ending" for path in left)
+    kinds = Counter(images if ending in ENDINGS else ending for ending in endings)
+    listed = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common(6)) + (" ..." if len(kinds) > 6 else "")
+    return [f"files that were not read: {kinds.total():,} ({listed})"] if kinds else []
+
+
+# --- rows ---
 
 
 def read_class_folders(folder: Path) -> datasets.Dataset:
     """Columns `image` and `label` (the name of the subfolder), sorted by name; cached by names, sizes and times."""
     root = folder.resolve()
     listing = hashlib.sha256()
-    for path in (path for one in class_folders(root) for path in _images_under(one)):
+    for path in (path for one in class_folders(root) for path in images_under(one)):
         listing.update(f"{path.relative_to(root)}\0{_stamp(path)}\n".encode(errors="surrogateescape"))
     return datasets.Dataset.from_generator(
         _class_rows,
-        features=datasets.Features({"image": _IMAGE, "label": datasets.Value("string")}),
+        features=datasets.Features({"image": IMAGE, "label": datasets.Value("string")}),
         gen_kwargs={"root": str(root), "listing": listing.hexdigest(), "version": _ROWS},
     )
 
 
 def loose_images(source: object) -> datasets.Dataset | None:
-    """Images that stand for themselves, by name: one file, or those directly in a folder; None of any other source."""
+    """Images that stand for themselves, by name: one file, or all of a folder that has some directly in it.
+
+    None of any other source: a folder of classes, of splits, or with metadata.
+    """
     path = expanded(source) if isinstance(source, str | Path) else Path()
-    files = sorted(path.iterdir()) if path.is_dir() and source else [path]
-    found = [file for file in files if file.suffix.lower() in ENDINGS and file.is_file() and file.name[0] != "."]
-    if not found or any(file.stem == "metadata" for file in files):
+    folder = path.is_dir() and bool(source)
+    direct = sorted(path.iterdir()) if folder else [path]
+    if not any(file.suffix.lower() in ENDINGS and file.is_file() and not hidden(file.name) for file in direct):
         return None
-    return datasets.Dataset.from_dict({"image": list(map(str, found))}, features=datasets.Features({"image": _IMAGE}))
+    if folder and (any(file.name in METADATA for file in direct) or split_folders(path)):
+        return None
+    found = images_under(path) if folder else [path]
+    return datasets.Dataset.from_dict({"image": list(map(str, found))}, features=datasets.Features({"image": IMAGE}))
 
 
 def _class_rows(root: str, listing: str, version: int) -> Iterator[dict[str, Any]]:
     for folder in class_folders(Path(root)):
-        for path in _images_under(folder):
+        for path in images_under(folder):
             yield {"image": str(path), "label": folder.name}
 
 
@@ -85,12 +199,12 @@ def as_images(
     feature = column.features[role]
     dtype = getattr(feature, "dtype", "")
     if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"}):
-        column = column.cast_column(role, _IMAGE)
+        column = column.cast_column(role, IMAGE)
         first = column[0][role]
         named = first and first["bytes"] is None and first["path"] and not os.path.isabs(first["path"])
         return _join(column, role, root) if named and root is not None else column
     if dtype in ("binary", "large_binary"):
-        features = datasets.Features({role: _IMAGE})
+        features = datasets.Features({role: IMAGE})
         return column.map(_from_bytes, batched=True, batch_size=64, features=features, fn_kwargs={"role": role})
     if dtype not in ("string", "large_string"):
         raise UserError(
@@ -111,7 +225,7 @@ def _join(column: datasets.Dataset, role: str, root: Path) -> datasets.Dataset:
             name = cell["path"] if isinstance(cell, dict) else cell
             stamps.update(_stamp(_inside(base, name)).encode() if name else b"-")
     kwargs = {"role": role, "root": str(base), "stamps": stamps.hexdigest()}
-    return column.map(_from_names, batched=True, features=datasets.Features({role: _IMAGE}), fn_kwargs=kwargs)
+    return column.map(_from_names, batched=True, features=datasets.Features({role: IMAGE}), fn_kwargs=kwargs)
 
 
 def _inside(root: Path, name: str) -> Path:
