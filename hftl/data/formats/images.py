@@ -66,7 +66,7 @@ def sole_folder(folder: Path) -> Path | None:
     inner = folders_in(folder)
     if len(inner) != 1 or any(path.suffix.lower() in ENDINGS for path in folder.iterdir()):
         return None
-    return inner[0] if _holds_rows(inner[0]) else None
+    return inner[0] if class_folders(inner[0]) or any((inner[0] / name).is_file() for name in METADATA) else None
 
 
 def split_folders(folder: Path) -> dict[str, Path]:

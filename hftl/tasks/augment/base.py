@@ -93,9 +93,9 @@ class Chain(Augmentation):
 
 
 def known() -> dict[str, type[Augmentation]]:
-    """What `--augment` may name: every class, and `shift` and `flip` in lower case."""
+    """What `--augment` may name: every class, and the plainest in lower case."""
     classes = Augmentation.known()
-    return classes | {name: classes[name.capitalize()] for name in ("shift", "flip")}
+    return classes | {name: classes[name.capitalize()] for name in ("flip", "rotate", "shift", "scale")}
 
 
 def read(text: str) -> Augmentation | None:

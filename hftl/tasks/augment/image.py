@@ -168,24 +168,64 @@ class RandAugment(Augmentation):
 
 
 @dataclass(frozen=True)
-class Shift(Augmentation):
-    """Rotation up to 10 degrees, shift up to a tenth, scale 0.9 to 1.1. `shift` names it, too."""
+class Flip(Augmentation):
+    """Mirrored left to right, with probability p. torchvision's, as the next three."""
 
     kind: ClassVar[str] = "image"
 
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_share(self.p, "Flip(p)")
+
     def apply(self, value: Image, rng: np.random.Generator, target: Draw | None = None) -> Image:
-        return _transformed(value, rng, "RandomAffine", degrees=10, translate=(0.1, 0.1), scale=(0.9, 1.1))
+        return _transformed(value, rng, "RandomHorizontalFlip", p=self.p)
 
 
 @dataclass(frozen=True)
-class Flip(Augmentation):
-    """As Shift with scale 0.8 to 1.2, and half of the images mirrored. `flip` names it, too."""
+class Rotate(Augmentation):
+    """Rotated by an angle of up to `degrees` to either side."""
 
     kind: ClassVar[str] = "image"
 
+    degrees: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_least(self.degrees, 0, "Rotate(degrees)")
+
     def apply(self, value: Image, rng: np.random.Generator, target: Draw | None = None) -> Image:
-        moved = _transformed(value, rng, "RandomAffine", degrees=10, translate=(0.1, 0.1), scale=(0.8, 1.2))
-        return _transformed(moved, rng, "RandomHorizontalFlip")
+        return _transformed(value, rng, "RandomAffine", degrees=self.degrees)
+
+
+@dataclass(frozen=True)
+class Shift(Augmentation):
+    """Moved by up to a `share` of width and height, each to either side."""
+
+    kind: ClassVar[str] = "image"
+
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_share(self.share, "Shift(share)")
+
+    def apply(self, value: Image, rng: np.random.Generator, target: Draw | None = None) -> Image:
+        return _transformed(value, rng, "RandomAffine", degrees=0, translate=(self.share, self.share))
+
+
+@dataclass(frozen=True)
+class Scale(Augmentation):
+    """Enlarged or made smaller by up to a `share`, around the centre."""
+
+    kind: ClassVar[str] = "image"
+
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise UserError(f"Scale(share) takes a number from 0 to below 1; {self.share} came.")
+
+    def apply(self, value: Image, rng: np.random.Generator, target: Draw | None = None) -> Image:
+        return _transformed(value, rng, "RandomAffine", degrees=0, scale=(1 - self.share, 1 + self.share))
 
 
 def _drawn(target: Draw | None) -> Any:
