@@ -9,13 +9,10 @@ from typing import Any
 import datasets
 import peft
 import pytest
-import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
-from accelerate.state import PartialState
-from datasets.packaged_modules.json import json as json_reader
+from accelerate.state import DistributedType, PartialState
 from torch import nn
-from transformers.trainer_pt_utils import BatchRebalanceSampler
 
 from hftl.models import wrapped
 
@@ -36,7 +33,7 @@ METHODS = {
     "_save_optimizer_and_scheduler": ("output_dir", "train/trainer.py"),
     "_clip_grad_norm": ("model", "train/trainer.py"),
     "_prepare_for_training": ("max_steps train_dataloader resume_from_checkpoint", "train/trainer.py"),
-    "_get_train_sampler": ("train_dataset", "train/reading.py, train/several.py"),
+    "_get_train_sampler": ("train_dataset", "train/reading.py"),
     "_get_eval_sampler": ("eval_dataset", "train/reading.py"),
     "_get_num_items_in_batch": ("batch_samples device", "train/several.py"),
 }
@@ -52,12 +49,8 @@ ATTRIBUTES = {
 """Attributes of transformers.Trainer -> where in hftl/."""
 
 NAMES = [
-    (dist.distributed_c10d, "_get_default_store", "train/devices.py"),
-    (PartialState, "_shared_state", "train/devices.py"),
     (datasets.Dataset.from_dict({"a": [1]}), "_fingerprint", "tasks/text/texts.py"),
     (transformers.AutoModel, "_model_mapping", "tasks/networks/dense.py"),
-    (json_reader, "paj", "data/formats/loading.py"),
-    (BatchRebalanceSampler, "__iter__", "train/sampling.py, train/mixing.py"),
 ]
 
 
@@ -80,9 +73,14 @@ def test_a_private_name_of_a_library_is_there(owner: Any, name: str, file: str) 
     assert hasattr(owner, name), f"{owner} has no {name} any more: see hftl/{file}"
 
 
-def test_the_trainer_still_lets_that_sampler_alone_vary_the_size_of_batches() -> None:
-    source = inspect.getsource(transformers.Trainer)
-    assert "BatchRebalanceSampler" in source, "see hftl/train/sampling.py: TokenBudget need not be one any more"
+def test_what_accelerate_is_told_of_its_processes_holds_for_the_state_that_it_goes_by() -> None:
+    state = PartialState()
+    kept = state.distributed_type
+    try:
+        state.distributed_type = DistributedType.MULTI_GPU
+        assert PartialState().distributed_type == DistributedType.MULTI_GPU, "see hftl/train/devices.py: shard_on_cpu"
+    finally:
+        state.distributed_type = kept
 
 
 def test_accelerate_puts_the_forward_of_a_model_that_it_wraps_aside_under_this_name() -> None:

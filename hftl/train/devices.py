@@ -20,6 +20,9 @@ from accelerate.state import DistributedType, PartialState
 LOST_AFTER = "HFTL_LOST_AFTER"
 """Seconds without a sign of life after which a process counts as lost; 0 for never."""
 
+MEETING = ("MASTER_ADDR", "MASTER_PORT")
+"""Where the processes met, as every launcher tells torch."""
+
 
 def shard_on_cpu() -> None:
     """Make accelerate's FSDP mean FSDP without a GPU, too; must come before the Trainer is made.
@@ -27,9 +30,9 @@ def shard_on_cpu() -> None:
     accelerate reads an FSDP config for every kind of device but the CPU: there its processes would each hold the whole
     model, under DDP, and nothing would be said (`AcceleratorState.__init__`, 1.15). It has no setting for that.
     """
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if asked and PartialState().distributed_type == DistributedType.MULTI_CPU:
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU  # of its kinds, one that it shards
+    asked, state = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true", PartialState()
+    if asked and state.distributed_type == DistributedType.MULTI_CPU:
+        state.distributed_type = DistributedType.MULTI_GPU  # of its kinds, one that it shards
 
 
 def shard_by_block(plugin: Any, classes: Collection[str]) -> None:
@@ -57,7 +60,8 @@ def share_buffers(model: Any) -> None:
 def watched() -> Iterator[None]:
     """Around what processes do together: where one of them is lost, end this one with exit code 75 and a sentence."""
     patience = float(os.environ.get(LOST_AFTER) or 30)
-    if not dist.is_initialized() or dist.get_world_size() == 1 or patience <= 0 or _Watch.on:
+    met = dist.is_initialized() and dist.get_world_size() > 1 and all(name in os.environ for name in MEETING)
+    if not met or patience <= 0 or _Watch.on:
         yield
         return
     watch = _Watch(patience)
@@ -80,9 +84,9 @@ class _Watch(threading.Thread):
         self.patience, self.ended = patience, threading.Event()
         self.rank, self.of = dist.get_rank(), dist.get_world_size()
         self.neighbour = (self.rank + 1) % self.of
-        # torch gives out the store that its processes met at by no public name, and one of our own needs a free port
-        store: Any = dist.distributed_c10d._get_default_store()
-        self.store = store.clone()  # the processes' own connection is held by whoever waits for another
+        # The store that the processes met at, by a connection of our own: theirs is held by whoever waits for another.
+        address, port = (os.environ[name] for name in MEETING)
+        self.store: Any = dist.TCPStore(address, int(port), is_master=False, wait_for_workers=False)
         _Watch.on, _Watch.turn = True, _Watch.turn + 1
         self.space = f"hftl/{_Watch.turn}"
         self.store.set(f"{self.space}/{self.rank}", "0")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from transformers.trainer_pt_utils import BatchRebalanceSampler
+from torch.utils.data import Sampler
 
 from hftl.train.sampling import LengthGrouped
 
@@ -90,11 +90,10 @@ class Plan:
         return np.bincount(self.tasks[: self.steps if steps is None else steps], minlength=len(self.sizes))
 
 
-class TaskBatches(BatchRebalanceSampler):
+class TaskBatches(Sampler[list[int]]):
     """The micro-batches of one process; rows are numbered through all tasks, in the order of the tasks.
 
-    Each task goes through its rows as `LengthGrouped` orders them, pass after pass, however often it comes. It is a
-    `BatchRebalanceSampler` for the reason that `TokenBudget` is.
+    Each task goes through its rows as `LengthGrouped` orders them, pass after pass, however often it comes.
 
     Args:
         plan: which task comes when.

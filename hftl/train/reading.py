@@ -7,14 +7,30 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import nn
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import TrainerCallback
 
 from hftl.train.cache.cache import Cache
 from hftl.train.devices import share_buffers, watched
 from hftl.train.resume.resuming import ResumableTrainer
 from hftl.train.rows import Numbered, Rows
-from hftl.train.sampling import LongestFirst, in_order, lengths_of, metric_in_order, order_of, training_order
+from hftl.train.sampling import (
+    LengthGrouped,
+    LongestFirst,
+    in_order,
+    lengths_of,
+    metric_in_order,
+    order_of,
+    training_order,
+)
+
+_LOADER = (
+    *("collate_fn", "num_workers", "pin_memory", "worker_init_fn", "multiprocessing_context", "prefetch_factor"),
+    *("persistent_workers", "in_order"),
+)
+"""What a DataLoader is told beside its rows and batches."""
 
 
 class RowReader(ResumableTrainer):
@@ -97,12 +113,31 @@ class RowReader(ResumableTrainer):
     def _whole(self, inputs: dict[str, Any], rows: Any) -> dict[str, Any]:
         return inputs if self.cache is None else self.cache.complete(inputs, rows, self.args.device)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """The base class's; where batches vary in size, they take the place of its own: each process has its own ones.
+
+        The base class takes such batches from a sampler of its own alone, and accelerate would part them once more.
+        """
+        given = super().get_train_dataloader()
+        if self._sampler is None or isinstance(self._sampler, LengthGrouped):
+            return given
+        kept = {name: getattr(given, name) for name in _LOADER}
+        loader = DataLoader(given.dataset, batch_sampler=self._sampler, **kept)
+        rng, later = self.accelerator.rng_types.copy(), self.accelerator.non_blocking
+        return prepare_data_loader(
+            loader, self.args.device, 1, 0, put_on_device=True, rng_types=rng, non_blocking=later
+        )
+
+    def order(self, rows: Any) -> Any:
+        """In which order rows are trained on: a sampler of rows, or of whole batches of this process."""
+        return training_order(rows, self.args, self.max_tokens, self.longest)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset: Any = self.train_dataset if train_dataset is None else train_dataset
         if not hasattr(dataset, "__len__"):
             return super()._get_train_sampler(train_dataset)
-        self._sampler = training_order(dataset, self.args, self.max_tokens, self.longest)
-        return self._sampler
+        self._sampler = self.order(dataset)
+        return self._sampler if isinstance(self._sampler, LengthGrouped) else SequentialSampler(dataset)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         lengths = lengths_of(eval_dataset, self.args.length_column_name)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch.utils.data import Sampler
-from transformers.trainer_pt_utils import BatchRebalanceSampler
 from transformers.trainer_utils import EvalPrediction
 
 from hftl.errors import UserError
@@ -74,7 +73,7 @@ class LengthGrouped(Sampler[int]):
         return iter(np.concatenate([batches[i] for i in rng.permutation(len(batches))] + last).tolist())
 
 
-class TokenBudget(BatchRebalanceSampler):
+class TokenBudget(Sampler[list[int]]):
     """Batches of as many rows as fit a number of tokens with padding: rows x longest row <= tokens.
 
     A row that is longer is a batch alone. Rows are shuffled, cut into batches within windows as `LengthGrouped` does,
@@ -82,9 +81,6 @@ class TokenBudget(BatchRebalanceSampler):
     are known: what the first epoch takes, rounded up to whole updates of all processes. An epoch that would need more
     takes wider windows, down to what one window takes, which is the least possible; one that needs fewer has the
     batches with the most rows halved. No row is lost. One is seen twice only where there are too few rows to halve.
-
-    It is a `BatchRebalanceSampler` because the base Trainer takes batches of a varying size from no other sampler, and
-    leaves it to that one to give each process its own.
 
     Args:
         lengths: length of each row in tokens.

@@ -98,7 +98,7 @@ class MultiTaskTrainer(Trainer):
     ) -> None:
         self.scorers, self.outputs, self.mixing, self.temperature = scorers, outputs, mixing, temperature
         self.whole: Any = model
-        self.order = {task: i for i, task in enumerate(self.whole.tasks)}
+        self.numbers = {task: i for i, task in enumerate(self.whole.tasks)}
         super().__init__(model, args, compute_metrics=next(iter(scorers.values())), **others)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise UserError(
@@ -123,18 +123,16 @@ class MultiTaskTrainer(Trainer):
             temperature=self.temperature,
         )
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        rows: Any = self.train_dataset
+    def order(self, rows: Any) -> TaskBatches:
         orders: Any = [training_order(part, self.args) for part in rows.parts]
-        self._sampler = TaskBatches(self.plan, orders, self.args.world_size, self.args.process_index)
-        return self._sampler
+        return TaskBatches(self.plan, orders, self.args.world_size, self.args.process_index)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         """(tasks,) what the items of a micro-batch of each task are to be divided by in this update."""
-        items, batches = torch.zeros(2, len(self.order), dtype=torch.int64)
+        items, batches = torch.zeros(2, len(self.numbers), dtype=torch.int64)
         for batch in batch_samples:
-            items[self.order[batch["task"]]] += batch["labels"].ne(-100).sum().cpu()
-            batches[self.order[batch["task"]]] += 1
+            items[self.numbers[batch["task"]]] += batch["labels"].ne(-100).sum().cpu()
+            batches[self.numbers[batch["task"]]] += 1
         if self.args.world_size > 1:
             items = self.accelerator.gather(items.to(device)[None]).sum(dim=0).cpu()
         return (items * len(batch_samples) / batches.clamp(min=1)).to(device)
@@ -142,7 +140,7 @@ class MultiTaskTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        count = None if num_items_in_batch is None else num_items_in_batch[self.order[inputs["task"]]]
+        count = None if num_items_in_batch is None else num_items_in_batch[self.numbers[inputs["task"]]]
         return super().compute_loss(model, inputs, return_outputs, count)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import datasets
 import pyarrow as pa
 import pyarrow.json
 from datasets.exceptions import DatasetGenerationError
-from datasets.packaged_modules.json import json as builder
 
 DECODED = ("csv", "json")
 """Builders of `datasets` that decode each text as they read it."""
@@ -49,21 +48,18 @@ def _validated(made: Any) -> Any:
 
 @contextmanager
 def _null_rows_refused() -> Iterator[None]:
-    """Give the json reader of `datasets` a `read_json` that refuses a row `null`.
+    """Have `pyarrow.json.read_json` refuse a row `null`, as it refuses all else that is no object.
 
-    pyarrow (26.0) reads memory that is not its own where a block of lines starts with one, and the process dies. The
-    name of a module inside `datasets` is replaced meanwhile: files of the Hub are read there, too, out of our sight.
+    pyarrow (26.0) reads memory that is not its own where a block of lines starts with one, and the process dies. A look
+    at the files beforehand would not do: those of the Hub are fetched inside `datasets`, and a list over many lines may
+    well hold a line `null`: such a file `datasets` reads in another way, once this one has refused it.
     """
-    reader: Any = builder
-    usual = reader.paj
-    reader.paj = SimpleNamespace(read_json=_read, ReadOptions=pa.json.ReadOptions)
-    try:
+    read = pyarrow.json.read_json
+
+    def checked(lines: Any, **options: Any) -> pa.Table:
+        if _NULL.search(lines.getvalue()):
+            raise pa.ArrowInvalid("a row is null, and not an object")
+        return read(lines, **options)
+
+    with mock.patch.object(pyarrow.json, "read_json", checked):
         yield
-    finally:
-        reader.paj = usual
-
-
-def _read(lines: Any, **options: Any) -> pa.Table:
-    if _NULL.search(lines.getvalue()):
-        raise pa.ArrowInvalid("a row is null, and not an object")
-    return pa.json.read_json(lines, **options)
