@@ -12,6 +12,7 @@ from test_data import ROLES, _own_cache, write  # noqa: F401
 
 from hftl.data.load import load
 from hftl.data.types import Splits
+from hftl.errors import UserError
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
@@ -42,6 +43,7 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], str, list[str], list[Any]]] = 
     "vectors of floats": ([[0.0, 1.0], [1.0, 1.0]], {}, MULTI, ["0", "1"], [[0, 1], [1, 1]]),
     "ids 0 and 1 of one length": ([[0, 1], [1, 0]], {}, MULTI, ["0", "1"], [[1, 1], [1, 1]]),
     "text with bars": (["a|b", "b", "[]"], {"read_as": MULTI}, MULTI, ["a", "b"], [[1, 1], [0, 1], [0, 0]]),
+    "a blank text": (["a|b", " ", "b"], {"read_as": MULTI}, MULTI, ["a", "b"], [[1, 1], [0, 0], [0, 1]]),
     "text with json": (['["a", 2]', "[2]"], {"read_as": MULTI}, MULTI, ["2", "a"], [[1, 1], [1, 0]]),
     "one class a row of several": ([4, 5], {"read_as": MULTI}, MULTI, ["4", "5"], [[1, 0], [0, 1]]),
 }
@@ -107,6 +109,15 @@ def test_bars_in_labels_are_noted() -> None:
     notes = [check.sentence for check in with_labels(["a|b", "a"]).checks if check.name == "labels"]
     assert len(notes) == 1
     assert notes[0].endswith("pass --problem_type multi_label_classification")
+
+
+def test_rows_of_no_class_are_counted_and_a_null_is_no_label_however_they_are_written() -> None:
+    """V17: a blank cell of a csv was no label, and `[]` of jsonl was one."""
+    for labels in (["a|b", "", "b"], [["a", "b"], [], ["b"]]):
+        rows = next(check for check in with_labels(labels, read_as=MULTI).checks if check.name == "rows")
+        assert rows.sentence.endswith("2 classes, none of which 3 rows have")
+        with pytest.raises(UserError, match=r"data row 4 of .* it has no label"):
+            with_labels([*labels, None], read_as=MULTI)
 
 
 @pytest.mark.parametrize("kind", ["all minus one", "nothing", "no column"])

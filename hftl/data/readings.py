@@ -116,6 +116,12 @@ class Several(Reading):
     def count(self, values: np.ndarray) -> np.ndarray:
         return values.sum(axis=0).astype("int64")
 
+    def summary(self, splits: Mapping[str, Iterable[np.ndarray]]) -> tuple[str, list[dict[str, Any]]]:
+        kept = {split: list(batches) for split, batches in splits.items()}
+        none = sum(int((~values.any(axis=1)).sum()) for batches in kept.values() for values in batches)
+        sentence, rows = super().summary(kept)
+        return sentence + (f", none of which {none:,} rows have" if none else ""), rows
+
 
 @dataclass(frozen=True)
 class Amount(Reading):

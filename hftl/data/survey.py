@@ -51,7 +51,7 @@ class Survey:
     def unlabelled(self, train: Survey) -> bool:
         """No row has a label, or each has -1 and train has not, as in the test splits of GLUE on the Hub."""
         if self.listed:
-            return not self.lengths
+            return not self.lengths - {0}
         return not self.values | self.words or (self.values == {"-1"} and "-1" not in train.values)
 
 
@@ -160,8 +160,8 @@ def number(value: Any) -> float:
 
 
 def split_cell(cell: str | None) -> list[Any] | None:
-    """`a|b` or a JSON list -> its parts. An empty cell is no label; `[]` says that no class applies."""
-    if cell is None or not cell.strip():
+    """`a|b` or a JSON list -> its parts; none of a blank cell, as of `[]`: no class applies. A null is no label."""
+    if cell is None:
         return None
     if cell.lstrip().startswith("["):
         try:
