@@ -94,4 +94,9 @@ def test_peft_names_what_it_wraps_as_it_did() -> None:
     adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["body"], modules_to_save=["head"]))
     held = [name for name, _ in adapted.named_parameters() if "lora_" not in name and "original_module" not in name]
     found = [wrapped.inside(wrapped.out_of_peft(name)) for name in held]
-    assert sorted(found) == sorted(names), "peft names what it wraps otherwise: see hftl/models/wrapped.py"
+    changed = "peft names what it wraps otherwise: see hftl/models/wrapped.py"
+    assert sorted(found) == sorted(names), changed
+    apart = [name for name, _ in adapted.named_parameters() if wrapped.set_aside(name)]
+    assert len(apart) == 2, changed
+    assert {wrapped.out_of_peft(wrapped.trained_copy(name)) for name in held if wrapped.trained_copy(name)} == {"head"}
+    assert [wrapped.inside(wrapped.out_of_peft(name)) for name in held if wrapped.adapted(name)] == names[:2], changed

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hftl.errors import UserError
-from hftl.models.wrapped import out_of_peft
+from hftl.models.wrapped import inside, out_of_peft, set_aside, trained_copy
 from hftl.results.predict import Predictor, load
 
 
@@ -47,13 +47,8 @@ def load_adapters(folders: Mapping[str, str | Path]) -> dict[str, Predictor]:
 def base_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers, by the name that those of the base have there; copies of whole modules are left out."""
     named: dict[str, Any] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    plain = {out_of_peft(path).removeprefix("base_model."): path for path in named}
-    copies = ("modules_to_save", "original_module")
-    return {
-        inner.replace(".base_layer.", "."): named[path]
-        for inner, path in plain.items()
-        if not any(mark in inner for mark in copies)
-    }
+    own = [path for path in named if not (set_aside(path) or trained_copy(path))]
+    return {inside(out_of_peft(path)): named[path] for path in own}
 
 
 def share(tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> float:

@@ -16,7 +16,7 @@ from torch import nn
 from hftl.errors import UserError, suggest
 from hftl.models.anatomy import anatomy
 from hftl.models.shared import MultiTaskModel
-from hftl.models.wrapped import PEFT, out_of_peft
+from hftl.models.wrapped import PEFT, of_adapter, out_of_peft, set_aside
 from hftl.paths import expanded
 from hftl.results.folder import CHECKPOINTS, unwrap
 from hftl.run.arguments import early_stopping, selection, suit_machine
@@ -169,12 +169,12 @@ def standalone(trainer: MultiTaskTrainer, name: str, part: Part, adapters: bool)
     def place(own: str) -> str:
         """The name in the model of all tasks."""
         plain = out_of_peft(own)
-        return trainer.whole.where(name, per_task.name_of(plain, name) if adapters else plain)
+        return trainer.whole.where(name, of_adapter(plain, name) if adapters else plain)
 
     source, outer = unwrap(trainer).state_dict(), PEFT if peft else ""
     given = {}
     for own, value in model.state_dict().items():
-        aside = "original_module" in own and outer + place(own) not in source  # what the trained copy stands in for
+        aside = set_aside(own) and outer + place(own) not in source  # what the trained copy stands in for
         given[own] = value if aside else source[outer + place(own)]
     model.load_state_dict(given)
     trained = {out_of_peft(n) for group in trainer.groups for n in group.parameters}

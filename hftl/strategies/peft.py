@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from hftl.errors import UserError, suggest
+from hftl.models.wrapped import adapted, set_aside, trained_copy
 from hftl.strategies.base import Strategy
 
 if TYPE_CHECKING:
@@ -104,14 +105,12 @@ def trains(place: Place, method: str, options: Mapping[str, Any]) -> bool:
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 
     parts = place.name.split(".")
-    if "original_module" in parts:
+    if set_aside(place.name):
         return False
-    if "modules_to_save" in parts:
-        return place.fresh or any(
-            f"{asked}.modules_to_save" in place.name for asked in options.get("modules_to_save", ())
-        )
+    if whole := trained_copy(place.name):
+        return place.fresh or whole.endswith(tuple(options.get("modules_to_save", ())))
     if parts[-1] == "bias" and options.get("bias", "none") != "none":
-        return options["bias"] == "all" or parts[-2] == "base_layer"
+        return options["bias"] == "all" or adapted(place.name)
     prefixes = (PEFT_TYPE_TO_PREFIX_MAPPING[method], "trainable_tokens_", "prompt_encoder")  # type: ignore[index]
     return any(part.startswith(prefixes) for part in parts)
 

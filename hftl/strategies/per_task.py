@@ -75,8 +75,3 @@ def per_task(strategy: Strategy) -> Strategy:
         else:
             parts.append(part)
     return parts[0] if len(parts) == 1 else Chain(tuple(parts))
-
-
-def name_of(name: str, task: str) -> str:
-    """What a parameter of a task's own adapted model is called in the model of all tasks."""
-    return name.replace("modules_to_save.default.", "").replace(".default.", f".{task}.")

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from hftl.models.cut import find_cut
 from hftl.models.replay import Cut, Inputs, Replay, capture, stand_in
-from hftl.models.wrapped import out_of_peft
+from hftl.models.wrapped import inside, out_of_peft
 from hftl.train.cache.store import NoRoom, Reader, Store
 from hftl.train.rows import Rows, ahead, spans_of
 
@@ -273,7 +273,7 @@ def digest(model: nn.Module, about: Iterable[Any], weights: Iterable[str], unrea
     """Names what a model computes for a row: the weights it depends on by content, and the model's settings."""
     config: Any = model.config
     told = {k: v for k, v in config.to_dict().items() if k not in unread}
-    words = [out_of_peft(str(word)).replace(".base_layer", "") for word in about]
+    words = [inside(out_of_peft(str(word))) for word in about]
     named = hashlib.blake2b(
         json.dumps([told, words, torch.__version__], sort_keys=True, default=str).encode(), digest_size=16
     )
