@@ -19,6 +19,7 @@ from hftl.data.load import load
 from hftl.data.types import Splits
 from hftl.errors import UserError
 from hftl.tasks.image.classification import ImageClassification
+from hftl.tasks.image.masked import MaskedImage
 from hftl.tasks.image.segmentation import ImageSegmentation
 
 IMAGES = ImageClassification.roles
@@ -261,6 +262,29 @@ def test_what_lies_in_a_folder_and_is_not_used_is_said_and_what_is_hidden_never_
     )
 
 
+def test_images_without_labels_need_no_folders_of_classes(tmp_path: Path) -> None:
+    for split, n in (("train", 12), ("test", 5)):
+        for i in range(n):
+            put(tmp_path / "a" / split / f"{i}.png")
+    splits = load(str(tmp_path / "a"), MaskedImage.roles, read_as="pretext")
+    assert (sum(sizes(splits)), len(splits.test)) == (17, 5)
+    with pytest.raises(UserError, match="a/train; it has images alone"):
+        load(tmp_path / "a", IMAGES)
+    put(classes(tmp_path / "b") / "loose.png")
+    assert sum(sizes(load(str(tmp_path / "b"), MaskedImage.roles, read_as="pretext"))) == 13, "all of them"
+
+
+def test_a_folder_that_cannot_be_read_says_what_lies_deeper(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.heic").write_bytes(b"1")
+    with pytest.raises(UserError, match=r"it holds a, b; files that were not read: 2 \(2 \.heic\)\."):
+        load(tmp_path, IMAGES)
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"photos\.zip is packed\. Unpack it"):
+        load(tmp_path, IMAGES)
+
+
 # --- masks ---
 
 
@@ -338,6 +362,13 @@ def test_masks_without_numbers_are_refused_for_what_they_are(mask: str, write, w
     with pytest.raises(UserError, match=why) as refused:
         masks(pairs(tmp_path, (0, 1, 2), mask=mask, write=write))
     assert "--ignored" not in str(refused.value)
+
+
+def test_a_mask_of_several_pages_is_refused(tmp_path: Path) -> None:
+    pages = [Image.fromarray(noise(8, 8)) for _ in range(2)]
+    pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
+    with pytest.raises(UserError, match="several frames or pages"):
+        read_mask(tmp_path / "a.tiff")
 
 
 def test_names_that_are_off_by_one_get_a_word(tmp_path: Path) -> None:

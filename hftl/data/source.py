@@ -19,11 +19,14 @@ from hftl.data.formats.images import (
     METADATA,
     class_folders,
     files_under,
+    folders_in,
     hidden,
+    images_under,
     left_out,
     read_class_folders,
     sole_folder,
     split_folders,
+    unread,
 )
 from hftl.data.formats.loading import load_dataset, load_from_disk
 from hftl.data.types import split_of
@@ -197,7 +200,11 @@ def _folder(folder: Path, name: str) -> Opened:
         return _said(opened, files_under(folder.resolve()), "image(s) beside the folders of classes")
     if files:
         return _file_set(files, name)
-    held = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+    names = sorted(path.name for path in folder.iterdir() if not hidden(path.name))
+    if packed := next((one for one in names if one.lower().endswith(PACKED)), None):
+        raise unpack_first(folder / packed)
+    below = unread(files_under(folder), (), "images") if folders_in(folder) else []
+    held = "; ".join([", ".join(names[:5]) or "nothing", *below])
     raise UserError(
         f"Expected in {name} one folder of images per class, a metadata.csv with a file_name column, or a train file "
         f"({', '.join(FORMATS)}); it holds {held}. Arrange it so, or pass another folder."
@@ -224,7 +231,10 @@ def _split_folder(folder: Path, split: str) -> RawSplit:
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in FORMATS)
     if files:
         return _file_rows(files, folder)
-    raise UserError(f"Expected images by class or data files in {folder}; there are none. Add some.")
+    held = "images alone" if next(images_under(folder), None) else "nothing of the kind"
+    raise UserError(
+        f"Expected images by class, a metadata.csv or data files in {folder}; it holds {held}. Arrange it so."
+    )
 
 
 def _metadata(folder: Path) -> datasets.Dataset | None:

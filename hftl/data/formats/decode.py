@@ -11,6 +11,7 @@ import functools
 import io
 import struct
 import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 from os import PathLike
@@ -49,6 +50,7 @@ _alone = threading.Lock()
 @functools.cache
 def _installed() -> list[str]:
     Image.init()
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of 90 to 179 million pixels, which are read alone
     return [name for name in FORMATS if name in Image.OPEN]
 
 
@@ -176,6 +178,8 @@ def numbers(image: Image.Image) -> np.ndarray:
         raise ValueError("JPEG changes the numbers of pixels; save masks as .png, from the source")
     import numpy as np
 
+    if is_animated(image):
+        raise ValueError("it has several frames or pages; save one as .png")
     pixels = np.asarray(image)
     if pixels.ndim == 3:
         clear = pixels[..., -1] if image.mode in ("LA", "RGBA") else pixels[:0]

@@ -47,8 +47,12 @@ def files_under(folder: Path) -> Iterator[Path]:
 
 
 def images_under(folder: Path) -> Iterator[Path]:
-    """Every image below a folder, as its ending says."""
-    return (path for path in files_under(folder) if path.suffix.lower() in ENDINGS)
+    """Every image below a folder, as its ending says, whose name is a text: a row cannot hold another."""
+    return (path for path in files_under(folder) if path.suffix.lower() in ENDINGS and _is_text(path))
+
+
+def _is_text(path: Path) -> bool:
+    return str(path).isascii() or not any("\udc80" <= mark <= "\udcff" for mark in str(path))  # as Python reads bytes
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -64,7 +68,7 @@ def class_folders(folder: Path) -> list[Path]:
 def sole_folder(folder: Path) -> Path | None:
     """The only folder in one that holds no image itself, where classes or splits lie deeper: photos/photos/ants."""
     inner = folders_in(folder)
-    if len(inner) != 1 or any(path.suffix.lower() in ENDINGS for path in folder.iterdir()):
+    if len(inner) != 1 or _has_images(folder):
         return None
     return inner[0] if class_folders(inner[0]) or any((inner[0] / name).is_file() for name in METADATA) else None
 
@@ -114,7 +118,8 @@ def left_out(splits: list[tuple[datasets.Dataset, Path]], files: Iterable[Path],
         if "file_name" in rows.column_names:
             used.update(os.path.normpath(root / name) for name in rows["file_name"][:] if name)
         elif rows.features.get("image") == IMAGE:
-            used.update(cell["path"] for cell in rows["image"][:])
+            for table in rows.select_columns(["image"]).with_format("arrow").iter(10_000):
+                used.update(table["image"].combine_chunks().field("path").to_pylist())
             said += _empty_folders(root)
         else:
             return []  # tables, whose columns are not known yet
@@ -134,10 +139,16 @@ def _empty_folders(folder: Path) -> list[str]:
 def unread(files: Iterable[Path], used: Container[str], images: str) -> list[str]:
     """A sentence on the files that no row names, by kind: `images` names those that are images."""
     left = (path for path in files if str(path) not in used and path.name not in METADATA)
-    endings = (path.suffix.lower() or "without an ending" for path in left)
-    kinds = Counter(images if ending in ENDINGS else ending for ending in endings)
+    kinds = Counter(_kind(path, images) for path in left)
     listed = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common(6)) + (" ..." if len(kinds) > 6 else "")
     return [f"files that were not read: {kinds.total():,} ({listed})"] if kinds else []
+
+
+def _kind(path: Path, images: str) -> str:
+    ending = path.suffix.lower()
+    if not _is_text(path):
+        return "with a name that is not UTF-8"
+    return images if ending in ENDINGS else ending or "without an ending"
 
 
 # --- rows ---
@@ -156,19 +167,31 @@ def read_class_folders(folder: Path) -> datasets.Dataset:
     )
 
 
-def loose_images(source: object) -> datasets.Dataset | None:
+def loose_images(source: object) -> datasets.Dataset | dict[str, datasets.Dataset] | None:
     """Images that stand for themselves, by name: one file, or all of a folder that has some directly in it.
 
-    None of any other source: a folder of classes, of splits, or with metadata.
+    Where only folders named after splits have some directly, a set for each. None of any other source: a folder of
+    classes, of splits by class, or with metadata.
     """
     path = expanded(source) if isinstance(source, str | Path) else Path()
-    folder = path.is_dir() and bool(source)
-    direct = sorted(path.iterdir()) if folder else [path]
-    if not any(file.suffix.lower() in ENDINGS and file.is_file() and not hidden(file.name) for file in direct):
+    if not (path.is_dir() and source):
+        return _plain([path]) if path.suffix.lower() in ENDINGS and path.is_file() else None
+    if any((path / name).is_file() for name in METADATA):
         return None
-    if folder and (any(file.name in METADATA for file in direct) or split_folders(path)):
-        return None
-    found = images_under(path) if folder else [path]
+    if _has_images(path):
+        return None if split_folders(path) else _plain(images_under(path))
+    plain = {split_of(one.name) or "": one for one in folders_in(path) if _has_images(one)}
+    by_class = "train" not in plain or "" in plain
+    return None if by_class else {split: _plain(images_under(one)) for split, one in plain.items()}
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether images lie directly in a folder."""
+    direct = (path for path in folder.iterdir() if path.suffix.lower() in ENDINGS and not hidden(path.name))
+    return any(path.is_file() for path in direct)
+
+
+def _plain(found: Iterable[Path]) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"image": list(map(str, found))}, features=datasets.Features({"image": IMAGE}))
 
 
