@@ -268,7 +268,7 @@ def test_images_without_labels_need_no_folders_of_classes(tmp_path: Path) -> Non
             put(tmp_path / "a" / split / f"{i}.png")
     splits = load(str(tmp_path / "a"), MaskedImage.roles, read_as="pretext")
     assert (sum(sizes(splits)), len(splits.test)) == (17, 5)
-    with pytest.raises(UserError, match="a/train; it has images alone"):
+    with pytest.raises(UserError, match="a/train; it holds images alone"):
         load(tmp_path / "a", IMAGES)
     put(classes(tmp_path / "b") / "loose.png")
     assert sum(sizes(load(str(tmp_path / "b"), MaskedImage.roles, read_as="pretext"))) == 13, "all of them"
