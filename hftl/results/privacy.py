@@ -22,8 +22,12 @@ TEXTS = {".json", ".yaml", ".yml", ".md", ".html", ".txt", ".jinja", ".csv", ".p
 
 _HEADER_LIMIT = 100_000_000
 _PATH = re.compile(r"(?<![\w/.:~\\-])(?:~(?=/)|/(?=[\w.@+-])|[A-Za-z]:\\(?=\w))[^\s,;'\"<>|)`]*")
+HIDDEN = "(not written)"
+_WORD = "(?:token|password|secret|api_key)"
+_NAME, _FLAG = re.compile(rf"(^|_){_WORD}$", re.IGNORECASE), re.compile(rf"(--\w*{_WORD})(=|\s+)(?!--)(\S+)")
+_HUB_TOKEN = r"\b(?:hf|api_org)_[A-Za-z0-9]{16,}"
 _SECRETS = {
-    "a Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}",
+    "a Hugging Face token": _HUB_TOKEN,
     "an AWS access key": r"(?<![A-Za-z0-9+/])A(?:KIA|SIA)[0-9A-Z]{16}(?![A-Za-z0-9+/])",
     "an AWS secret key": r"(?i:aws_?secret_?(?:access_?)?key)\W{1,5}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
@@ -40,6 +44,16 @@ class Finding:
 
     line: int
     what: str
+
+
+def names_secret(name: str) -> bool:
+    """Whether what stands under this key is a secret."""
+    return bool(_NAME.search(name))
+
+
+def without_secrets(text: str) -> str:
+    """A text in which tokens of the Hub, and the values of flags that name a secret, are `HIDDEN`."""
+    return re.sub(_HUB_TOKEN, HIDDEN, _FLAG.sub(rf"\1\2{HIDDEN}", text))
 
 
 def shared(value: Any) -> Any:

@@ -6,25 +6,20 @@ import dataclasses
 import enum
 import math
 import os
-import re
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from hftl.results import privacy
 from hftl.settings.visible import cut
-
-_SECRET = re.compile(r"(^|_)(token|password|secret|api_key)$")
-_SECRET_FLAG = re.compile(r"(--\w*(?:token|password|secret|api_key))(=|\s+)(?!--)(\S+)")
-_HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-HIDDEN = "(not written)"
 
 
 def plain(value: Any, name: str = "") -> Any:
     """`value` as JSON can hold it; `name` is the key it stands under, so that secrets are recognised."""
-    if isinstance(value, str) and _SECRET.search(name.lower()) and value:
-        return HIDDEN
+    if isinstance(value, str) and value and privacy.names_secret(name):
+        return privacy.HIDDEN
     if isinstance(value, enum.Enum):
         return plain(value.value, name)
     if isinstance(value, np.generic | np.ndarray):
@@ -34,7 +29,7 @@ def plain(value: Any, name: str = "") -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
-        return _HUB_TOKEN.sub(HIDDEN, _SECRET_FLAG.sub(rf"\1\2{HIDDEN}", value)).encode("utf-8", "replace").decode()
+        return privacy.without_secrets(value).encode("utf-8", "replace").decode()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name), f.name) for f in dataclasses.fields(value)}
     if isinstance(value, SimpleNamespace):
