@@ -15,7 +15,7 @@ from PIL import Image
 from test_imports import SOURCES, name_of
 
 from hftl.data.formats.decode import as_rgb, open_image, read_mask
-from hftl.data.load import load
+from hftl.data.load import load, read
 from hftl.data.types import Splits
 from hftl.errors import UserError
 from hftl.tasks.image.classification import ImageClassification
@@ -362,6 +362,12 @@ def test_masks_without_numbers_are_refused_for_what_they_are(mask: str, write, w
     with pytest.raises(UserError, match=why) as refused:
         masks(pairs(tmp_path, (0, 1, 2), mask=mask, write=write))
     assert "--ignored" not in str(refused.value)
+
+
+def test_prediction_reads_the_images_of_a_folder_and_not_its_masks(tmp_path: Path) -> None:
+    """P2: 16 rows came of 8 images."""
+    rows = read(str(pairs(tmp_path, (0, 1))), ImageSegmentation.roles)
+    assert [Path(cell["path"]).parent.name for cell in rows["image"]] == ["images"] * 8
 
 
 def test_a_mask_of_several_pages_is_refused(tmp_path: Path) -> None:

@@ -84,14 +84,17 @@ def read(
 ) -> datasets.Dataset:
     """All rows of a source without labels, in order, for prediction: columns carry the names of the input roles.
 
+    A role `label` says alone which folders hold inputs, and which labels.
+
     Of a source with several splits this is `test`.
 
     Raises:
         UserError: as `load`; empty rows and unreadable images are left in.
     """
     with _quiet(True):
-        loose = loose_images(source)
-        opened = open_source(source if loose is None else loose, revision)
+        loose, reads = loose_images(source), roles["label"].reads if "label" in roles else {}
+        paired = next((found for one in reads.values() if (found := one.folders(source))), None)
+        opened = paired or open_source(source if loose is None else loose, revision)
         raw = one_set(opened, "test", opened.name)
         wanted = {role: need for role, need in roles.items() if need.kind != "label"}
         given = inputs(raw, find_columns(raw, wanted, columns or {}), wanted)

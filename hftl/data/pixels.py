@@ -66,6 +66,8 @@ def paired_folders(source: object) -> Opened | None:
         return None
     made = {name: _paired(*both) for name, both in found.items()}
     opened = open_source({name: rows for name, (rows, _) in made.items()})
+    for split, raw in opened.splits.items():
+        raw.name = f"{root.name} ({split})" if len(made) > 1 else root.name
     return replace(opened, name=str(source), unread=[sentence for _, said in made.values() for sentence in said])
 
 

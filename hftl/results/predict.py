@@ -140,7 +140,7 @@ def predict_file(
     predictor = load(folder)
     rows: Any = [{predictor.roles[0]: line.rstrip("\n")} for line in sys.stdin] if data == "-" else None
     if rows is None:
-        rows = read(data, {role: predictor.task.roles[role] for role in predictor.roles}, columns=dict(columns or {}))
+        rows = read(data, predictor.task.roles, columns=dict(columns or {}))
     if not len(rows):
         raise UserError(f"{'stdin' if data == '-' else data} holds no rows to predict. Pass --data with some.")
     formulas = 0
