@@ -67,9 +67,9 @@ def test_no_other_module_opens_an_image() -> None:
 
 def test_a_postscript_file_is_no_image_and_no_mask_whatever_its_name(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")
-    for read in (open_image, read_mask):
+    for reader in (open_image, read_mask):
         with pytest.raises(UserError, match=r"a\.png; it cannot be read \(cannot identify"):
-            read(tmp_path / "a.png")
+            reader(tmp_path / "a.png")
 
 
 def test_an_error_of_a_loaders_worker_is_one_sentence(tmp_path: Path) -> None:
@@ -231,7 +231,8 @@ def test_splits_below_classes_are_given_splits(tmp_path: Path) -> None:
 
 
 def test_a_class_may_be_called_train_and_a_folder_may_hold_the_data_alone(tmp_path: Path) -> None:
-    assert load(classes(tmp_path / "a", 6, ("bus", "car", "train")), IMAGES).labels.names == ["bus", "car", "train"]
+    for names in (["bus", "car", "train"], ["test tube", "train station"]):
+        assert load(classes(tmp_path / "-".join(names), 6, tuple(names)), IMAGES).labels.names == names
     classes(tmp_path / "b" / "photos")
     splits = load(tmp_path / "b", IMAGES)
     assert splits.labels.names == ["blue", "red"]

@@ -23,6 +23,7 @@ from hftl.paths import expanded
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 IMAGE = datasets.Image(decode=False)
 _ROWS = 2  # part of the cache key: raise it when the rows of a folder change
+_TRAIN = {word for word, split in WORDS.items() if split == "train"}
 _SYSTEMS = {"@eaDir", "@Recycle", "#recycle", "#snapshot", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 _SYSTEMS |= {"Thumbs.db", "desktop.ini", "Desktop.ini"}
 
@@ -86,9 +87,9 @@ def split_folders(folder: Path) -> dict[str, Path]:
     others = []
     for path in folders_in(folder):
         split = split_of(path.name)
-        if split is not None and (_holds_rows(path) or (split == "train" and next(images_under(path), None))):
+        if split is not None and (_holds_rows(path) or (path.name.lower() in _TRAIN and _has_images(path))):
             named.setdefault(split, []).append(path)
-        elif split is None and next(images_under(path), None):
+        elif next(images_under(path), None) and (split is None or path.name.lower() not in WORDS):
             others.append(path)
     if "train" not in named or (others and not all(_holds_rows(path) for paths in named.values() for path in paths)):
         return {}
@@ -180,7 +181,7 @@ def loose_images(source: object) -> datasets.Dataset | dict[str, datasets.Datase
         return None
     if _has_images(path):
         return None if split_folders(path) else _plain(images_under(path))
-    plain = {split_of(one.name) or "": one for one in folders_in(path) if _has_images(one)}
+    plain = {WORDS.get(one.name.lower(), ""): one for one in folders_in(path) if _has_images(one)}
     by_class = "train" not in plain or "" in plain
     return None if by_class else {split: _plain(images_under(one)) for split, one in plain.items()}
 
