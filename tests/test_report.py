@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from reports import classification, errors, hostile, regression, scores
 
 from hftl.errors import UserError
+from hftl.results.privacy import HIDDEN
 from hftl.results.report import wording
-from hftl.results.report.plain import HIDDEN, plain
+from hftl.results.report.plain import plain
 from hftl.results.report.report import Adapted, Report
 from hftl.results.report.table import own_commands, render
 from hftl.results.report.verdict import limits, verdict
