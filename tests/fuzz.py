@@ -25,7 +25,7 @@ from reports import HOSTILE, classification
 from test_report_page import Page
 
 from hftl.cli import main as cli
-from hftl.data.formats.decode import open_image
+from hftl.data.formats.decode import open_image, read_mask
 from hftl.data.load import load, read
 from hftl.data.scan import _look
 from hftl.errors import UserError
@@ -152,9 +152,9 @@ def arrow_bytes() -> bytes:
     return file.getvalue()
 
 
-def image_bytes(kind: str) -> bytes:
+def image_bytes(kind: str, mode: str = "RGB", **options: Any) -> bytes:
     file = io.BytesIO()
-    Image.effect_noise((24, 24), 64).convert("RGB").save(file, kind)
+    Image.effect_noise((24, 24), 64).convert(mode).save(file, kind, **options)
     return file.getvalue()
 
 
@@ -167,6 +167,10 @@ TABLES = {
     "arrow": arrow_bytes(),
 }
 PICTURES = [image_bytes(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO")]
+PICTURES += [image_bytes("PNG", mode) for mode in ("1", "L", "LA", "RGBA", "I;16")]
+PICTURES += [image_bytes("PNG", "P", transparency=3), image_bytes("TIFF", "F"), image_bytes("TIFF", "I")]
+PICTURES += [image_bytes("JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\x01\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0")]
+PICTURES += [image_bytes(kind, save_all=True, append_images=[Image.new("RGB", (24, 24))]) for kind in ("GIF", "WEBP")]
 pieces = st.binary(max_size=12) | st.sampled_from(
     [
         b'"',
@@ -232,7 +236,13 @@ def read_picture(content: bytes) -> None:
     cell = {"bytes": content, "path": None}
     seen = _look(cell, None)
     assert seen.reason or (seen.width > 0 and seen.height > 0)
-    open_image(cell)
+    try:
+        open_image(cell)
+    except UserError:
+        assert seen.reason, "what training refuses the scan has found"
+        raise
+    assert not seen.reason
+    read_mask(cell)
 
 
 # --- the report ---
