@@ -10,6 +10,7 @@ import torch
 import transformers
 from datasets import Dataset
 
+from hftl import Recipe
 from hftl.errors import UserError
 from hftl.models.anatomy import Place, anatomy
 from hftl.strategies.base import Strategy
@@ -155,8 +156,9 @@ def test_a_frozen_backbone_drops_nothing_out(model, tmp_path):
     hook = lambda module, inputs, output: seen.append(output[0].detach())  # noqa: E731
     trainer = trained(Trainer, model, texts(), tmp_path, LinearProbe())
     handle = trainer.model.bert.encoder.register_forward_hook(hook)
-    for _ in range(2):
-        trainer.training_step(trainer.model, collate(list(texts())), torch.tensor(ROWS))
+    with trainer.frozen():
+        for _ in range(2):
+            trainer.training_step(trainer.model, collate(list(texts())), torch.tensor(ROWS))
     handle.remove()
     torch.testing.assert_close(seen[0], seen[1], atol=0, rtol=0)
 
@@ -306,9 +308,9 @@ def test_a_strategy_that_undoes_another_is_refused(model, tmp_path):
         Trainer(copy.deepcopy(model), arguments(tmp_path), strategy=LinearProbe() | LayerDecay(0.9), anatomy=where)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(model, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_sentence(on_text, tmp_path):
     with pytest.raises(UserError, match="Lower --learning_rate"):
-        trained(Trainer, model, texts(), tmp_path, learning_rate=1e30, max_steps=20, logging_steps=1)
+        Recipe(**on_text, learning_rate=1e30, max_steps=20, output_dir=str(tmp_path / "run")).run()
 
 
 def test_rows_of_like_length_share_a_batch_and_every_row_comes_once():

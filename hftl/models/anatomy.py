@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from torch import nn
@@ -34,6 +34,10 @@ class Place:
     top: int
     fresh: bool = False
 
+    def as_fresh(self) -> Place:
+        """This place, were it fresh."""
+        return replace(self, fresh=True)
+
 
 class _Stackless(Place):
     """A place in a model with no stack of blocks: refuses only the strategy that asks for the depth."""
@@ -47,6 +51,9 @@ class _Stackless(Place):
             f"{self.model} has none (its layers share one block, or are no list of alike modules): "
             "pass a --strategy that needs no depth, such as Full, LinearProbe or LoRA."
         )
+
+    def as_fresh(self) -> Place:
+        return _Stackless(self.name, True, self.model)
 
     depth = property(_refuse)  # type: ignore[assignment]
     top = property(_refuse)  # type: ignore[assignment]

@@ -30,6 +30,7 @@ OURS = {
     "batch_eval_metrics": "metrics are always fed batch by batch",
     "length_column_name": "the task counts the tokens",
     "include_for_metrics": "metrics read outputs and labels",
+    "logging_nan_inf_filter": "a loss that is no number ends the run",
     "auto_find_batch_size": "pass --fit_batch, which keeps the rows of an update",
     "parallelism_config": "pass one of accelerate_configs/ to `accelerate launch --config_file`",
     "debug": "its underflow_overflow stops at the first attention mask, which is no number; leave it out",
@@ -78,6 +79,7 @@ def training_arguments(recipe: RecipeSettings, strategy: Strategy, checkpoints: 
                 "remove_unused_columns": False,
                 "label_names": ["labels"],
                 "batch_eval_metrics": True,
+                "logging_nan_inf_filter": False,  # it would log the last finite loss, and `Finite` see nothing
                 "length_column_name": "length",
                 "restore_callback_states_from_checkpoint": True,
                 "save_strategy": "no",

@@ -31,7 +31,7 @@ from hftl.settings import spec
 from hftl.strategies import Strategy
 from hftl.tasks.loading import ABOUT_LABELS
 from hftl.train.cache.cache import Cache
-from hftl.train.progress import FirstStep, Lines, Progress
+from hftl.train.progress import Finite, FirstStep, Lines, Progress
 from hftl.train.resume.checkpoints import sound_checkpoint
 from hftl.train.several import MEAN
 from hftl.train.startup import Clock
@@ -105,6 +105,8 @@ class Run:
             headline = MEAN if self.recipe.several else self.part.scorer.headline
             self.trainer.add_callback((Lines if self.trainer.args.disable_tqdm else Progress)(headline))
         self.trainer.add_callback(FirstStep(self.clock))
+        self.trainer.add_callback(Finite())
+        self.trainer.keeps_arguments = False
         checkpoint = self._checkpoint() if self.recipe.resume else None
         if checkpoint is None and self.trainer.args.should_save:
             self.folder.forget_checkpoints()

@@ -46,7 +46,7 @@ def fit_batch(trainer: Any) -> None:
     asked, before = args.per_device_train_batch_size * args.gradient_accumulation_steps, trainer._train_batch_size
     fewest = 2 if has_batchnorm(trainer.model) else 1
     sizes = [n for n in range(fewest, asked + 1) if asked % n == 0] or [asked]
-    with untouched(trainer.model):
+    with untouched(trainer.model), trainer.frozen():
         fixed, row = needs(trainer)
         room = free_bytes(device)
         micro = least(trainer, max([n for n in sizes if fixed + n * row <= room] or sizes[:1]))
@@ -64,11 +64,12 @@ def needs(trainer: Any) -> tuple[int, int]:
     A row is one of the longest of train. What two of them save for backward, less what one does, is a row's; with
     BatchNorm it is three and two, because that refuses to normalise a single value.
     """
-    trained = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
-    gradients = trained * (2 if trainer.accelerator.num_processes > 1 else 1)  # DDP copies them into buckets
     few = 2 if has_batchnorm(trainer.model) else 1
-    saved = saved_by(trainer, few)
-    row = max(saved_by(trainer, few + 1) - saved, 1)
+    with trainer.frozen():
+        trained = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+        saved = saved_by(trainer, few)
+        row = max(saved_by(trainer, few + 1) - saved, 1)
+    gradients = trained * (2 if trainer.accelerator.num_processes > 1 else 1)  # DDP copies them into buckets
     return gradients + STATES * trained + int(SPACE * max(saved - few * row, 0)), int(SPACE * row)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ import huggingface_hub
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import logging
+
+from hftl.errors import UserError
 
 if TYPE_CHECKING:
     from hftl.train.startup import Clock
@@ -55,6 +58,22 @@ class FirstStep(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if "first step" not in self.clock.seconds:
             self.clock.mark("first step")
+
+
+class Finite(TrainerCallback):
+    """Ends a run whose loss is no number any more.
+
+    Raises:
+        UserError: it is not, at a logging step.
+    """
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(float(loss)):
+            raise UserError(
+                f"The training loss became {loss} at step {state.global_step}. Lower --learning_rate "
+                f"(it is {args.learning_rate:g}), or look for infinite values in the data."
+            )
 
 
 class Lines(TrainerCallback):

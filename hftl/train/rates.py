@@ -42,7 +42,7 @@ class RateGroup:
 
 
 def rate_groups(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> list[RateGroup]:
-    """Freeze what never trains, and group the rest by rate, the highest first.
+    """Group what trains at any time of the run by rate, the highest first.
 
     A parameter that its model holds fixed (`requires_grad` is False before the run) stays so.
 
@@ -57,8 +57,6 @@ def rate_groups(model: nn.Module, anatomy: Anatomy, strategy: Strategy) -> list[
         signature = tuple(strategy.rate(place, progress) for progress in POINTS)
         if max(signature) > 0:
             groups.setdefault(signature, RateGroup(place, signature)).parameters[name] = parameter
-        else:
-            parameter.requires_grad_(False)
     _refuse_clash(strategy, anatomy, [name for group in groups.values() for name in group.parameters], model)
     return sorted(groups.values(), key=lambda group: -group.peak)
 
@@ -77,8 +75,8 @@ def _refuse_clash(strategy: Strategy, anatomy: Anatomy, trained: list[str], mode
             f"{' | '.join(names)} trains nothing in this model: all its weights came with the checkpoint. "
             "Try --strategy 'LastLayers(0)' for what follows the blocks, or --strategy Full."
         )
-    frozen = sum(1 for p in model.parameters() if not p.requires_grad)
-    if frozen and any(part.random_start for part in strategy.parts) and len(names) > 1:
+    whole = len(trained) == sum(1 for _ in model.parameters())
+    if not whole and len(names) > 1 and any(part.random_start for part in strategy.parts):
         raise UserError(
             f"{' | '.join(names)} would freeze random weights. Scratch needs all of them trained: use it alone."
         )
@@ -92,6 +90,20 @@ def _refuse_clash(strategy: Strategy, anatomy: Anatomy, trained: list[str], mode
         if any(not place.fresh and any(part.rate(place, p) > 0 for p in POINTS) for place in places):
             others = " | ".join(other for other in names if other != name)
             raise UserError(f"{others} freezes all that {name} trains. Drop one of the two from --strategy.")
+
+
+def refuse_unknown(strategy: Strategy, anatomy: Anatomy, model: nn.Module) -> None:
+    """Raise `UserError` where a strategy treats fresh parameters apart and nobody has said which they are."""
+    if strategy.random_start:
+        return
+    for name, _ in model.named_parameters():
+        place = anatomy.place(name)
+        if any(strategy.rate(place, at) != strategy.rate(place.as_fresh(), at) for at in (0.0, 1.0)):
+            names = " | ".join(type(part).__name__ for part in strategy.parts)
+            raise UserError(
+                f"{names} trains what the checkpoint did not supply, and this model was not made by from_pretrained, "
+                "which says so. Pass fresh=[names of parameters], or fresh=[] where the checkpoint supplied all."
+            )
 
 
 def stage_share(groups: list[RateGroup], stage: tuple[bool, ...], progress: float) -> float:
@@ -123,14 +135,13 @@ def optimizer_groups(groups: Iterable[RateGroup], lr: float, weight_decay: float
 
 
 def scheduled(
-    scheduler: torch.optim.lr_scheduler.LRScheduler, strategy: Strategy, groups: list[dict], total_steps: int
+    scheduler: torch.optim.lr_scheduler.LRScheduler, strategy: Strategy, rates: list[RateGroup], total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Multiply a warm-up-and-decay schedule by rates that change during the run.
+    """Multiply a warm-up-and-decay schedule by rates that change during the run; one of `rates` a parameter group.
 
     Raises:
         UserError: the schedule reacts to the loss, so it has no value to multiply.
     """
-    rates = [group["rate_group"] for group in groups]
     if all(rate.constant for rate in rates):
         return scheduler
     if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):

@@ -58,7 +58,6 @@ class RowReader(ResumableTrainer):
         if cache is not None:
             others["data_collator"] = Numbered(others["data_collator"])
         super().__init__(**others)
-        self.add_callback(_EpochOrder(self))
 
     @property
     def _size(self) -> int:
@@ -86,7 +85,8 @@ class RowReader(ResumableTrainer):
         return super().prediction_step(model, self._whole(inputs, self._read), *args, **kwargs)
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        self._read, order, metric = dataloader.dataset, order_of(dataloader), self.compute_metrics
+        self._read, order = getattr(dataloader, "dataset", None), order_of(dataloader)
+        metric = self.compute_metrics
         self.eval_order = order
         if order is not None and metric is not None and not self.args.batch_eval_metrics:
             self.compute_metrics, self.eval_order = metric_in_order(metric, order), None
@@ -109,6 +109,9 @@ class RowReader(ResumableTrainer):
     def whole(self) -> Any:
         """A context in which the model runs whole, whatever is kept of its frozen layers."""
         return nullcontext() if self.cache is None else self.cache.reading(None)
+
+    def _while_training(self) -> list[TrainerCallback]:
+        return [_EpochOrder(self), *super()._while_training()]
 
     def _whole(self, inputs: dict[str, Any], rows: Any) -> dict[str, Any]:
         return inputs if self.cache is None else self.cache.complete(inputs, rows, self.args.device)
@@ -133,11 +136,12 @@ class RowReader(ResumableTrainer):
         return training_order(rows, self.args, self.max_tokens, self.longest)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
-        if not hasattr(dataset, "__len__"):
+        rows: Any = self.train_dataset  # what comes has lost the column of lengths, which no model reads
+        if not hasattr(rows, "__len__") or self.args.train_sampling_strategy in ("sequential", "batch_rebalance"):
+            self._sampler = None
             return super()._get_train_sampler(train_dataset)
-        self._sampler = self.order(dataset)
-        return self._sampler if isinstance(self._sampler, LengthGrouped) else SequentialSampler(dataset)
+        self._sampler = self.order(rows)
+        return self._sampler if isinstance(self._sampler, LengthGrouped) else SequentialSampler(rows)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         lengths = lengths_of(eval_dataset, self.args.length_column_name)

@@ -8,7 +8,7 @@ disturbs). Evaluation goes from the longest row to the shortest, and what it gat
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +34,19 @@ def lengths_of(rows: Any, column: str) -> np.ndarray | None:
     if column not in (getattr(rows, "column_names", None) or []):
         return None
     return np.asarray((rows.with_format(None) if hasattr(rows, "with_format") else rows)[column][:])  # reads no row
+
+
+def counted_lengths(rows: Any) -> np.ndarray:
+    """The length of each row's `input_ids`; every row is read.
+
+    Raises:
+        UserError: rows have none.
+    """
+    if not isinstance(rows[0], Mapping) or "input_ids" not in rows[0]:
+        raise UserError(
+            'train_sampling_strategy="group_by_length" expected rows with input_ids, or a column of lengths.'
+        )
+    return np.asarray([len(row["input_ids"]) for row in rows])
 
 
 class LengthGrouped(Sampler[int]):
@@ -168,6 +181,8 @@ def training_order(
         UserError: tokens are to be counted, and the rows have no lengths.
     """
     lengths, processes = lengths_of(rows, args.length_column_name), args.world_size
+    if lengths is None and args.train_sampling_strategy == "group_by_length":
+        lengths = counted_lengths(rows)
     seed = args.seed if args.data_seed is None else args.data_seed
     if tokens is None:
         update = args.train_batch_size * args.gradient_accumulation_steps * processes

@@ -18,6 +18,7 @@ from transformers.trainer_utils import speed_metrics
 
 from hftl.errors import UserError
 from hftl.models.wrapped import out_of_peft
+from hftl.train.items import count
 from hftl.train.mixing import Plan, TaskBatches
 from hftl.train.pcgrad import Surgery
 from hftl.train.rows import Rows
@@ -131,7 +132,9 @@ class MultiTaskTrainer(Trainer):
         """(tasks,) what the items of a micro-batch of each task are to be divided by in this update."""
         items, batches = torch.zeros(2, len(self.numbers), dtype=torch.int64)
         for batch in batch_samples:
-            items[self.numbers[batch["task"]]] += batch["labels"].ne(-100).sum().cpu()
+            found = count(batch)
+            assert found is not None  # each of these tasks has its labels in a tensor
+            items[self.numbers[batch["task"]]] += found.cpu()
             batches[self.numbers[batch["task"]]] += 1
         if self.args.world_size > 1:
             items = self.accelerator.gather(items.to(device)[None]).sum(dim=0).cpu()
@@ -140,8 +143,8 @@ class MultiTaskTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        count = None if num_items_in_batch is None else num_items_in_batch[self.numbers[inputs["task"]]]
-        return super().compute_loss(model, inputs, return_outputs, count)
+        number = None if num_items_in_batch is None else num_items_in_batch[self.numbers[inputs["task"]]]
+        return super().compute_loss(model, inputs, return_outputs, number)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)

@@ -10,9 +10,10 @@ It adds what the base class gets wrong or lacks, and knows no task and no data s
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,23 +24,29 @@ from transformers.trainer_optimizer import is_optimizer_factory
 from hftl.errors import UserError, explained
 from hftl.models.anatomy import Anatomy
 from hftl.models.anatomy import anatomy as anatomy_of
+from hftl.models.fresh import came_fresh, says_what_came
 from hftl.models.frozen import frozen_modules
 from hftl.models.packing import Packing
 from hftl.strategies.base import Strategy
+from hftl.train import items
 from hftl.train.cache.cache import Cache
 from hftl.train.devices import shard_by_block, watched
-from hftl.train.rates import RateGroup, follow, optimizer_groups, rate_groups, scheduled, stage_share
+from hftl.train.rates import RateGroup, follow, optimizer_groups, rate_groups, refuse_unknown, scheduled, stage_share
 from hftl.train.reading import RowReader
 from hftl.train.resume.stopping import REQUEST
 from hftl.train.streams import PARTNER, Beside, Step, Stream
 
 
 class Trainer(RowReader):
-    """`transformers.Trainer` with a `strategy`.
+    """`transformers.Trainer` with a `strategy`; whatever stands below beside it, it takes what the base class takes.
+
+    Outside of `train` the model is as it was given, but for what `strategy.prepare` adds: nothing is frozen or hooked.
 
     Args:
         strategy: how the weights meet the task; `strategy.prepare` is applied to the model here.
         anatomy: where each parameter sits, computed from the model as it was loaded.
+        fresh: in place of `anatomy`, the names of the parameters that the checkpoint did not supply; by default what
+            `from_pretrained` says of them.
         forward: `(model, inputs) -> outputs`, a mapping with `loss` and `logits`, in place of `model(**inputs)`.
         item_losses: `(logits, labels) -> losses` of shape (items,) to train on in place of the model's own loss.
         cache, max_tokens, longest: as `RowReader` takes them.
@@ -54,11 +61,12 @@ class Trainer(RowReader):
 
     def __init__(
         self,
-        model: nn.Module,
-        args: transformers.TrainingArguments,
-        *,
+        model: nn.Module | None = None,
+        args: transformers.TrainingArguments | None = None,
+        *others: Any,
         strategy: Strategy | None = None,
         anatomy: Anatomy | None = None,
+        fresh: Collection[str] | None = None,
         forward: Callable[[nn.Module, dict[str, Any]], Any] | None = None,
         item_losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         cache: Cache | None = None,
@@ -66,34 +74,50 @@ class Trainer(RowReader):
         packing: bool = False,
         max_tokens: int | None = None,
         longest: int | None = None,
-        **others: Any,
+        **named: Any,
     ) -> None:
+        named |= dict(zip([*inspect.signature(transformers.Trainer.__init__).parameters][3:], others, strict=False))
+        args = args or transformers.TrainingArguments("tmp_trainer")
         self.strategy = strategy or Strategy()
-        self.anatomy = anatomy or anatomy_of(model)
         self.forward = forward or (lambda model, inputs: model(**inputs))
-        self.item_losses = item_losses
-        blocks = {type(model.get_submodule(name)).__name__ for name in self.anatomy.stack}
-        model = self.strategy.prepare(model, self.anatomy)
-        self.beside = Beside(model, self.strategy, streams or {}, args, packing) if self.strategy.streams else None
-        self.groups: list[RateGroup] = rate_groups(model, self.anatomy, self.strategy)
-        args.label_names = args.label_names or ["labels"]  # the base class would read them off the signature of forward
-        args.logging_nan_inf_filter = False  # the base class would log the last finite loss, and `log` here see nothing
+        self.item_losses, self.beside = item_losses, None
+        self._told = anatomy, fresh
+        self.groups: list[RateGroup] = []
+        self._rates: list[RateGroup] = []  # of the optimizer's parameter groups, where it was made here
+        if model is not None:
+            model = self._prepared(model)
+            if self.strategy.streams:
+                self.beside = Beside(model, self.strategy, streams or {}, args, packing)
+                self.groups = rate_groups(model, self.anatomy, self.strategy)
         if packing and args.torch_compile:
             raise UserError("--packing and --torch_compile do not go together. Leave out one of them.")
         if packing and self.strategy.across_rows:
             raise UserError("--packing has no rows, and the --strategy mixes those of a batch. Leave out one of them.")
-        self.packing = Packing(model, self.anatomy) if packing else None
-        super().__init__(cache, max_tokens, longest, model=model, args=args, **others)
+        if model is None and (packing or self.strategy.streams):
+            raise UserError("Packing and a strategy that reads unlabelled rows need a model, not a model_init.")
+        self.packing = Packing(model, self.anatomy) if packing and model is not None else None
+        super().__init__(cache, max_tokens, longest, model=model, args=args, **named)
         if self.is_fsdp_enabled:
-            shard_by_block(self.accelerator.state.fsdp_plugin, blocks)
+            shard_by_block(self.accelerator.state.fsdp_plugin, self._blocks)
         self._pack()
-        self.model_accepts_loss_kwargs = True  # so that the base class counts the items of each update,
-        self.loss_is_scaled_for_ga = True  # and leaves the scaling to compute_loss
         self._idle: list[nn.Parameter] = []
         self._eval_modules: list[nn.Module] = []
         self._stage: tuple[bool, ...] | None = None
         self._shares: dict[tuple[bool, ...], float] = {}  # of a forward pass, what the cache spares in each stage
-        model.register_forward_pre_hook(self._rest_frozen_modules)
+
+    def _prepared(self, model: nn.Module) -> nn.Module:
+        """The model as the strategy makes it, its anatomy read and its parameters grouped by rate."""
+        anatomy, fresh = self._told
+        self.anatomy = anatomy or anatomy_of(model, came_fresh(model) if fresh is None else fresh)
+        if anatomy is None and fresh is None and not says_what_came(model):
+            refuse_unknown(self.strategy, self.anatomy, model)
+        self._blocks = {type(model.get_submodule(name)).__name__ for name in self.anatomy.stack}
+        model = self.strategy.prepare(model, self.anatomy)
+        self.groups = rate_groups(model, self.anatomy, self.strategy)
+        return model
+
+    def call_model_init(self, trial: Any = None) -> Any:
+        return self._prepared(super().call_model_init(trial))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -126,20 +150,45 @@ class Trainer(RowReader):
             model = self.model  # what was compiled is the whole forward pass
         if self.packing is not None:
             self.packing.check(inputs)
+        own, labels = self.compute_loss_func, inputs.get("labels")
+        apart = labels is not None and (own is not None or self.label_smoother is not None)
         with self.accelerator.autocast():
-            outputs = self.forward(model, inputs)
-        labels = inputs["labels"]
-        if self.item_losses is not None:
-            loss = self.item_losses(outputs["logits"], labels).mean()
-        elif self.label_smoother is not None:
-            loss = self.label_smoother(outputs, labels)
+            outputs = self.forward(model, {k: v for k, v in inputs.items() if k != "labels"} if apart else inputs)
+        if own is not None:
+            loss = own(outputs, labels, num_items_in_batch=num_items_in_batch)
+        elif self.item_losses is not None:
+            loss = self.item_losses(outputs["logits"], inputs["labels"]).mean()
+        elif self.label_smoother is not None and labels is not None:
+            loss = self.label_smoother(outputs, labels, shift_labels=self._loss_shifts_labels)
         else:
-            loss = outputs["loss"].mean()  # DataParallel returns one loss per device
-        if self.model.training and num_items_in_batch is not None:
-            share = labels.ne(-100).sum() / torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
+            loss = items.own_loss(outputs, inputs).mean()  # DataParallel returns one loss per device
+        if self.model.training:
+            if self.loss_is_scaled_for_ga is None:
+                self.loss_is_scaled_for_ga = True  # here, so that a `compute_loss` of a subclass is the base class's
+            share = self._share(inputs, num_items_in_batch, loss)
             step = self._step(inputs, outputs, share)
-            loss = self.strategy.loss(loss * share, step) * self.accelerator.num_processes  # DDP takes the mean
+            weight = 1.0 if own is not None or not self.loss_is_scaled_for_ga else share
+            loss = self.strategy.loss(items.weighed(loss, weight), step)
+            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+                loss = loss * self.accelerator.num_processes  # DDP takes the mean
         return (loss, outputs) if return_outputs else loss
+
+    def _share(self, inputs: dict[str, Any], num_items: torch.Tensor | int | None, loss: torch.Tensor) -> torch.Tensor:
+        """What part of the update's items this micro-batch holds; where none are counted, one of its micro-batches."""
+        count = items.count(inputs, self._loss_shifts_labels)
+        if num_items is None or count is None:
+            return torch.tensor(1 / self.current_gradient_accumulation_steps, device=loss.device)
+        return count.to(loss.device) / torch.as_tensor(num_items, device=loss.device).clamp(min=1)
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        counted = [items.marked(batch, self._loss_shifts_labels) for batch in batch_samples]
+        if None in counted:
+            return None
+        accepts, self.model_accepts_loss_kwargs = self.model_accepts_loss_kwargs, True  # so that it counts
+        try:
+            return super()._get_num_items_in_batch(counted, device)
+        finally:
+            self.model_accepts_loss_kwargs = accepts
 
     def _step(self, inputs: dict[str, Any], outputs: Any, share: torch.Tensor) -> Step:
         if self.beside is None:
@@ -170,6 +219,8 @@ class Trainer(RowReader):
         self._stage = None
         if self.beside is not None:
             self.beside.attach(self.model)
+        if self.model_init is None:
+            self.groups = rate_groups(self.model, self.anatomy, self.strategy)  # as the user holds it fixed now
         try:
             with watched():
                 return super().train(*args, **kwargs)
@@ -179,23 +230,52 @@ class Trainer(RowReader):
             if self.cache is not None:
                 self.cache.leave()  # what comes after sees the whole model
 
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        with self.frozen():
+            return super()._inner_training_loop(*args, **kwargs)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """What never trains asks for no gradient, and rests while the model is in training mode; afterwards no more."""
+        trained = {id(p) for group in self.groups for p in group.parameters.values()}
+        held = [p for p in self.model.parameters() if p.requires_grad]
+        for parameter in held:
+            parameter.requires_grad_(id(parameter) in trained)
+        hook = self.model.register_forward_pre_hook(self._rest_frozen_modules)
+        try:
+            yield
+        finally:
+            hook.remove()
+            for parameter in held:
+                parameter.requires_grad_(True)
+
     # --- what trains, and how fast ---------------------------------------------------------------------------------
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
-            target: Any = self.model if model is None else model
-            cls, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, target)
-            own_groups = {"params", "model", "optimizer_dict"} & set(settings)
-            if is_optimizer_factory(cls) or own_groups:
-                if any(group.signature != self.groups[0].signature for group in self.groups):
-                    raise UserError(f"--optim {self.args.optim} has one rate for all layers. Use adamw_torch.")
-                return super().create_optimizer(model)
-            follow(self.groups, target)
-            decayed = set(self.get_decay_parameter_names(target))
-            made = optimizer_groups(self.groups, self.args.learning_rate, self.args.weight_decay, decayed)
-            self.optimizer_cls_and_kwargs = (cls, {**settings, "params": made})
-            super().create_optimizer(model)
-        return self.optimizer
+        one_rate = all(group.signature == self.groups[0].signature for group in self.groups)
+        if self.optimizer is not None:
+            if not one_rate and not self._rates:
+                raise UserError("An optimizer of your own has its own rates. Pass its class: optimizer_cls_and_kwargs.")
+            return self.optimizer
+        target: Any = self.model if model is None else model
+        asked = self.optimizer_cls_and_kwargs
+        cls, settings = asked or self.get_optimizer_cls_and_kwargs(self.args, target)
+        own_groups = {"params", "model", "optimizer_dict"} & set(settings)
+        if is_optimizer_factory(cls) or own_groups:
+            if not one_rate:
+                raise UserError(f"--optim {self.args.optim} has one rate for all layers. Use adamw_torch.")
+            return super().create_optimizer(model)
+        follow(self.groups, target)
+        decayed = set(self.get_decay_parameter_names(target))
+        lr = settings.get("lr", self.args.learning_rate)
+        made = optimizer_groups(self.groups, lr, self.args.weight_decay, decayed)
+        self.optimizer_cls_and_kwargs = (cls, {**settings, "params": made})
+        try:
+            made_by_base = super().create_optimizer(model)
+        finally:
+            self.optimizer_cls_and_kwargs = asked
+        self._rates = [group.pop("rate_group") for group in made_by_base.param_groups]  # kept out of checkpoints
+        return made_by_base
 
     def _prepare_for_training(self, *args: Any) -> Any:
         prepared = super()._prepare_for_training(*args)
@@ -205,11 +285,8 @@ class Trainer(RowReader):
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.lr_scheduler is None:
             base = super().create_scheduler(num_training_steps, optimizer)
-            made = base.optimizer.param_groups
-            if all("rate_group" in group for group in made):
-                self.lr_scheduler = scheduled(base, self.strategy, made, num_training_steps)
-            for group in made:
-                group.pop("rate_group", None)  # must not enter the optimizer's checkpoint
+            if self._rates:
+                self.lr_scheduler = scheduled(base, self.strategy, self._rates, num_training_steps)
         return self.lr_scheduler
 
     def _enter_stage(self) -> None:
@@ -289,12 +366,3 @@ class Trainer(RowReader):
         on = [group for group, trains in zip(self.groups, stage, strict=True) if trains]
         places = [self.anatomy.place(name) for group in on for name in group.parameters]
         return max((place.top - place.depth) / place.top for place in places)
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        loss = logs.get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise UserError(
-                f"The training loss became {loss} at step {self.state.global_step}. Lower --learning_rate "
-                f"(it is {self.args.learning_rate:g}), or look for infinite values in the data."
-            )
-        super().log(logs, *args, **kwargs)

@@ -5,6 +5,7 @@ Knows checkpoints, signals and how processes agree to stop; no strategy, no rows
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import time
@@ -17,6 +18,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import nested_gather
+from transformers.trainer_utils import get_last_checkpoint
 
 from hftl.errors import explained
 from hftl.models.wrapped import bare
@@ -28,7 +30,13 @@ RUNNING = "running.json"
 
 
 class ResumableTrainer(transformers.Trainer):
-    """`transformers.Trainer` that a kill, a signal or a full disk costs at most the steps since the last checkpoint."""
+    """`transformers.Trainer` that a kill, a signal or a full disk costs at most the steps since the last checkpoint.
+
+    Attributes:
+        keeps_arguments: whether a checkpoint holds training_args.bin, a pickle that nothing reads, as the base class's.
+    """
+
+    keeps_arguments = True
 
     def __init__(self, **others: Any) -> None:
         super().__init__(**others)
@@ -36,17 +44,30 @@ class ResumableTrainer(transformers.Trainer):
         self._missing: list[str] = []
         self._resumed: str | None = None
         self._spent, self._since = 0.0, time.monotonic()
-        self.add_callback(_Stopping(self))
+        self._stopping = _Stopping(self)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *others: Any, **more: Any) -> Any:
-        self._resumed = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        if resume_from_checkpoint is True:  # None where there is none, which the base class refuses
+            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
+        self._resumed = str(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str | Path) else None
         # the base class would count by clock time which checkpoint is the last, and delete it before the run has ended
-        self._limit, self.args.save_total_limit = self.args.save_total_limit, None
+        given, self._limit = self.args, self.args.save_total_limit
+        self.args = copy.copy(given)
+        self.args.save_total_limit = None
+        added = self._while_training()
+        for callback in added:
+            self.add_callback(callback)
         try:
             with REQUEST.patient():
                 return super().train(resume_from_checkpoint, *others, **more)
         finally:
-            self.args.save_total_limit = self._limit
+            self.args = given
+            for callback in added:
+                self.remove_callback(callback)
+
+    def _while_training(self) -> list[TrainerCallback]:
+        """Callbacks of ours, which nobody finds among the user's outside of a training."""
+        return [self._stopping]
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
@@ -60,7 +81,8 @@ class ResumableTrainer(transformers.Trainer):
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 (folder / RUNNING).write_text(json.dumps(self._running(losses)), "utf-8")
-                (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nothing reads
+                if not self.keeps_arguments:
+                    (folder / "training_args.bin").unlink(missing_ok=True)
             self.accelerator.wait_for_everyone()  # everyone's random state is there
             if self.args.should_save:
                 manifest.seal(folder)
@@ -136,7 +158,8 @@ class ResumableTrainer(transformers.Trainer):
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{best}"
             self.state.best_model_checkpoint = str(folder) if folder.is_dir() else None
         # a run that had ended, early or not, has no step left; the base class would make one more
-        return (epochs, 0) if self.control.should_training_stop else (trained, inside)
+        ended = self.args.restore_callback_states_from_checkpoint and self.control.should_training_stop
+        return (epochs, 0) if ended else (trained, inside)
 
     def _take_up(self, told: dict[str, Any]) -> None:
         """Go on from what `_running` gave."""
