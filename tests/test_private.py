@@ -11,10 +11,10 @@ import peft
 import pytest
 import transformers
 from accelerate import Accelerator
-from accelerate.state import DistributedType, PartialState
+from accelerate.state import AcceleratorState, DistributedType, PartialState
 from torch import nn
 
-from hftl.models import wrapped
+from hftl.models import fresh, wrapped
 
 METHODS = {
     "_save_checkpoint": ("model trial", "train/resume/resuming.py"),
@@ -31,11 +31,11 @@ METHODS = {
     "_finalize_training": ("trial num_train_samples start_time", "train/resume/resuming.py"),
     "_save": ("output_dir state_dict", "train/several.py"),
     "_save_optimizer_and_scheduler": ("output_dir", "train/trainer.py"),
-    "_clip_grad_norm": ("model", "train/trainer.py"),
-    "_prepare_for_training": ("max_steps train_dataloader resume_from_checkpoint", "train/trainer.py"),
+    "_clip_grad_norm": ("model", "train/rated.py"),
+    "_prepare_for_training": ("max_steps train_dataloader resume_from_checkpoint", "train/rated.py"),
     "_get_train_sampler": ("train_dataset", "train/reading.py"),
     "_get_eval_sampler": ("eval_dataset", "train/reading.py"),
-    "_get_num_items_in_batch": ("batch_samples device", "train/several.py"),
+    "_get_num_items_in_batch": ("batch_samples device", "train/trainer.py, train/several.py"),
 }
 """Methods of transformers.Trainer that are overridden or called -> their parameters, and where in hftl/."""
 
@@ -83,7 +83,15 @@ def test_what_accelerate_is_told_of_its_processes_holds_for_the_state_that_it_go
         state.distributed_type = kept
 
 
+def test_from_pretrained_marks_the_parameters_that_it_loads(tiny_bert) -> None:
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tiny_bert)
+    assert set(fresh.came_fresh(model)) == {
+        *("bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias")
+    }, "see hftl/models/fresh.py"
+
+
 def test_accelerate_puts_the_forward_of_a_model_that_it_wraps_aside_under_this_name() -> None:
+    AcceleratorState._reset_state()  # another test of this process may have chosen another precision
     model: Any = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(nn.Linear(2, 2))
     assert model._original_forward.__func__ is nn.Linear.forward, "see hftl/models/cut.py"
 

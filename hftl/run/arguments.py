@@ -36,6 +36,17 @@ OURS = {
     "debug": "its underflow_overflow stops at the first attention mask, which is no number; leave it out",
 }
 """TrainingArguments that a recipe sets itself -> what to do instead."""
+FIXED = {
+    "remove_unused_columns": False,
+    "label_names": ["labels"],
+    "batch_eval_metrics": True,
+    "logging_nan_inf_filter": False,  # it would log the last finite loss, and `Finite` see nothing
+    "length_column_name": "length",
+    "restore_callback_states_from_checkpoint": True,
+    "save_strategy": "no",
+    "include_for_metrics": [],
+}
+"""What these are for every recipe."""
 PUSHED = ("push_to_hub", "hub_model_id", "hub_revision")
 """What `hftl.results.publish` reads; the base Trainer would push checkpoints while it trains."""
 
@@ -74,17 +85,8 @@ def training_arguments(recipe: RecipeSettings, strategy: Strategy, checkpoints: 
             **own
             | {"learning_rate": 5e-5 if rate is None else rate}
             | chosen
-            | {
-                "output_dir": str(checkpoints),
-                "remove_unused_columns": False,
-                "label_names": ["labels"],
-                "batch_eval_metrics": True,
-                "logging_nan_inf_filter": False,  # it would log the last finite loss, and `Finite` see nothing
-                "length_column_name": "length",
-                "restore_callback_states_from_checkpoint": True,
-                "save_strategy": "no",
-                "include_for_metrics": [],
-            }
+            | FIXED
+            | {"output_dir": str(checkpoints)}
         )
     except (ValueError, TypeError, FileNotFoundError) as failure:
         reason = " ".join(str(failure).split()).replace(" use_cpu", " --use_cpu")

@@ -41,6 +41,9 @@ class Strategy:
     guesses: ClassVar[bool] = False
     """Whether `loss` reads the model's class probabilities: then the labels must be one class a row or pixel."""
 
+    keeps_fresh: ClassVar[bool] = False
+    """Whether `prepare` trains and keeps the fresh modules beside what it adds."""
+
     steps: ClassVar[bool] = True
     """Whether it trains by steps. Where not, `fit` gives the head, and the Trainer is not entered."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.errors import UserError, suggest
 from hftl.models.wrapped import adapted, set_aside, trained_copy
@@ -217,6 +217,8 @@ class LoRA(Strategy):
     module names or their endings; without them, all linear layers and convolutions of the blocks.
     """
 
+    keeps_fresh: ClassVar[bool] = True
+
     r: int = 8
     alpha: float = 16
     dropout: float = 0.0
@@ -253,6 +255,8 @@ class DoRA(LoRA):
 @dataclass(frozen=True)
 class _Method(Strategy):
     """A method of PEFT by its `PeftType` name, with options of its config that are known to be there."""
+
+    keeps_fresh: ClassVar[bool] = True
 
     method: str
     options: tuple[tuple[str, Any], ...]

@@ -94,15 +94,13 @@ def _refuse_clash(strategy: Strategy, anatomy: Anatomy, trained: list[str], mode
 
 def refuse_unknown(strategy: Strategy, anatomy: Anatomy, model: nn.Module) -> None:
     """Raise `UserError` where a strategy treats fresh parameters apart and nobody has said which they are."""
-    if strategy.random_start:
-        return
-    for name, _ in model.named_parameters():
-        place = anatomy.place(name)
-        if any(strategy.rate(place, at) != strategy.rate(place.as_fresh(), at) for at in (0.0, 1.0)):
-            names = " | ".join(type(part).__name__ for part in strategy.parts)
+    places = [anatomy.place(name) for name, _ in model.named_parameters()]
+    for part in strategy.parts:
+        apart = any(part.rate(p, at) != part.rate(p.as_fresh(), at) for p in places for at in (0.0, 1.0))
+        if apart or part.keeps_fresh:
             raise UserError(
-                f"{names} trains what the checkpoint did not supply, and this model was not made by from_pretrained, "
-                "which says so. Pass fresh=[names of parameters], or fresh=[] where the checkpoint supplied all."
+                f"{type(part).__name__} trains what the checkpoint did not supply, and this model was not made by "
+                "from_pretrained, which says so. Pass fresh=[names of parameters], or fresh=[] where nothing is fresh."
             )
 
 
