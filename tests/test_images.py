@@ -204,7 +204,7 @@ def test_folders_that_are_named_after_splits_are_given_splits(train: str, tmp_pa
     splits = load(tmp_path, IMAGES)
     assert splits.labels.names == ["blue", "red"]
     assert len(splits.test) == 4
-    assert "1 (1 image(s) outside the folders of splits and classes)" in said(splits, "files")
+    assert "1 (1 image(s) outside splits, classes or metadata)" in said(splits, "files")
 
 
 @pytest.mark.parametrize("source", [".", "metadata.csv"])
@@ -239,6 +239,20 @@ def test_a_class_may_be_called_train_and_a_folder_may_hold_the_data_alone(tmp_pa
     assert any("holds one folder, photos" in note for note in splits.notes)
 
 
+def test_folders_that_all_classes_have_are_named_as_what_was_not_read_as_classes(tmp_path: Path) -> None:
+    for name in ("art", "photo"):
+        classes(tmp_path / name, 3, ("cat", "dog"))
+    assert said(load(tmp_path, IMAGES), "files") == (
+        "the classes are art, photo, and not cat, dog, which are folders in each of them"
+    )
+
+
+def test_file_names_of_a_table_may_have_the_separators_of_windows(tmp_path: Path) -> None:
+    rows = [f"photos\\{put(tmp_path / 'photos' / f'{i}.png').name},{'ab'[i % 2]}" for i in range(8)]
+    (tmp_path / "a.csv").write_text("\n".join(["image,label", *rows]))
+    assert sum(sizes(load(tmp_path / "a.csv", IMAGES))) == 8
+
+
 def test_what_lies_in_a_folder_and_is_not_used_is_said_and_what_is_hidden_never_used(tmp_path: Path) -> None:
     """V9."""
     folder = classes(tmp_path / "data")
@@ -258,7 +272,7 @@ def test_what_lies_in_a_folder_and_is_not_used_is_said_and_what_is_hidden_never_
     assert splits.labels.names == ["blue", "red"]
     assert sum(sizes(splits)) == 12 + 3
     assert said(splits, "files") == (
-        "no image can be read in wasps, so there is no such class | "
+        "folders in which no image can be read: wasps | "
         "files that were not read: 10 (9 image(s) beside the folders of classes, 1 .heic)"
     )
 

@@ -189,7 +189,7 @@ def _folder(folder: Path, name: str) -> Opened:
         opened = Opened(name, {split: _split_folder(path, split) for split, path in inside.items()})
         there = (path for path in sorted(folder.iterdir()) if not hidden(path.name))
         lying = (files_under(path.resolve()) if path.is_dir() else [path] for path in there)  # a split may be a link
-        return _said(opened, itertools.chain.from_iterable(lying), "image(s) outside the folders of splits and classes")
+        return _said(opened, itertools.chain.from_iterable(lying), "image(s) outside splits, classes or metadata")
     sole = None if files else sole_folder(folder)
     if sole:
         opened = _folder(sole, name)

@@ -117,24 +117,30 @@ def left_out(splits: list[tuple[datasets.Dataset, Path]], files: Iterable[Path],
     said = []
     for rows, root in splits:
         if "file_name" in rows.column_names:
-            used.update(os.path.normpath(root / name) for name in rows["file_name"][:] if name)
+            used.update(str(root / _normal(root, name)) for name in rows["file_name"][:] if name)
         elif rows.features.get("image") == IMAGE:
             for table in rows.select_columns(["image"]).with_format("arrow").iter(10_000):
                 used.update(table["image"].combine_chunks().field("path").to_pylist())
-            said += _empty_folders(root)
+            said += _of_classes(root)
         else:
             return []  # tables, whose columns are not known yet
     return said + unread(files, used, images)
 
 
-def _empty_folders(folder: Path) -> list[str]:
-    """A sentence on the folders beside those of classes that hold no image that is read."""
-    with_images = class_folders(folder)
-    empty = [path.name for path in folders_in(folder) if path not in with_images]
-    if not empty:
-        return []
-    names = ", ".join(empty[:5]) + (" ..." if len(empty) > 5 else "")
-    return [f"no image can be read in {names}, so there is no such class"]
+def _of_classes(folder: Path) -> list[str]:
+    """Sentences on folders beside those of classes, and on folders below classes that may be meant."""
+    classes = class_folders(folder)
+    empty = [path.name for path in folders_in(folder) if path not in classes]
+    said = [f"folders in which no image can be read: {_some(empty)}"] if empty else []
+    below = set.intersection(*({path.name for path in class_folders(one)} for one in classes)) if classes[1:] else set()
+    if below and not all(split_of(name) for name in below):
+        classes_are = f"the classes are {_some([path.name for path in classes])}"
+        said.append(f"{classes_are}, and not {_some(sorted(below))}, which are folders in each of them")
+    return said
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def unread(files: Iterable[Path], used: Container[str], images: str) -> list[str]:
@@ -253,12 +259,18 @@ def _join(column: datasets.Dataset, role: str, root: Path) -> datasets.Dataset:
 
 
 def _inside(root: Path, name: str) -> Path:
-    path = os.path.normpath(name)
+    path = _normal(root, name)
     if os.path.isabs(path) or path.startswith("..") or "\0" in path:
         raise UserError(
             f"Expected image names relative to {root.name} and inside it; a row names {name!r}. Correct it."
         )
     return root / path
+
+
+def _normal(root: Path, name: str) -> str:
+    """A file's name in a table, which may come from Windows."""
+    foreign = "\\" in name and not os.path.exists(root / name)
+    return os.path.normpath(name.replace("\\", "/") if foreign else name)
 
 
 def _from_names(batch: dict[str, list[Any]], role: str, root: str, stamps: str) -> dict[str, list[Any]]:
