@@ -20,7 +20,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from hftl import Recipe, load, testing
 from hftl.cli import main as cli
-from hftl.cli.commands import FLAGS
+from hftl.cli.commands import FLAGS, run
 from hftl.errors import UserError
 from hftl.results.report.card import markdown
 from hftl.results.report.report import Report
@@ -222,8 +222,18 @@ def test_the_readme_task_is_short_trains_by_its_own_script_and_is_loaded_where_i
     assert report["test"]["pearson"]["value"] > 0.9
     with (counted / "predicted.csv").open(encoding="utf-8") as file:
         assert all(float(row["prediction"]) > 0 for row in csv.DictReader(file))
-    with pytest.raises(UserError, match=r"'count-regression', which hftl does not have\. Import the module"):
+    refusal = r"'count-regression', which hftl does not have\. Import the module"
+    with pytest.raises(UserError, match=refusal):
         load(counted / "runs" / "counts")
+    words = [str(counted / "runs" / "counts"), *f"--data {counted}/upvotes.csv --output {counted}/p.csv".split()]
+    with pytest.raises(UserError, match=refusal):
+        run("predict", words)
+
+
+def test_a_task_of_a_script_that_runs_is_sent_to_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TextClassification, "__module__", "__main__")
+    with pytest.raises(UserError, match="Save it as a module"):
+        testing.check_task({"task": TextClassification.name})
 
 
 LAWS = """

@@ -122,7 +122,7 @@ class _Loading:
         labels, reading, found = Labels(word or "", []), None, dict[str, Any]()
         if "label" in self.roles:
             word, reading, found = self._read_labels(word)
-            labels = Labels(word, list(reading.names), list(reading.values))
+            labels = Labels(word, list(reading.names), list(reading.values), reading.amount)
         for split in self.raw:
             self._find_columns(split)
         splits = {split: self._split(split, reading, found.get(split)) for split in self.raw}

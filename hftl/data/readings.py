@@ -128,6 +128,7 @@ class Amount(Reading):
     """A number a row: float32. Floats are read so, and texts that spell numbers, as all of a csv does."""
 
     dtype: ClassVar[str] = "float32"
+    amount: ClassVar[bool] = True
 
     def fits(self, train: Survey) -> bool:
         spelt = train.kind == "string" and train.decimal and train.not_number is None

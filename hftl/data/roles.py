@@ -50,6 +50,8 @@ class Reading:
     """Of masks: the pixel value of each class, which `settle` finds."""
 
     dtype: ClassVar[str] = "int64"
+    amount: ClassVar[bool] = False
+    """Whether a label is one number, and no class."""
     listed: ClassVar[bool] = False
     """Whether an encoded label is a list of `dtype`."""
     splits_texts: ClassVar[bool] = False

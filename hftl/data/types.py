@@ -75,6 +75,8 @@ class Labels:
     names: list[str]
     values: list[int] = field(default_factory=list)
     """Of masks: the pixel value of each class."""
+    amount: bool = False
+    """Whether a label is one number, and no class."""
 
 
 @dataclass

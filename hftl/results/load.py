@@ -156,7 +156,7 @@ def task_of(name: str, config: dict[str, Any], wrote: str | None = None) -> Task
     if wrote and wrote not in known:
         raise UserError(
             f"{name} holds a model of the task {wrote!r}, which hftl does not have. Import the module that defines it, "
-            "then call hftl.load."
+            "then call hftl.load: hftl's own commands know its own tasks alone."
         )
     for task in sorted(known.values(), key=lambda task: task.name != wrote):
         if task.reads(config):

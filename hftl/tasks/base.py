@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hftl.data.readings import Amount
 from hftl.data.roles import Role
 from hftl.data.types import Check, Labels, Splits
 from hftl.errors import UserError
@@ -103,9 +102,11 @@ class Task:
     def labels_of(self, config: dict[str, Any]) -> Labels:
         """The labels that a saved config names."""
         reads = self.roles["label"].reads
-        word = next((word for word in reads if word == config.get("problem_type")), next(iter(reads)))
-        if isinstance(reads[word], Amount):
-            return Labels(word, [])
+        kind = str(config.get("problem_type"))
+        same = [word for word, one in reads.items() if one.amount == (kind == "regression")]
+        word = kind if kind in reads else [*same, *reads][0]
+        if reads[word].amount:
+            return Labels(word, [], amount=True)
         id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
         names = config.get("label_names") or [id2label[key] for key in sorted(id2label, key=int)]
         return Labels(word, list(names))

@@ -82,7 +82,7 @@ def load_config(source: Source, labels: Labels | None = None) -> Any:
 
 def label_settings(labels: Labels) -> dict[str, Any]:
     """The part of a transformers config that says what is predicted; nothing where there are no labels."""
-    if labels.read_as == REGRESSION:
+    if labels.amount:
         return {"num_labels": 1, "problem_type": REGRESSION}
     if not labels.names:
         return {}
