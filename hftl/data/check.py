@@ -101,7 +101,9 @@ def _disagreement(train: Split) -> list[Check]:
     labels: dict[int, set[bytes]] = {}
     rows = np.flatnonzero(sizes[group] > 1)
     held = train.values
-    cells = train.data.select_columns("label").select(rows)["label"] if held is None else (held[[row]] for row in rows)
+    cells = (
+        train.data.select_columns("label").select(rows)["label"][:] if held is None else (held[[row]] for row in rows)
+    )
     for row, cell in zip(rows.tolist(), cells, strict=True):
         labels.setdefault(int(group[row]), set()).add(train.reading.digest(np.asarray(cell)))
     odd = [row for row in rows.tolist() if len(labels[int(group[row])]) > 1]
