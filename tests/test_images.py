@@ -385,6 +385,12 @@ def test_prediction_reads_the_images_of_a_folder_and_not_its_masks(tmp_path: Pat
     assert [Path(cell["path"]).parent.name for cell in rows["image"]] == ["images"] * 8
 
 
+def test_a_folder_may_hold_the_folder_of_masks_alone_and_classes_are_no_masks(tmp_path: Path) -> None:
+    assert sum(sizes(masks(pairs(tmp_path / "outer" / "inner", (0, 1)).parent))) == 8
+    with pytest.raises(UserError, match="the name of a class, where each image needs a mask"):
+        masks(classes(tmp_path / "classes"))
+
+
 def test_a_mask_of_several_pages_is_refused(tmp_path: Path) -> None:
     pages = [Image.fromarray(noise(8, 8)) for _ in range(2)]
     pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])

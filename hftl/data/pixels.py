@@ -63,7 +63,7 @@ def paired_folders(source: object) -> Opened | None:
         splits = {name: (pair[0] / name, pair[1] / name) for name in names}
         found = splits if "train" in map(split_of, splits) else {"train": pair}
     if not found:
-        return None
+        return paired_folders(*inner.values()) if len(inner) == 1 else None  # as archives unpack: camvid/camvid/images
     made = {name: _paired(*both) for name, both in found.items()}
     opened = open_source({name: rows for name, (rows, _) in made.items()})
     for split, raw in opened.splits.items():
@@ -170,6 +170,8 @@ def _scan(batch: dict[str, list[Any]], roots: list[str] | None, version: int) ->
                 made.update(repr(pixels.shape).encode() + pixels.tobytes())
                 if not why:
                     count += np.bincount(pixels.ravel(), minlength=256).astype(np.int32)
+            except IsADirectoryError:
+                why = "the name of a class, where each image needs a mask: lay them out as images/ and masks/"
             except UNREADABLE as failure:
                 why = f"{name} that cannot be read as numbers of classes ({failure})"
         digest.append(made.digest())
