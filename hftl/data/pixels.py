@@ -58,6 +58,8 @@ def paired_folders(source: object) -> Opened | None:
     inner = {path.name: path for path in folders_in(root)}
     if pair is None:
         found = {name: both for name, path in inner.items() if (both := _pair(path))}
+        if len(found) == 1 and not split_of(*found):
+            found = {"train": found.popitem()[1]}
     else:
         names = [path.name for path in folders_in(pair[0]) if split_of(path.name) and (pair[1] / path.name).is_dir()]
         splits = {name: (pair[0] / name, pair[1] / name) for name in names}
