@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 
 from hftl.cli import main as cli
@@ -227,6 +228,7 @@ def test_a_lone_process_of_accelerate_takes_every_core(world, loaded, left, monk
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     if world:
         monkeypatch.setenv("WORLD_SIZE", world)
+    monkeypatch.setattr(psutil.Process, "environ", lambda self: {})
     monkeypatch.setitem(sys.modules, "torch", sys) if loaded else monkeypatch.delitem(sys.modules, "torch", False)
     cli.take_the_cores()
     assert os.environ.get("OMP_NUM_THREADS") == left
@@ -352,3 +354,25 @@ def test_strategies_are_listed_with_signature_and_first_line(capsys: pytest.Capt
     assert "LayerDecay(decay=0.75)" in shown
     assert "Every weight trains at the same rate." in shown
     assert "LayerDecay(decay=0.75)\n\n  Each block" in page(capsys, "--help", "LayerDecay")
+
+
+def test_a_number_of_threads_that_the_user_gave_stays(monkeypatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delitem(sys.modules, "torch", False)
+    monkeypatch.setattr(psutil.Process, "environ", lambda self: {"OMP_NUM_THREADS": "1"})
+    cli.take_the_cores()
+    assert os.environ.get("OMP_NUM_THREADS") == "1"
+
+
+@pytest.mark.parametrize(
+    ("words", "rate"),
+    [
+        ([], 1e-3),
+        (["--strategy", "LinearProbe"], None),
+        (["--strategy", "LayerDecay(0.9)"], 1e-3),
+        (["--strategy", "LinearProbe", "--learning_rate", "2e-3"], 2e-3),
+    ],
+)
+def test_the_rate_of_a_recipe_is_for_its_own_strategy(words, rate) -> None:
+    assert cli.merge(Recipe(task="image-classification", learning_rate=1e-3), words).learning_rate == rate

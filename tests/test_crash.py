@@ -312,3 +312,11 @@ def test_a_clock_that_jumps_changes_seconds_only(text, whole, tmp_path, monkeypa
     monkeypatch.setattr(time, "time", lambda: plain() + rng.choice((-86400.0, 0.0, 86400.0)))
     Recipe(**text, output_dir=str(tmp_path / "o")).run()
     same(whole, tmp_path / "o")
+
+
+def test_two_runs_do_not_write_to_one_folder(on_text, tmp_path) -> None:
+    folder = tmp_path / "run"
+    with OutputFolder(folder).locked(), pytest.raises(UserError, match=r"Another run writes to .*run at this moment"):
+        Recipe(**on_text, output_dir=str(folder)).run()
+    with OutputFolder(folder).locked():
+        assert not folder.exists(), "what was refused leaves nothing"

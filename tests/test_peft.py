@@ -8,8 +8,11 @@ import pytest
 import torch
 from families import FAMILIES, adaptable, batch
 from peft import PeftModel
+from PIL import Image
 from torch import nn
 
+import hftl
+from hftl import Recipe, main
 from hftl.errors import UserError
 from hftl.models.anatomy import Anatomy, anatomy
 from hftl.settings.spec import build, spell
@@ -315,3 +318,20 @@ def test_what_peft_refuses_is_said_in_one_sentence(strategy: Strategy, sentence:
     with pytest.raises(UserError, match=sentence) as refusal:
         strategy.prepare(model, anatomy(model, head(model)))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("strategy", ["LoRA(r=16)", "DoRA(r=4)"])
+def test_the_command_that_a_run_on_the_bundled_network_offers_next_works(strategy, tmp_path):
+    """Its last blocks have dilated convolutions, whose dilation peft's adapters do not take."""
+    words = ["--strategy", strategy, "--max_steps", "2", "--eval_strategy", "no", "--output_dir", str(tmp_path / "run")]
+    main(Recipe(task="image-classification", model="hftl:glyphs", data="hftl:digits"), words)
+    assert len(hftl.load(tmp_path / "run")(Image.new("L", (8, 8)))["scores"]) == 10
+    with pytest.raises(UserError, match="dilation of 2"):
+        Recipe(
+            task="image-classification",
+            model="hftl:glyphs",
+            data="hftl:digits",
+            strategy="LoRA(r=4, targets=('conv2',))",
+            output_dir=str(tmp_path / "aimed"),
+        ).prepare()

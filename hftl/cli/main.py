@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import psutil
+
 from hftl.cli import commands
 from hftl.cli import help as pages
 from hftl.cli.failures import say_errors
@@ -64,8 +66,16 @@ def _left_in(folder: str) -> Left:
 def take_the_cores() -> None:
     """Undo the one thread that `accelerate launch` gives a lone process without a GPU; done before torch is loaded."""
     lone = "ACCELERATE_USE_CPU" in os.environ and os.environ.get("WORLD_SIZE", "1") == "1"
-    if lone and os.environ.get("OMP_NUM_THREADS") == "1" and "torch" not in sys.modules:
+    if lone and os.environ.get("OMP_NUM_THREADS") == "1" and "torch" not in sys.modules and not _launcher_was_told():
         del os.environ["OMP_NUM_THREADS"]
+
+
+def _launcher_was_told() -> bool:
+    """Whether the launcher's own environment has a number of threads: then it is the user's, and stays."""
+    try:
+        return "OMP_NUM_THREADS" in psutil.Process(os.getppid()).environ()
+    except (psutil.Error, OSError):
+        return False
 
 
 Given = TypeVar("Given", bound="Recipe | Study")
@@ -85,9 +95,13 @@ def merge(given: Given, words: Sequence[str]) -> Given:
     known.pop("hub_token")  # Trainer writes it in clear into training_args.bin, which it uploads
     chosen = read_flags(words, known | {"config": pages.CONFIG})
     chosen.pop("config", None)
-    settings: dict[str, Any] = {}
     theirs = {name: getattr(given, name) for name in own_settings(type(given)) if given is not recipe}
-    for layer in (fitting(recipe.settings() | theirs, own), fitting(_checked(filed, known, str(path)), own), chosen):
+    asked = filed | chosen
+    settings: dict[str, Any] = {}
+    base = fitting(recipe.settings() | theirs, own)
+    if "strategy" in asked and strategy_of(asked["strategy"]).lr is not None:
+        base.pop("learning_rate", None)  # a recipe's is for its own strategy; only a rate that the user gave wins
+    for layer in (base, fitting(_checked(filed, known, str(path)), own), chosen):
         if "strategy" in layer and not strategy_of(layer["strategy"]).steps:  # what is below was meant for steps
             settings = {name: value for name, value in settings.items() if not of_steps(name)}
         if layer.get("tasks"):  # what is below was meant for one

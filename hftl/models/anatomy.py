@@ -116,7 +116,8 @@ class Anatomy:
         """Full names of the modules that an adapter can aim at: every linear layer and convolution inside the blocks.
 
         Never a fresh module, nor the output layer. Left out are grouped convolutions, whose groups low-rank factors do
-        not respect, and `nn.MultiheadAttention`'s output projection, whose forward is never called.
+        not respect, dilated ones, whose dilation peft does not, and `nn.MultiheadAttention`'s output projection, whose
+        forward is never called.
         Without a stack of blocks: those in the largest list of modules (ALBERT's one shared block).
         """
         return list(self._targets)
@@ -222,6 +223,10 @@ def _modules(model: nn.Module, tensors: dict[str, _Spot]) -> dict[str, _Spot | N
 
 
 def _adaptable(module: nn.Module) -> bool:
-    """Linear layers (GPT-2's Conv1D is one) and convolutions without groups."""
+    """Linear layers (GPT-2's Conv1D is one) and convolutions without groups or dilation.
+
+    peft's adapters take a convolution's padding and not its dilation (0.21): theirs would be another image's size, here
+    and wherever the folder is loaded.
+    """
     linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-    return linear or (isinstance(module, nn.Conv2d) and module.groups == 1)
+    return linear or (isinstance(module, nn.Conv2d) and module.groups == 1 and set(module.dilation) == {1})

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from hftl.errors import UserError
 from hftl.paths import expanded
 from hftl.results.report.write import write as write_report
 from hftl.settings.recipe_file import written
+from hftl.train.cache.store import folder as cache_folder
 from hftl.train.resume.checkpoints import last_checkpoint
 from hftl.train.resume.stopping import Left
 
@@ -59,6 +64,32 @@ class OutputFolder:
         if (self.path / FINISHED).is_file():
             return Left(f"{self.path} holds a finished run.")
         return Left(f"No checkpoint was written to {self.path} yet: run it again without --resume.")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else writes here meanwhile: the run of another process is refused, and a dead one holds nothing.
+
+        The lock lies in hftl's cache: in the folder it would be one more file of it, and gone with --overwrite.
+
+        Raises:
+            UserError: another run holds it.
+        """
+        if os.environ.get("RANK", "0") != "0":  # of several processes of a run, the first
+            yield
+            return
+        name = hashlib.sha256(str(self.path.absolute().resolve()).encode()).hexdigest()[:32]
+        place = cache_folder() / "locks" / f"{name}.lock"
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            lock: Any = FileLock(place).acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"Another run writes to {self.path} at this moment. Wait for its end, or pass another --output_dir."
+            ) from None
+        except OSError:  # a cache that cannot be written to is said where it is used
+            lock = contextlib.nullcontext()
+        with lock:
+            yield
 
     def claim(self, *, resume: bool, overwrite: bool, dry: bool = False) -> None:
         """Make sure that nothing of an earlier run is lost unasked. Changes nothing: the run may yet fail on its data.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import gc
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,19 +92,21 @@ class Recipe(RecipeSettings):
             from hftl.results.folder import OutputFolder
             from hftl.run import outcome, overall
             from hftl.train import progress
-        try:
-            with progress.quiet():
-                run = self.prepare(clock)
-                if self.show_rates:
-                    if run.first:
-                        print(anatomy.render_rates(run.rates))
-                    return None
-                run.train()
-                report = outcome.measure(run)
-                run.write(report, cell)
-        finally:
-            OutputFolder(self.output_dir).tidy()
-            gc.unfreeze()
+        folder = OutputFolder(self.output_dir)
+        with nullcontext() if self.show_rates else folder.locked():
+            try:
+                with progress.quiet():
+                    run = self.prepare(clock)
+                    if self.show_rates:
+                        if run.first:
+                            print(anatomy.render_rates(run.rates))
+                        return None
+                    run.train()
+                    report = outcome.measure(run)
+                    run.write(report, cell)
+            finally:
+                folder.tidy()
+                gc.unfreeze()
         if run.first and not cell:
             overall.tell(self, report)
         return report

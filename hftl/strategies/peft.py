@@ -178,9 +178,11 @@ def _try(model: nn.Module, method: str) -> None:
     tried = set()
     for layer in model.modules():
         base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else None
-        if not isinstance(base, nn.Linear | nn.Conv2d) or (kind := (type(base), base.weight.shape)) in tried:
+        if not isinstance(base, nn.Linear | nn.Conv2d) or (kind := f"{base} {base.weight.dtype}") in tried:
             continue
-        tried.add(kind)
+        if isinstance(base, nn.Conv2d) and set(base.dilation) != {1}:
+            raise ValueError(f"a dilation of {base.dilation[0]}, which its adapters of convolutions do not take.")
+        tried.add(kind)  # what it says of itself: sizes, stride, padding, dilation
         shape = (1, base.in_features) if isinstance(base, nn.Linear) else (1, base.in_channels, *_smallest_image(base))
         with torch.no_grad():
             layer(torch.zeros(shape, dtype=base.weight.dtype, device=base.weight.device))
