@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import transformers
 
 from hftl.data.types import Labels
 from hftl.errors import UserError, explained
+from hftl.tasks.arrival import arrived, deaf, head_by_name, outer_prefix, refuse_strange
 from hftl.tasks.base import Pretrained, Source, Task
 from hftl.tasks.classification import PROBLEM_TYPES, REGRESSION
 from hftl.tasks.origin import check_shards, pinned, resolve, revision_of
@@ -43,21 +45,38 @@ def load_pretrained(
     revision = pinned(path, source.revision)
     common = {"revision": revision, "trust_remote_code": source.trust_remote_code}
     with explained("load", source.model, auto=auto_class.__name__, what="a model"):
+        known = known_classes(transformers.AutoConfig.from_pretrained(path, **common))
         config = config or transformers.AutoConfig.from_pretrained(path, **common, **label_settings(labels))
         if hasattr(config, "label_names"):  # a timm config keeps the old names beside id2label, and saves these
             config.label_names = labels.names
-        model, info = auto_class.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=None if source.allow_pickle else True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
+        how: dict[str, Any] = {
+            "dtype": torch.float32,
+            "use_safetensors": None if source.allow_pickle else True,
             **common,
-        )
-    fresh = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
-    names = {name for name, _ in model.named_parameters()}
-    return Pretrained(model, task.processor(source, model), fresh & names, revision_of(path, revision))
+        }
+        how |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        model, info = auto_class.from_pretrained(path, config=config, **how)
+        if len(fresh_of(model, info)) == len(list(model.parameters())) and (
+            prefix := outer_prefix(info["unexpected_keys"], "timm_model.")
+        ):
+            how["key_mapping"] = {f"^{re.escape(prefix)}": ""}
+            model, info = auto_class.from_pretrained(path, config=config, **how)
+    fresh, left_over = fresh_of(model, info), info["unexpected_keys"]
+    refuse_strange(model, fresh, left_over, source.model)
+    fresh, about_head = head_by_name(model, fresh, known, labels, auto_class)
+    checks = [arrived(model, fresh, left_over), *about_head, *deaf(model)]
+    return Pretrained(model, task.processor(source, model), fresh, revision_of(path, revision), checks)
+
+
+def fresh_of(model: Any, info: dict[str, Any]) -> set[str]:
+    """The parameters that a checkpoint has not supplied, or in another size."""
+    missing = set(info["missing_keys"]) | {key[0] for key in info["mismatched_keys"]}
+    return missing & {name for name, _ in model.named_parameters()}
+
+
+def known_classes(config: Any) -> list[str]:
+    """The names of a checkpoint's classes, in order."""
+    return list(getattr(config, "label_names", None) or [config.id2label[key] for key in sorted(config.id2label)])
 
 
 def load_processor(auto: str, source: Source, **options: Any) -> Any:

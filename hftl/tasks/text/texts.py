@@ -100,9 +100,15 @@ class Texts(Batched):
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
         made = super().build(source, labels)
-        config: Any = made.model.config
-        if getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = made.processor.pad_token_id
+        model: Any = made.model
+        model.config.pad_token_id = made.processor.pad_token_id  # what pads is the tokenizer's to say
+        table = model.get_input_embeddings()
+        ids = max(made.processor.get_vocab().values(), default=0)
+        if table is not None and ids >= table.weight.shape[0]:
+            raise UserError(
+                f"The tokenizer of {source.model} has ids up to {ids}, and the model's embedding table ends at "
+                f"{table.weight.shape[0] - 1}. Resize the model (resize_token_embeddings) and save it again."
+            )
         return made
 
     def settle(self, splits: Splits) -> None:
