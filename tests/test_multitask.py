@@ -386,7 +386,7 @@ def test_the_mean_over_tasks_selects_the_checkpoint_and_stops_early(tiny_bert, r
     report = Recipe(model=tiny_bert, tasks=tasks, output_dir=str(tmp_path / "o"), **settings).run()
     means = [entry["eval_mean"] for entry in report.history if "eval_mean" in entry]
     assert len(means) < 40
-    assert len(means) == int(np.argmax(means)) + 1 + 2
+    assert len(means) == max(int(np.argmax(means)) + 1 + 2, 21), "what comes before half of the run does not count"
     assert report.valid["mean"].value == pytest.approx(max(means))
     for entry in report.history:
         if "eval_mean" in entry:

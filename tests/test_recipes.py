@@ -173,7 +173,7 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(tiny_bert, reviews_cs
     scores = [entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry]
     assert len(scores) < 30
     best = int(np.argmax(scores))
-    assert len(scores) == best + 1 + 2
+    assert len(scores) == max(best + 1 + 2, 16), "what comes before half of the run does not count"
 
 
 def test_bfloat16_needs_no_gpu(tiny_bert, reviews_csv, tmp_path):

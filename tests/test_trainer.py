@@ -15,7 +15,9 @@ from hftl.errors import UserError
 from hftl.models.anatomy import Place, anatomy
 from hftl.strategies.base import Strategy
 from hftl.strategies.layers import BitFit, Full, GradualUnfreeze, LastLayers, LayerDecay, LinearProbe, ProbeThenTune
+from hftl.train.rates import rate_groups
 from hftl.train.sampling import LengthGrouped
+from hftl.train.selecting import patience_from
 from hftl.train.trainer import Trainer
 
 ROWS = 16
@@ -346,3 +348,47 @@ def test_a_resumed_run_ends_bit_identical(model, tmp_path):
     again = Trainer(copied, args, strategy=LayerDecay(0.7), anatomy=where, train_dataset=texts(), data_collator=collate)
     again.train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-6"))
     assert not changed(whole.model.state_dict(), again.model)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "schedule", "start"),
+    [
+        (Full(), "linear", 0.5),
+        (Full(), "constant", 0.0),
+        (ProbeThenTune(0.3), "constant", 0.3),
+        (GradualUnfreeze(0.8), "cosine", 0.8),
+    ],
+    ids=str,
+)
+def test_patience_counts_from_the_last_stage_and_once_the_rate_has_fallen(model, strategy, schedule, start):
+    fresh = ("classifier.weight", "classifier.bias")
+    groups = rate_groups(copy.deepcopy(model), anatomy(model, fresh), strategy)
+    assert patience_from(groups, schedule) == pytest.approx(start, abs=0.01)
+
+
+def test_of_equal_checkpoints_the_one_with_the_lowest_loss_is_kept(model, tmp_path):
+    """A metric that never moves: the base class keeps the first, here the loss decides."""
+    settings = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "same", "greater_is_better": True}
+    args = arguments(tmp_path, **settings, **best)
+    trainer = Trainer(no_dropout(model), args, collate, texts(), texts(), compute_metrics=lambda found: {"same": 1.0})
+    trainer.breaks_ties = True
+    trainer.train()
+    losses = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
+    assert trainer.state.best_global_step == min(losses, key=losses.__getitem__) == 6
+
+
+def test_what_trained_is_what_had_by_the_checkpoint_that_is_kept(model, tmp_path):
+    strategy = ProbeThenTune(0.5, boost=1.0)
+    trainer = trained(Trainer, model, texts(), tmp_path, strategy, max_steps=4)
+    assert trainer.trained == sum(p.numel() for p in model.parameters())
+    trainer.state.best_global_step = 2
+    assert trainer.trained == sum(p.numel() for p in model.classifier.parameters())
+
+
+def test_dropping_the_last_batch_drops_no_row_that_is_measured(model, tmp_path):
+    args = arguments(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=4, per_device_eval_batch_size=4)
+    trainer = Trainer(no_dropout(model), args, collate, texts(10), texts(10))
+    assert len(trainer.get_train_dataloader()) == 2
+    assert len(trainer.predict(texts(10)).predictions) == 10
+    assert trainer.args.dataloader_drop_last

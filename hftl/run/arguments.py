@@ -15,9 +15,11 @@ from hftl.errors import UserError, suggest
 from hftl.strategies import Strategy
 from hftl.tasks.metrics.criteria import CRITERIA
 from hftl.train import devices, kernels
+from hftl.train.selecting import EarlyStopping, patience_from
 
 if TYPE_CHECKING:
     from hftl.run.settings import RecipeSettings
+    from hftl.train.rated import RatedTrainer
 
 OURS = {
     "hub_always_push": "the finished folder is pushed once, in one commit",
@@ -163,11 +165,12 @@ def _kept_at_evaluations(args: transformers.TrainingArguments) -> transformers.T
     return args
 
 
-def early_stopping(recipe: RecipeSettings, strategy: Strategy) -> list[transformers.TrainerCallback]:
-    """Early stopping, unless the patience is 0 or nothing is evaluated, or the strategy aligns two domains.
+def stop_early(recipe: RecipeSettings, trainer: RatedTrainer) -> None:
+    """Have a run end early, unless the patience is 0 or nothing is evaluated, or the strategy aligns two domains.
 
     Valid is the source's: it no longer rises while the target still gains, and the alignment's schedule has to end.
     """
-    if recipe.early_stopping_patience <= 0 or recipe.training.get("eval_strategy") == "no" or strategy.streams:
-        return []
-    return [transformers.EarlyStoppingCallback(early_stopping_patience=recipe.early_stopping_patience)]
+    patience = recipe.early_stopping_patience
+    if patience > 0 and trainer.args.eval_strategy != "no" and not trainer.strategy.streams:
+        start = patience_from(trainer.groups, transformers.SchedulerType(trainer.args.lr_scheduler_type).value)
+        trainer.add_callback(EarlyStopping(patience, start))

@@ -22,7 +22,7 @@ from hftl.models.anatomy import anatomy, rate_table
 from hftl.results.folder import TEST_ROWS, OutputFolder, unwrap, whole_weights
 from hftl.run import several
 from hftl.run.adaptation import Domains
-from hftl.run.arguments import early_stopping, selection, suit_machine
+from hftl.run.arguments import selection, stop_early, suit_machine
 from hftl.run.look import Look
 from hftl.run.part import Part
 from hftl.run.settings import Adaptation, Together
@@ -106,7 +106,7 @@ class Run:
             self.trainer.add_callback((Lines if self.trainer.args.disable_tqdm else Progress)(headline))
         self.trainer.add_callback(FirstStep(self.clock))
         self.trainer.add_callback(Finite())
-        self.trainer.keeps_arguments = False
+        self.trainer.keeps_arguments, self.trainer.breaks_ties = False, True
         checkpoint = self._checkpoint() if self.recipe.resume else None
         if checkpoint is None and self.trainer.args.should_save:
             self.folder.forget_checkpoints()
@@ -221,8 +221,8 @@ def make_trainer(
         data_collator=collate,
         compute_metrics=scorer,
         preprocess_logits_for_metrics=task.outputs,
-        callbacks=early_stopping(recipe, strategy),
     )
+    stop_early(recipe, trainer)
     if task.whole:
         check_whole(trainer)
     return trainer

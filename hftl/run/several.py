@@ -19,7 +19,7 @@ from hftl.models.shared import MultiTaskModel
 from hftl.models.wrapped import PEFT, of_adapter, out_of_peft, set_aside
 from hftl.paths import expanded
 from hftl.results.folder import CHECKPOINTS, unwrap
-from hftl.run.arguments import early_stopping, selection, suit_machine
+from hftl.run.arguments import selection, stop_early, suit_machine
 from hftl.run.part import Part, source_of
 from hftl.run.settings import RecipeSettings, Together, fitting, foreign, of_each
 from hftl.run.steps import strategy_of
@@ -138,7 +138,7 @@ def make_trainer(
     suit_machine(recipe, args, model, any(part.task.decoded for part in parts.values()))
     scorers = {name: part.scorer for name, part in parts.items()}
     names = [MEAN, *(f"{name}_{scorer.headline}" for name, scorer in scorers.items())]
-    return MultiTaskTrainer(
+    trainer = MultiTaskTrainer(
         model,
         selection(args, names, LOWER_IS_BETTER),
         scorers=scorers,
@@ -151,8 +151,9 @@ def make_trainer(
         eval_dataset={name: part.rows["valid"] for name, part in parts.items()},
         data_collator=Collate({name: part.task.collate(part.pretrained.processor) for name, part in parts.items()}),
         outputs={name: part.task.outputs for name, part in parts.items()},
-        callbacks=early_stopping(recipe, strategy),
     )
+    stop_early(recipe, trainer)
+    return trainer
 
 
 def standalone(trainer: MultiTaskTrainer, name: str, part: Part, adapters: bool) -> tuple[Any, int]:

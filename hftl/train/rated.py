@@ -19,9 +19,10 @@ from hftl.models.anatomy import Anatomy
 from hftl.models.frozen import frozen_modules
 from hftl.models.packing import Packing
 from hftl.strategies.base import Strategy
-from hftl.train.rates import RateGroup, follow, optimizer_groups, scheduled, stage_share
+from hftl.train.rates import POINTS, RateGroup, follow, optimizer_groups, scheduled, stage_share
 from hftl.train.reading import RowReader
 from hftl.train.resume.stopping import REQUEST
+from hftl.train.selecting import breaks_tie
 from hftl.train.streams import PARTNER, Beside
 
 
@@ -30,6 +31,7 @@ class RatedTrainer(RowReader):
 
     Attributes:
         groups: the parameters that train at any time of the run, by rate.
+        breaks_ties: whether of checkpoints that are equal in the metric the one with the lowest loss is the best.
     """
 
     model: Any  # never None here, unlike in the base class
@@ -38,6 +40,7 @@ class RatedTrainer(RowReader):
     strategy: Strategy
     anatomy: Anatomy
     groups: list[RateGroup]
+    breaks_ties = False
     packing: Packing | None
     beside: Beside | None
 
@@ -64,6 +67,16 @@ class RatedTrainer(RowReader):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         with self.frozen():
             return super()._inner_training_loop(*args, **kwargs)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """As the base class does; a run that `breaks_ties` takes of equals the one with the lower loss."""
+        better = super()._determine_best_metric(metrics, trial)
+        if better or not self.breaks_ties or self.args.metric_for_best_model is None:
+            return better
+        if breaks_tie(metrics, self.args.metric_for_best_model, self.state):
+            self.state.best_global_step = self.state.global_step
+            return True
+        return False
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -191,9 +204,12 @@ class RatedTrainer(RowReader):
 
     @property
     def trained(self) -> int:
-        """Numbers of the model that train; a strategy's partner modules are not the model's."""
-        named = [(name, p) for group in self.groups for name, p in group.parameters.items()]
-        return sum(p.numel() for name, p in named if not name.startswith(f"{PARTNER}."))
+        """Numbers of the model that have trained by the step whose weights are kept; without those of a partner."""
+        kept, steps = self.state.best_global_step, self.state.max_steps
+        until = kept / steps if kept and steps > 0 else 1.0
+        seen = sum(at < until for at in POINTS)
+        moved = (group.parameters for group in self.groups if max(group.signature[:seen]) > 0)
+        return sum(p.numel() for part in moved for name, p in part.items() if not name.startswith(f"{PARTNER}."))
 
     def _backward_share(self, stage: tuple[bool, ...]) -> float:
         if not self.anatomy.stack:

@@ -135,6 +135,15 @@ class RowReader(ResumableTrainer):
         """In which order rows are trained on: a sampler of rows, or of whole batches of this process."""
         return training_order(rows, self.args, self.max_tokens, self.longest)
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        """The base class's; what is measured is never dropped, whatever `dataloader_drop_last` spares in training."""
+        drops = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drops and kwargs.get("is_training", False)
+        try:
+            return super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drops
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows: Any = self.train_dataset  # what comes has lost the column of lengths, which no model reads
         if not hasattr(rows, "__len__") or self.args.train_sampling_strategy in ("sequential", "batch_rebalance"):
