@@ -5,14 +5,20 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from scipy import stats
 from sklearn import metrics as sklearn_metrics
 
 from hftl.data.types import Labels
 from hftl.errors import UserError
+from hftl.run.arguments import selection
+from hftl.run.scorer import Scorer
+from hftl.tasks.image.segmentation import ImageSegmentation
 from hftl.tasks.metrics import classification as metrics
 from hftl.tasks.metrics.classification import MultiLabel, Regression, SingleLabel
 from hftl.tasks.metrics.extra import extra_metric
@@ -406,3 +412,44 @@ def test_an_evaluate_metric_that_returns_no_number_is_said(share_of_hits):
 def test_an_evaluate_metric_that_cannot_be_loaded_is_said(tmp_path):
     with pytest.raises(UserError, match="pass the path of a local metric folder"):
         extra_metric(str(tmp_path / "nowhere"), SingleLabel.decided)
+
+
+def test_a_metric_of_the_users_own_chooses_only_where_he_says_which_way_is_better(share_of_hits):
+    scorer = Scorer(SingleLabel(["a", "b"]), [share_of_hits])
+    assert scorer.further({}) == ["hits"]
+    assert scorer.further({"metric_for_best_model": "hits", "greater_is_better": True}) == ["hits"]
+    assert scorer.further({"metric_for_best_model": "accuracy"}) == ["hits"]
+    with pytest.raises(UserError, match="Is more of hits better, or less"):
+        scorer.further({"metric_for_best_model": "eval_hits"})
+
+
+def test_a_metric_that_nobody_measures_is_refused_before_training(share_of_hits, tmp_path):
+    args = transformers.TrainingArguments(
+        str(tmp_path), metric_for_best_model="hit", eval_strategy="epoch", report_to="none"
+    )
+    scorer = Scorer(SingleLabel(["a", "b"]), [share_of_hits])
+    with pytest.raises(UserError, match=r"hit is not measured here; there is loss, accuracy.*Did you mean 'hits'"):
+        selection(args, scorer.names, scorer.lower, scorer.further({}))
+
+
+def test_labels_are_smoothed_under_weights_of_the_classes():
+    labels, train = Labels("single_label_classification", ["a", "b", "c"]), {"label": [0, 0, 0, 1, 2, 2]}
+    logits, wanted = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor(train["label"])
+    found: Any = TextClassification(class_weights="balanced").item_losses(labels, train, 0.1)
+    weights = torch.tensor([6 / 9, 6 / 3, 6 / 6])
+    smooth = torch.nn.functional.one_hot(wanted, 3) * 0.9 + 0.1 / 3
+    torch.testing.assert_close(found(logits, wanted), -(smooth * logits.log_softmax(1)).sum(1) * weights[wanted])
+
+
+@pytest.mark.parametrize(
+    ("task", "read_as"),
+    [
+        (TextClassification(), "regression"),
+        (TextClassification(), "multi_label_classification"),
+        (ImageSegmentation(), "masks"),
+    ],
+)
+def test_what_is_not_one_class_an_item_is_not_smoothed(task, read_as):
+    assert task.item_losses(Labels(read_as, ["a", "b"]), {}) is None
+    with pytest.raises(UserError, match="--label_smoothing_factor is for one class"):
+        task.item_losses(Labels(read_as, ["a", "b"]), {}, 0.1)

@@ -128,7 +128,7 @@ def selection(
     args: transformers.TrainingArguments,
     names: Sequence[str],
     lower: Collection[str],
-    others: bool = False,
+    others: Collection[str] | None = (),
     select: str = "source",
 ) -> transformers.TrainingArguments:
     """Keep the checkpoint that is best on valid by the headline metric, and say so to the base Trainer.
@@ -136,7 +136,7 @@ def selection(
     Args:
         names: of the metrics, the headline first.
         lower: of which less is better.
-        others: whether metrics of the user's own are measured, too, whose names are not known yet.
+        others: names of the user's own metrics; None where they are not known before the first evaluation.
         select: else a criterion of `hftl.tasks.metrics.criteria`, or "oracle", the headline metric on the target.
     """
     if args.eval_strategy == "no":
@@ -148,10 +148,11 @@ def selection(
         args.greater_is_better = CRITERIA.get(select, names[0] not in lower)
         return _kept_at_evaluations(args)
     metric = (args.metric_for_best_model or names[0]).removeprefix("eval_")
-    if metric not in [*names, "loss"] and not others:
+    measured = ["loss", *names, *(others or ())]
+    if metric not in measured and others is not None:
         raise UserError(
-            f"--metric_for_best_model {metric} is not measured here; there is loss, {', '.join(names)}."
-            f"{suggest(metric, names)}"
+            f"--metric_for_best_model {metric} is not measured here; there is {', '.join(measured)}."
+            f"{suggest(metric, measured)}"
         )
     args.metric_for_best_model = f"eval_{metric}"
     if args.greater_is_better is None or metric in names:

@@ -206,12 +206,12 @@ def make_trainer(
         raise UserError("--fit_batch sizes labelled rows alone, and the --strategy reads others beside. Leave it out.")
     trainer = Trainer(
         pretrained.model,
-        selection(args, scorer.names, scorer.lower, bool(scorer.extra), recipe.part(Adaptation).select),
+        selection(args, scorer.names, scorer.lower, scorer.further(recipe.training), recipe.part(Adaptation).select),
         strategy=strategy,
         streams=streams,
         anatomy=anatomy(pretrained.model, pretrained.fresh),
         forward=task.forward,
-        item_losses=task.item_losses(part.splits.labels, part.splits.train),
+        item_losses=task.item_losses(part.splits.labels, part.splits.train, args.label_smoothing_factor),
         cache=kept(recipe, rows, collate, args),
         max_tokens=task.max_tokens_per_batch,
         longest=getattr(pretrained.processor, "model_max_length", None),  # encoding train has set it

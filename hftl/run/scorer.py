@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
+from hftl.errors import UserError
 from hftl.tasks.metrics.accumulator import Accumulator
 from hftl.tasks.metrics.extra import extra_metric
 from hftl.tasks.metrics.names import LOWER_IS_BETTER
@@ -30,6 +31,25 @@ class Scorer:
         self.lower = metric.lower | LOWER_IS_BETTER
         self.own_names: list[str] = []
         self._finished = True
+
+    def further(self, given: Mapping[str, Any]) -> list[str] | None:
+        """Names of the user's own metrics; None where they are not known yet.
+
+        Args:
+            given: TrainingArguments that the user gave.
+
+        Raises:
+            UserError: one of them is to choose the checkpoint, and nobody has said whether more of it is better.
+        """
+        found = [metric.names() for metric in self.extra]
+        names = [name for own in found for name in own or ()]
+        metric = str(given.get("metric_for_best_model") or "loss").removeprefix("eval_")
+        known = {*self.names, *self.lower, "loss"}
+        if metric not in known and given.get("greater_is_better") is None and (metric in names or None in found):
+            raise UserError(
+                f"Is more of {metric} better, or less? Pass --greater_is_better true or --greater_is_better false."
+            )
+        return None if None in found else names
 
     def __call__(self, prediction: transformers.EvalPrediction, compute_result: bool) -> dict[str, float]:
         if self._finished:

@@ -80,6 +80,8 @@ class Task:
     """Whether reading an encoded row does work that is worth keeping, such as decoding an image."""
     of_several: ClassVar[str] = "each"
     """Of its settings, as `Setting.of_several` has it: where several tasks share an encoder, each has its own."""
+    smooths: ClassVar[bool] = False
+    """Whether labels are one class an item in the last dimension of the logits, which can be smoothed."""
     whole: ClassVar[bool] = False
     """Whether an adapter is merged into the model that is written, so that any recipe can go on from there."""
 
@@ -170,8 +172,19 @@ class Task:
         """What metrics need of a model's outputs, a row each; encoder-decoders also return hidden states."""
         return logits[0] if isinstance(logits, tuple) else logits
 
-    def item_losses(self, labels: Labels, train: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
-        """`(logits, labels) -> losses` of shape (items,) to train on; None for the model's own loss."""
+    def item_losses(
+        self, labels: Labels, train: Any, smoothing: float = 0.0
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+        """`(logits, labels) -> losses` of shape (items,) to train on; None for the model's own loss.
+
+        Args:
+            smoothing: of labels; the Trainer's own smoother does it where this gives None.
+
+        Raises:
+            UserError: labels are smoothed that are not one class an item.
+        """
+        if smoothing and not self.smooths:
+            raise UserError(f"--label_smoothing_factor is for one class an item, not for {self.name}. Leave it out.")
         return None
 
     def written(self, model: Any, weights: dict[str, torch.Tensor] | None) -> tuple[Any, Any]:

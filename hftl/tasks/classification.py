@@ -55,7 +55,9 @@ class Classification(Task):
     def read_as(self) -> str | None:
         return self.problem_type
 
-    def item_losses(self, labels: Labels, train: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    def item_losses(
+        self, labels: Labels, train: Any, smoothing: float = 0.0
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
         """Cross-entropy in which each class counts the same (King & Zeng 2001), or None for the model's own loss.
 
         The weights have mean 1 over train, so that the learning rate keeps its meaning.
@@ -63,6 +65,10 @@ class Classification(Task):
         Raises:
             UserError: a row has no class or several.
         """
+        if smoothing and labels.read_as != SINGLE:
+            raise UserError(
+                f"--label_smoothing_factor is for one class a row; the labels are a {labels.read_as}. Leave it out."
+            )
         if self.class_weights is None:
             return None
         if labels.read_as != SINGLE:
@@ -75,7 +81,7 @@ class Classification(Task):
         weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
 
         def losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+            each = torch.nn.functional.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
             return each * weights.to(logits.device)[labels]
 
         return losses

@@ -29,6 +29,7 @@ class MultipleChoice(Tokenised):
     Each choice is read beside the question; the logits of a row are a score for each of its choices.
     """
 
+    smooths: ClassVar[bool] = True
     name: ClassVar[str] = "multiple-choice"
     auto: ClassVar[str] = "AutoModelForMultipleChoice"
     usage: ClassVar[dict[str, str]] = {

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 class TokenClassification(Batched):
     """A tag for each word, by any `AutoModelForTokenClassification`; a word's first sub-word bears it."""
 
+    smooths: ClassVar[bool] = True
     name: ClassVar[str] = "token-classification"
     auto: ClassVar[str] = "AutoModelForTokenClassification"
     usage: ClassVar[dict[str, str]] = {
