@@ -13,6 +13,8 @@ from test_data import ROLES, _own_cache, write  # noqa: F401
 from hftl.data.load import load
 from hftl.data.types import Splits
 from hftl.errors import UserError
+from hftl.tasks.text.classification import TextClassification
+from hftl.tasks.text.tagging import TokenClassification
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
@@ -41,7 +43,16 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], str, list[str], list[Any]]] = 
     "lists of ids": ([[3], [10, 3], []], {}, MULTI, ["3", "10"], [[1, 0], [1, 1], [0, 0]]),
     "vectors of bits": ([[0, 0, 1], [1, 0, 1]], {}, MULTI, ["0", "1", "2"], [[0, 0, 1], [1, 0, 1]]),
     "vectors of floats": ([[0.0, 1.0], [1.0, 1.0]], {}, MULTI, ["0", "1"], [[0, 1], [1, 1]]),
-    "ids 0 and 1 of one length": ([[0, 1], [1, 0]], {}, MULTI, ["0", "1"], [[1, 1], [1, 1]]),
+    "ids of one length": ([[0, 1], [1, 2]], {}, MULTI, ["0", "1", "2"], [[1, 1, 0], [0, 1, 1]]),
+    "text with vectors": (
+        ["[1, 0, 0]", "[0, 1, 1]"],
+        {"read_as": MULTI},
+        MULTI,
+        ["0", "1", "2"],
+        [[1, 0, 0], [0, 1, 1]],
+    ),
+    "vectors with bars": (["1|0|0", "0|1|1"], {"read_as": MULTI}, MULTI, ["0", "1", "2"], [[1, 0, 0], [0, 1, 1]]),
+    "text as pandas has it": (["['a', 'b']", "['b']"], {"read_as": MULTI}, MULTI, ["a", "b"], [[1, 1], [0, 1]]),
     "text with bars": (["a|b", "b", "[]"], {"read_as": MULTI}, MULTI, ["a", "b"], [[1, 1], [0, 1], [0, 0]]),
     "a blank text": (["a|b", " ", "b"], {"read_as": MULTI}, MULTI, ["a", "b"], [[1, 1], [0, 0], [0, 1]]),
     "text with json": (['["a", 2]', "[2]"], {"read_as": MULTI}, MULTI, ["2", "a"], [[1, 1], [1, 0]]),
@@ -143,3 +154,59 @@ def test_a_csv_and_a_typed_file_read_the_same(tmp_path: Path) -> None:
     one, other = (load(write(tmp_path / f"a.{ending}", rows), ROLES) for ending in ("csv", "jsonl"))
     assert one.fingerprints == other.fingerprints
     assert np.isclose(min(one.train["label"]), -3, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "sentence"),
+    [
+        ([[0, 1], [1, 0]], {}, "a vector of two classes, or the ids of both"),
+        (["a,b", "a", "b"], {"read_as": MULTI}, r"such as 'a,b' may be several classes .* Write several as a\|b"),
+        (["a;b", "a", "b"], {"read_as": MULTI}, r"such as 'a;b' may be several classes"),
+    ],
+)
+def test_a_cell_that_reads_in_two_ways_is_refused_with_both(labels, settings, sentence) -> None:
+    with pytest.raises(UserError, match=sentence):
+        with_labels(labels, **settings)
+
+
+def test_what_was_read_is_said_first() -> None:
+    rows = {"idx": [1, 2, 3, 4], "question": list("abcd"), "sentence": list("efgh"), "label": ["x", "y"] * 2}
+    data = datasets.Dataset.from_dict(rows)
+    splits = load({"train": data, "valid": data, "test": data}, TextClassification.roles)
+    columns, form = splits.checks[:2]
+    assert columns.sentence == "text = question, text_pair = sentence, label = label; not read: idx"
+    assert form.sentence == "column 'label' reads as single_label_classification: 'x' is 'x'; 'y' is 'y'"
+
+
+def test_columns_of_0_and_1_are_several_labels() -> None:
+    rows = {"text": list("abcd"), "toxic": [1, 0, 1, 0], "id": [7, 8, 9, 10], "threat": ["1", "1", "0", "0"]}
+    data = {split: datasets.Dataset.from_dict(rows) for split in ("train", "valid", "test")}
+    splits = load(data, ROLES, columns={"label": "toxic,threat"})
+    assert splits.labels.names == ["threat", "toxic"]
+    assert splits.train["label"][:] == [[1, 1], [1, 0], [0, 1], [0, 0]]
+    with pytest.raises(UserError, match="Pass --label toxic,threat"):
+        load(data, ROLES)
+    with pytest.raises(UserError, match=r"Expected 0 or 1 in column 'id' .* row 1 has 7"):
+        load(data, ROLES, columns={"label": "toxic,id"})
+
+
+def test_the_column_that_reads_like_text_is_the_one_that_is_offered() -> None:
+    words = ["one thing", "another thing", "a third", "a fourth"]
+    data = datasets.Dataset.from_dict({"id": list("abcd"), "Tweet Body": words, "Emotion": ["joy", "fear"] * 2})
+    with pytest.raises(UserError, match="Pass --text Tweet Body"):
+        load(data, ROLES)
+    with pytest.raises(UserError, match="Pass --label Emotion"):
+        load(data, ROLES, columns={"text": "Tweet Body"})
+
+
+def test_classes_that_a_person_reads_as_one_are_named() -> None:
+    checks = with_labels(["ham", "Ham", "caf\u00e9", "cafe\u0301", "very  good", "very good", "x\u200b", "x"]).checks
+    found = next(check for check in checks if check.name == "labels")
+    assert found.level == "warn"
+    assert "'Ham', 'ham'" in found.sentence
+
+
+def test_tags_that_are_numbers_without_names_are_refused() -> None:
+    data = datasets.Dataset.from_dict({"tokens": [["a", "b"], ["c", "d"]], "tags": [[0, 4], [10, 0]]})
+    with pytest.raises(UserError, match="Expected tags by name"):
+        load(data, TokenClassification.roles)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import numpy as np
 from hftl.data.formats.images import IMAGE, as_images
 from hftl.data.roles import Role
 from hftl.data.source import Opened, RawSplit
-from hftl.data.types import SPLITS, WORDS, split_of
+from hftl.data.types import SPLITS, WORDS, Check, quoted, split_of
 from hftl.errors import UserError, suggest
+
+_BITS = {"0": False, "1": True, "false": False, "true": True}
 
 
 def find_columns(raw: RawSplit, roles: dict[str, Role], mapped: dict[str, str]) -> dict[str, str]:
@@ -35,6 +38,7 @@ def find_columns(raw: RawSplit, roles: dict[str, Role], mapped: dict[str, str]) 
             raise UserError(f"Expected a column of its own for --{role}; {wanted!r} has another role. Pass another.")
         found[role] = wanted
     folded = {name.lower(): name for name in reversed(there)}
+    _find_pairs(roles, folded, found)
     for role, need in roles.items():
         if role in found:
             continue
@@ -48,11 +52,79 @@ def find_columns(raw: RawSplit, roles: dict[str, Role], mapped: dict[str, str]) 
     return {role: found[role] for role in roles if role in found}
 
 
+def _find_pairs(roles: dict[str, Role], folded: dict[str, str], found: dict[str, str]) -> None:
+    """Take two columns that are known to go together, where neither role is mapped and the first has no better one."""
+    order = [*roles]
+    for role, need in roles.items():
+        first = order[order.index(role) - 1]
+        if not need.pairs or role in found or first in found or roles[first].candidates[0] in folded:
+            continue
+        here = next(((folded[a], folded[b]) for a, b in need.pairs if a in folded and b in folded), None)
+        if here is not None:
+            found[first], found[role] = here
+
+
+def columns_check(raw: RawSplit, columns: dict[str, str]) -> Check:
+    """Which column has which role, and which have none."""
+    read = ", ".join(f"{role} = {column}" for role, column in columns.items())
+    rest = [name for name in raw.data.column_names if name not in columns.values()]
+    unread = f"; not read: {', '.join(rest[:8])}" + (f" and {len(rest) - 8} more" if len(rest) > 8 else "")
+    return Check("columns", "ok", read + (unread if rest else ""))
+
+
+def several_columns(raw: RawSplit, wanted: str) -> RawSplit:
+    """A column `a,b,c` made of columns of 0 and 1: of each row the names of those that hold 1.
+
+    Raises:
+        UserError: one of them holds something else.
+    """
+    names = [name.strip() for name in wanted.split(",")]
+    if wanted in raw.data.column_names or len(names) < 2 or not set(names) <= set(raw.data.column_names):
+        return raw
+    cells: list[list[str]] = [[] for _ in range(len(raw.data))]
+    for name in names:
+        for row, cell in enumerate(raw.data.select_columns([name])[name][:]):
+            bit = _BITS.get(str(cell).strip().lower().removesuffix(".0"))
+            if bit is None:
+                raise UserError(
+                    f"Expected 0 or 1 in column {name!r} of {raw.name}, one of several labels; row {row + 1} has "
+                    f"{quoted(cell)}."
+                )
+            if bit:
+                cells[row].append(name)
+    feature = datasets.List(datasets.Value("string"))
+    made = datasets.Dataset.from_dict({wanted: cells}, features=datasets.Features({wanted: feature}))
+    data = datasets.concatenate_datasets([raw.data.remove_columns(names), made], axis=1)
+    return replace(raw, data=data)
+
+
+def _like_text(raw: RawSplit, free: list[str]) -> str | None:
+    """The column with the most text that does not come again, in the first rows."""
+    head = raw.data.select(range(min(len(raw.data), 100))).with_format(None)
+    lengths = {}
+    for name in free:
+        if getattr(raw.data.features.get(name), "dtype", "") in ("string", "large_string"):
+            lengths[name] = sum(len(cell) for cell in {*head[name]} if cell)
+    return max(lengths, key=lengths.__getitem__) if lengths and len(raw.data) > 2 else None
+
+
+def _like_labels(raw: RawSplit, free: list[str]) -> str | None:
+    """Columns of 0 and 1, all of them; else the last column whose values come again and again."""
+    head = raw.data.select(range(min(len(raw.data), 200))).with_format(None)
+    cells = {name: [str(cell) for cell in head[name]] for name in free if name in raw.data.column_names}
+    bits = [name for name, values in cells.items() if {v.lower().removesuffix(".0") for v in values} <= _BITS.keys()]
+    if len(bits) > 1:
+        return ",".join(bits)
+    again = [name for name, values in cells.items() if 1 < len(set(values)) <= len(values) / 2]
+    return again[-1] if again else None
+
+
 def _missing(wanted: str, role: str, raw: RawSplit, found: dict[str, str], near: str) -> str:
     there = [name if len(name) <= 30 else name[:27] + "..." for name in raw.data.column_names]
     free = [name for name in there if name not in found.values()]
     # labels tend to come last, inputs first
-    guess = (free[-1] if role == "label" else free[0]) if free else "COLUMN"
+    like = {"label": _like_labels, "text": _like_text}.get(role if role == "label" else role.partition("_")[0])
+    guess = (like and like(raw, free)) or (free[-1] if role == "label" else free[0]) if free else "COLUMN"
     listed = ", ".join(there[:12]) + (" ..." if len(there) > 12 else "")
     hint = suggest(near, there) if near else ""
     return f"Expected a column {wanted!r} in {raw.name}; it has {listed}.{hint} Pass --{role} {guess}."

@@ -12,14 +12,15 @@ import numpy as np
 
 from hftl.data.carve import carve, scarce, subset
 from hftl.data.check import bad_rows, split_checks
-from hftl.data.columns import find_columns, inputs, split_by_column
+from hftl.data.columns import columns_check, find_columns, inputs, several_columns, split_by_column
 from hftl.data.domains import set_aside
 from hftl.data.formats.images import loose_images
 from hftl.data.roles import Reading, Role, asked_word
 from hftl.data.scan import check_paths
 from hftl.data.source import Opened, RawSplit, one_set, open_source
 from hftl.data.split import Split, read_split, whole_fingerprint
-from hftl.data.types import SPLITS, Check, Labels, Splits, Target
+from hftl.data.survey import Survey, class_names, near_names
+from hftl.data.types import SPLITS, Check, Labels, Splits, Target, quoted
 from hftl.errors import UserError
 
 SHARE = 0.1  # of the rows of train, for a split that is missing
@@ -118,7 +119,10 @@ class _Loading:
             self.notes.append(f"{opened.name} also has the splits {', '.join(opened.others)}, which were not used")
 
     def run(self, word: str | None, on_bad_row: str, max_train_samples: int | None) -> Splits:
+        if label := self.mapped.get("label"):
+            self.raw = {split: several_columns(raw, label) for split, raw in self.raw.items()}
         self.columns["train"] = find_columns(self.raw["train"], self.roles, self.mapped)
+        self.checks.insert(0, columns_check(self.raw["train"], self.columns["train"]))
         labels, reading, found = Labels(word or "", []), None, dict[str, Any]()
         if "label" in self.roles:
             word, reading, found = self._read_labels(word)
@@ -170,8 +174,19 @@ class _Loading:
                 self._leave_out(split)
             else:
                 reading.check_same(found["train"], found[split], split)
+        if isinstance(found["train"], Survey):
+            self.checks.insert(1, self._said(word, reading))
+            self.checks += near_names(reading.names)
         self.checks += reading.notes(found["train"], offered)
         return word, reading, found
+
+    def _said(self, word: str, reading: Reading) -> Check:
+        """How labels were read, with two rows."""
+        column, raw = self.columns["train"]["label"], self.raw["train"]
+        cells = raw.labels(column).select(range(min(2, len(raw.data))))
+        read = reading.cells(cells["label"][:], class_names(cells))
+        shown = "; ".join(f"{quoted(a)} is {reading.shown(b)}" for a, b in zip(cells["label"][:], read, strict=True))
+        return Check("label form", "ok", f"column {column!r} reads as {word}: {shown}")
 
     def _look(self, split: str, reading: Reading) -> Any:
         return reading.look(self.raw[split], self.columns[split]["label"], lambda: self._inputs(split))

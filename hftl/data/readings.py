@@ -38,9 +38,10 @@ class OneClass(Reading):
 
     def notes(self, train: Survey, offered: Mapping[str, Reading]) -> list[Check]:
         cure = other_word(offered, Several, "if they are several classes, pass --problem_type {}")
-        if not cure or not any("|" in name for name in self.names):
+        sign = next((sign for sign in ("|", "[") if any(sign in name for name in self.names)), None)
+        if not cure or sign is None:
             return []
-        return [Check("labels", "note", f"some labels in {train.where} hold '|'; {cure}")]
+        return [Check("labels", "note", f"some labels in {train.where} hold {sign!r}; {cure}")]
 
     def _new(self, train: Survey, other: Survey) -> set[str]:
         new = super()._new(train, other)
@@ -78,7 +79,12 @@ class Several(Reading):
         """Vectors of 0 and 1 are told from lists of ids by what a set of ids cannot be: with repeats, or of floats."""
         one_length = len(train.lengths) == 1 and max(train.lengths, default=0) > 1
         bits = train.listed and one_length and train.values <= {"0", "1", "true", "false"}
-        if bits and (train.kind in ("float", "boolean") or (train.kind == "integer" and train.repeats)):
+        if bits and train.kind != "class" and not train.repeats and train.kind not in ("float", "boolean"):
+            raise UserError(
+                f"Every row of {train.where} holds 0 and 1 once: that may be a vector of two classes, or the ids of "
+                "both. Write class names, such as a|b, in place of numbers."
+            )
+        if bits and (train.kind in ("float", "boolean") or train.repeats):
             return replace(self, names=tuple(map(str, range(max(train.lengths)))), vectors=True)
         if train.listed and train.kind == "float":
             raise UserError(
@@ -88,6 +94,11 @@ class Several(Reading):
         if not values:
             raise UserError(f"Expected classes in {train.where}; no row of train has one.")
         _check_many(train, values, offered)
+        if train.kind == "string" and max(train.lengths, default=0) <= 1 and (glued := _glued(values)):
+            raise UserError(
+                f"Cells of {train.where} such as {quoted(glued)} may be several classes or one whose name has such a "
+                'sign. Write several as a|b or ["a", "b"].'
+            )
         return replace(self, names=tuple(train.class_names or ordered(values)))
 
     def _new(self, train: Survey, other: Survey) -> set[str]:
@@ -105,13 +116,17 @@ class Several(Reading):
         if cell is None:
             return [math.nan] * len(ids)
         if self.vectors:
-            return [float(value) for value in cell]
+            return [float(_BITS.get(str(value).lower(), value)) for value in cell]
         vector = [0.0] * len(ids)
         for value in cell if isinstance(cell, list) else [cell]:
             name = key(value, class_names)
             if name is not None:
                 vector[ids[name]] = 1.0
         return vector
+
+    def shown(self, encoded: Any) -> str:
+        named = [name for name, bit in zip(self.names, encoded, strict=True) if bit == 1]
+        return f"{{{', '.join(named[:4])}{', ...' if len(named) > 4 else ''}}}"
 
     def count(self, values: np.ndarray) -> np.ndarray:
         return values.sum(axis=0).astype("int64")
@@ -148,10 +163,11 @@ class Amount(Reading):
 
     def notes(self, train: Survey, offered: Mapping[str, Reading]) -> list[Check]:
         cure = other_word(offered, OneClass, "if they are classes, pass --problem_type {}")
-        whole = not train.fraction and len(train.values) <= 20 and (train.kind == "float" or train.decimal)
-        if not cure or not whole:
+        few = len(train.values) <= 20 and (train.decimal or (train.kind == "float" and not train.fraction))
+        if not cure or not few:
             return []
-        here = f"the {len(train.values)} different numbers in {train.where} are all whole and were taken as amounts"
+        kind = "were taken" if train.fraction else "are all whole and were taken"
+        here = f"the {len(train.values)} different numbers in {train.where} {kind} as amounts"
         return [Check("labels", "note", f"{here}{other_word(offered, Amount, ' ({})')}; {cure}")]
 
     def _new(self, train: Survey, other: Survey) -> set[str]:
@@ -161,6 +177,9 @@ class Amount(Reading):
 
     def cells(self, cells: list[Any], class_names: list[str] | None) -> list[Any]:
         return [number(cell) for cell in cells]
+
+    def shown(self, encoded: Any) -> str:
+        return f"{encoded:g}"
 
     def summary(self, splits: Mapping[str, Iterable[np.ndarray]]) -> tuple[str, list[dict[str, Any]]]:
         rows = []
@@ -181,11 +200,20 @@ class Tags(Reading):
         if not train.listed:
             raise UserError(f"Expected a list of tags in each row of {train.where}, one a word. Pass --label COLUMN.")
         _check_classes(train, train.values, offered)
+        if train.class_names is None and not any(math.isnan(number(value)) for value in train.values):
+            raise UserError(
+                f"Expected tags by name in {train.where}, such as B-PER and O; they are numbers that nobody has named, "
+                "and what is an entity cannot be told. Save them as names, or as a ClassLabel."
+            )
         return replace(self, names=tuple(train.class_names or ordered(train.values)))
 
     def cells(self, cells: list[Any], class_names: list[str] | None) -> list[Any]:
         ids: dict[str | None, int] = {None: IGNORED} | {name: i for i, name in enumerate(self.names)}
         return [[ids[key(value, class_names)] for value in cell or []] for cell in cells]
+
+    def shown(self, encoded: Any) -> str:
+        named = [self.names[i] if i >= 0 else "-" for i in encoded[:6]]
+        return f"{' '.join(named)}{' ...' if len(encoded) > 6 else ''}"
 
     def flaws(self, data: datasets.Dataset, batches: Iterable[np.ndarray], found: Any) -> Iterator[tuple[int, str]]:
         """Rows that have not one tag a word."""
@@ -197,6 +225,19 @@ class Tags(Reading):
             for i in (words != tags).nonzero()[0].tolist():
                 yield start + i, f"{words[i]} words and {tags[i]} tags"
             start += len(table)
+
+
+_BITS = {"true": 1.0, "false": 0.0}
+
+
+def _glued(values: set[str]) -> str | None:
+    """A class name that is others with a comma or semicolon between; None where there is none."""
+    for value in sorted(values):
+        for sign in (",", ";"):
+            parts = [part.strip() for part in value.split(sign)]
+            if len(parts) > 1 and any(part in values for part in parts):
+                return value
+    return None
 
 
 def _check_single(train: Survey, noun: str, offered: Mapping[str, Reading]) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from hftl.data.source import Opened, RawSplit
 
-_ENCODING = 2  # part of the cache key of encoded columns: raise it when `cells` of a reading changes
+_ENCODING = 3  # part of the cache key of encoded columns: raise it when `cells` of a reading changes
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Role:
     candidates: tuple[str, ...]
     required: bool = True
     reads: Mapping[str, Reading] = field(default_factory=dict)
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Columns that go together: that of the role before, and this role's."""
 
     def __post_init__(self) -> None:
         if self.kind == "label" and not self.reads:
@@ -119,6 +121,10 @@ class Reading:
     def cells(self, cells: list[Any], class_names: list[str] | None) -> list[Any]:
         """A batch of cells, encoded; `class_names` are those of a ClassLabel column."""
         raise NotImplementedError
+
+    def shown(self, encoded: Any) -> str:
+        """An encoded label in words, for the check page."""
+        return repr(self.names[encoded]) if encoded >= 0 else "no label"
 
     def held(self, batches: Iterator[np.ndarray], found: Any) -> np.ndarray | None:
         """What is kept of each row's label in memory; None: labels are read in batches when they are asked for."""

@@ -5,12 +5,16 @@ Imports no `datasets` before there is a column: a task names its readings, and `
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import re
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hftl.data.types import Check
 from hftl.errors import UserError
 
 if TYPE_CHECKING:
@@ -168,8 +172,32 @@ def split_cell(cell: str | None) -> list[Any] | None:
             parts = list(json.loads(cell))
             return [json.dumps(part) if isinstance(part, list | dict) else part for part in parts]
         except (json.JSONDecodeError, RecursionError):
-            return [cell.strip()]
+            return _python_list(cell)
     return [part.strip() for part in cell.split("|") if part.strip()]
+
+
+def _python_list(cell: str) -> list[Any]:
+    """A list as pandas writes it, `['joy', 'fear']`; any other text is one class."""
+    try:
+        parts = ast.literal_eval(cell.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return [cell.strip()]
+    return (
+        [part if isinstance(part, str) else str(part) for part in parts] if isinstance(parts, list) else [cell.strip()]
+    )
+
+
+def near_names(names: Sequence[str]) -> list[Check]:
+    """A warning where class names differ in case, spaces, invisible signs or the form of their letters alone."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        plain = "".join(c for c in unicodedata.normalize("NFKC", name) if unicodedata.category(c) != "Cf")
+        alike.setdefault(" ".join(plain.casefold().split()), []).append(name)
+    same = [group for group in alike.values() if len(group) > 1]
+    if not same:
+        return []
+    shown = "; ".join(", ".join(map(repr, group)) for group in same[:3])
+    return [Check("labels", "warn", f"classes that a person would read as one: {shown}. Correct them if they are")]
 
 
 def ordered(values: set[str]) -> list[str]:

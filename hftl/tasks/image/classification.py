@@ -139,7 +139,7 @@ class ImageClassification(Classification, Images):
         "processor": "image_processor",
     }
     roles: ClassVar[dict[str, Role]] = {
-        "image": Role("image", ("image", "img", "images", "file_name", "path")),
+        "image": Role("image", ("image", "img", "images", "file_name", "filename", "path", "filepath", "image_path")),
         "label": Role("label", ("label", "labels", "fine_label", "target", "class", "category"), reads=PROBLEM_TYPES),
     }
 

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     import datasets
     import torch
 
+PAIRS = (
+    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence")),
+    *(("question", "passage"), ("question", "context"), ("query", "passage"), ("query", "document")),
+    *(("sentence_a", "sentence_b"), ("text_a", "text_b"), ("text1", "text2"), ("claim", "evidence")),
+)
+"""Columns that are the two texts of a row, as GLUE, SuperGLUE and retrieval data name them."""
 LABELS = ("label", "labels", "target", "class", "category", "sentiment", "intent", "score", "coarse_label")
 
 
@@ -39,7 +45,7 @@ class TextClassification(Classification, Texts):
     }
     roles: ClassVar[dict[str, Role]] = {
         "text": Role("text", ("text", "sentence", "sentence1", "premise", "question1", "question", "review")),
-        "text_pair": Role("text", ("text_pair", "sentence2", "hypothesis", "question2"), required=False),
+        "text_pair": Role("text", ("text_pair", *(second for _, second in PAIRS)), required=False, pairs=PAIRS),
         "label": Role("label", LABELS, reads=PROBLEM_TYPES),
     }
 
