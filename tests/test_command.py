@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from hftl.cli import main as cli
+from hftl.cli import recipes
+from hftl.run import outcome
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,3 +75,33 @@ def test_hftl_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
     ]:
         cli.hftl(words)
         assert shown in capsys.readouterr().out
+
+
+def test_a_recipe_is_run_by_its_name_with_its_own_words(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    run: list[Any] = []
+    monkeypatch.setattr(sys, "argv", ["hftl"])
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "")  # it is given back at the end
+    monkeypatch.setattr(cli, "main", lambda recipe: run.append((recipe.task, list(sys.argv))))
+    cli.hftl(["train", "segment", "--data", "photos"])
+    assert run == [("image-segmentation", ["hftl train segment", "--data", "photos"])]
+    assert outcome.command() == "hftl train segment --data photos"
+    with pytest.raises(SystemExit) as end:
+        cli.hftl(["train", "text_clas"])
+    assert end.value.code == 2
+    assert "Did you mean 'text_cls'?" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_and_copied_out(tmp_path: Path, capsys: Any) -> None:
+    cli.hftl(["recipes"])
+    assert "hftl train token_cls" in capsys.readouterr().out
+    cli.hftl(["recipes", "text_cls", str(tmp_path / "mine.py")])
+    assert (tmp_path / "mine.py").read_bytes() == (ROOT / "recipes" / "text_cls.py").read_bytes()
+    with pytest.raises(SystemExit):
+        cli.hftl(["recipes", "text_cls", str(tmp_path / "mine.py")])
+    assert "mine.py exists. Pass another file." in capsys.readouterr().err
+
+
+def test_every_recipe_is_in_the_package_too() -> None:
+    found = {path.stem for path in (ROOT / "recipes").glob("*.py")} - {"__init__"}
+    assert set(recipes.recipes()) == found
+    assert 'package_dir={"hftl.recipes": "recipes"}' in (ROOT / "setup.py").read_text("utf-8")

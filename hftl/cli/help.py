@@ -46,8 +46,12 @@ failure 1 and adds a traceback of its own, which `accelerate launch -q` leaves o
 """
 
 HFTL = """\
-hftl: fine-tuned models put to use. Training is started by a recipe: accelerate launch recipes/text_cls.py
+hftl: pre-trained models fine-tuned, and put to use
 
+  hftl train text_cls --data reviews.csv
+                                  a recipe by its name, on this device; on several it is
+                                  accelerate launch -m hftl.recipes.text_cls
+  hftl recipes                    every recipe; hftl recipes text_cls mine.py copies one out
   hftl predict FOLDER --data new.csv --output predictions.csv
                                   class probabilities and names for new rows
   hftl push FOLDER you/name       the folder to the Hugging Face Hub, in one commit
@@ -106,7 +110,8 @@ def say(page: str) -> None:
 
 def recipe_page(settings: Iterable[Setting], about: str, program: str) -> str:
     """The short page: the recipe's own words, commands to copy, its settings in groups."""
-    launch, settings = f"accelerate launch {program}", list(settings)
+    launch = program if program.startswith("hftl ") else f"accelerate launch {program}"
+    settings = list(settings)
     examples = [f"  {launch} --data my_data.csv --output_dir runs/mine"]
     if any(setting.name == "strategy" for setting in settings):
         examples.append(f'  {launch} --strategy "LoRA(r=16) | LayerDecay(0.9)"')

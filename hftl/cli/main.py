@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import psutil
 
-from hftl.cli import commands
+from hftl.cli import commands, recipes
 from hftl.cli import help as pages
 from hftl.cli.failures import say_errors
 from hftl.cli.flags import ALIASES, asks_help, read_flags, similar
@@ -182,10 +182,15 @@ def hftl(argv: Sequence[str] | None = None) -> None:
             pages.say(_versions())
         elif command in pages.LISTED:
             pages.say(pages.listing(command, *[word for word in words[1:2] if word not in ("--help", "-h")]))
+        elif command == "recipes":
+            recipes.show(words[1:])
+        elif command == "train":
+            if (recipe := recipes.named(words[1:])) is not None:
+                main(recipe)
         elif command in commands.RUN:
             commands.run(command, words[1:])
         else:
-            known = (*commands.RUN, *pages.LISTED, "--help", "--version")
+            known = ("train", "recipes", *commands.RUN, *pages.LISTED, "--help", "--version")
             raise UserError(f"hftl has no command {command!r}.{suggest(command, known)} See hftl --help.")
 
 

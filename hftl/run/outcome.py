@@ -176,6 +176,8 @@ def effort(trainer: Trainer, rows: int) -> dict[str, Any]:
 
 def command() -> str:
     """The command line that started this run, without folders of this machine; empty for a run from Python."""
+    if sys.argv[0].startswith("hftl train "):
+        return " ".join([sys.argv[0], *map(shlex.quote, sys.argv[1:])])
     script = Path(sys.argv[0])
     if script.suffix != ".py" or script.stem == "__main__":
         return ""
