@@ -30,7 +30,7 @@ from hftl.tasks.text.classification import TextClassification
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+RECIPES = sorted((ROOT / "recipes").glob("[!_]*.py"))
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 README = PAGES[0].read_text(encoding="utf-8")
 COMMAND = re.compile(r"(?:^|[`|&] ?|#   )((?:accelerate launch|hftl|python) [^`\n]+)", re.MULTILINE)

@@ -178,6 +178,9 @@ def command() -> str:
     """The command line that started this run, without folders of this machine; empty for a run from Python."""
     if sys.argv[0].startswith("hftl train "):
         return " ".join([sys.argv[0], *map(shlex.quote, sys.argv[1:])])
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    if module is not None and module.name.startswith("hftl.recipes."):
+        return " ".join(["accelerate", "launch", "-m", module.name, *map(shlex.quote, sys.argv[1:])])
     script = Path(sys.argv[0])
     if script.suffix != ".py" or script.stem == "__main__":
         return ""
