@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pandas
 import pytest
 import torch
+from PIL import Image
 
 from hftl import testing
+from hftl.data.formats.decode import open_image
+from hftl.data.roles import Role
 from hftl.data.types import Labels
 from hftl.errors import UserError
-from hftl.results import predict
+from hftl.results import given, predict
+from hftl.results.lines import Lines
 from hftl.results.load import Loaded
 from hftl.results.predict import Predictor
 from hftl.tasks.base import Source, Task
@@ -108,3 +117,97 @@ def test_a_file_of_predictions_keeps_the_order_of_its_rows(tiny_bert, texts, mon
     assert [row["text"] for row in written] == texts
     scores = [classify(text)["scores"]["a"] for text in texts]
     np.testing.assert_allclose([float(row["score_a"]) for row in written], scores, atol=2e-6)
+
+
+# --- what people hand over ---
+
+PIXELS = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
+PNG = io.BytesIO()
+Image.fromarray(PIXELS).save(PNG, "png")
+IMAGE, TEXT = {"image": Role("image", ("image",))}, {"text": Role("text", ("text",))}
+PAIR = TEXT | {"text_pair": Role("text", ("text_pair",))}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "count"),
+    [
+        ("a text", None),
+        (("a", "b"), None),
+        ([], 0),
+        (["a", "b"], 2),
+        (np.array(["a", "b"]), 2),
+        ((text for text in "abc"), 3),
+        (pandas.Series(["a", "b"]), 2),
+        (pandas.DataFrame({"text": ["a", "b"], "id": [1, 2]}), 2),
+        (datasets.Dataset.from_dict({"text": ["a", "b"]}), 2),
+        (datasets.Dataset.from_dict({"text": ["a", "b"]})["text"], 2),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_several_inputs_are_told_from_one(inputs, count):
+    found = given.many(inputs, TEXT["text"])
+    assert (found if found is None else len(found)) == count
+    for value in found or []:
+        assert isinstance(given.row(value, TEXT)["text"], str)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        PNG.getvalue(),
+        io.BytesIO(PNG.getvalue()),
+        PIXELS,
+        torch.tensor(PIXELS),
+        torch.tensor(PIXELS).permute(2, 0, 1),
+        (PIXELS / 255).astype(np.float32),
+        Image.fromarray(PIXELS),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_image_comes_in_every_form_that_people_have(value):
+    assert given.many(value, IMAGE["image"]) is None
+    found = open_image(given.row(value, IMAGE)["image"])
+    np.testing.assert_array_equal(np.asarray(found.convert("RGB")), PIXELS)
+
+
+def test_a_stack_of_images_is_several():
+    assert len(given.many(np.stack([PIXELS, PIXELS]), IMAGE["image"]) or []) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "roles", "sentence"),
+    [
+        ("a", PAIR, "Expected 2 values a row"),
+        (("a", "b"), TEXT, "Expected 1 value a row"),
+        (None, TEXT, "Expected a text for text; nothing came"),
+        (3, TEXT, "Expected a text for text; a int came"),
+        (np.zeros((2, 2, 7)), IMAGE, "Expected pixels of shape"),
+        (np.full((4, 4, 3), 300), IMAGE, "Expected integers from 0 to 255"),
+        ({"txt": "a"}, TEXT, "Expected the key"),
+    ],
+)
+def test_what_no_role_reads_is_one_short_sentence(value, roles, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        given.row(value, roles)
+    assert len(str(caught.value)) < 120
+
+
+def test_a_pair_may_be_called_so():
+    assert given.row({"text": "a", "pair": "b"}, PAIR) == {"text": "a", "text_pair": "b"}
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.tsv", "out.jsonl", "out.parquet"])
+def test_predictions_are_written_in_the_form_that_the_name_tells(name, tmp_path):
+    with Lines(str(tmp_path / name)) as lines:
+        lines.add({"text": "a, b", "prediction": "x", "x": 0.5})
+        lines.add({"text": "c", "prediction": "y", "x": 0.25})
+    read: dict[str, Any] = {".csv": pandas.read_csv, ".parquet": pandas.read_parquet}
+    read[".tsv"], read[".jsonl"] = partial(pandas.read_csv, sep="\t"), partial(pandas.read_json, lines=True)
+    assert read[Path(name).suffix](tmp_path / name).to_dict("list") == {
+        "text": ["a, b", "c"],
+        "prediction": ["x", "y"],
+        "x": [0.5, 0.25],
+    }
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with pytest.raises(UserError, match="tells no form"):
+        Lines("out.xlsx")

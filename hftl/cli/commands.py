@@ -12,6 +12,7 @@ from pathlib import Path
 from hftl.cli import help as pages
 from hftl.cli.flags import asks_help, read_flags
 from hftl.errors import UserError
+from hftl.results.lines import form_of
 from hftl.settings.fields import Setting, own_settings
 from hftl.tasks.base import Task
 from hftl.train.startup import imports
@@ -23,7 +24,7 @@ def _flags(*settings: tuple[str, str, object, str], **ranges: str) -> dict[str, 
 
 PREDICT = _flags(
     ("data", "str", None, "any source of training, without labels; - reads a text or path a line"),
-    ("output", "str", None, "the csv file to write"),
+    ("output", "str", None, "the file to write: .csv, .tsv, .jsonl or .parquet; - is csv on stdout"),
     ("batch_size", "int", 32, "rows a step"),
     ("overwrite", "bool", False, "replace the output file"),
     batch_size="[1, inf)",
@@ -53,9 +54,10 @@ def predict(words: list[str]) -> None:
     overwrite, output = chosen.pop("overwrite", False), Path(chosen.pop("output"))
     if output.is_dir() or not output.parent.is_dir():
         what = "is a folder" if output.is_dir() else "lies in no folder that exists"
-        raise UserError(f"--output {output} {what}. Pass the path of a csv file to write.")
+        raise UserError(f"--output {output} {what}. Pass the path of a file to write.")
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists; pass --overwrite to replace it, or another --output.")
+    form_of(str(output))
     with imports():
         from hftl.results.predict import predict_file
     columns = {role: name for role in COLUMNS if (name := chosen.pop(role, None))}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,8 @@ class Loaded:
     processor: Any
     task: Task
     labels: Labels
+    columns: dict[str, str] = field(default_factory=dict)
+    """Role -> the column that training read; empty where the folder does not say."""
 
 
 def load_folder(name: str | Path, revision: str | None = None, trust_remote_code: bool = False) -> Loaded:
@@ -55,17 +57,19 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
         labels = task.labels_of(config)
     except (ValueError, TypeError, AttributeError, LookupError) as failure:
         raise UserError(f"{name} holds a config.json without labels ({failure}). Pass another folder.") from failure
+    columns = made.get("data", {}).get("columns") if isinstance(made.get("data"), dict) else None
+    columns = {str(role): str(name) for role, name in columns.items()} if isinstance(columns, dict) else {}
     where = Source(str(folder), trust_remote_code=trust_remote_code)
     if not adapter.is_file():
         built = task.build(where, labels)
-        return Loaded(restored(built.model, folder).eval(), built.processor, task, labels)
+        return Loaded(restored(built.model, folder).eval(), built.processor, task, labels, columns)
     if not any(folder.glob("adapter_model*.safetensors")):
         raise UserError(
             f"{name} holds an adapter, but no adapter_model.safetensors. Convert its weights to safetensors."
         )
     base = base_of(folder, name)
     model = peft.PeftModel.from_pretrained(task.build(base, labels).model, str(folder))
-    return Loaded(model.eval(), task.processor(where, model), task, labels)
+    return Loaded(model.eval(), task.processor(where, model), task, labels, columns)
 
 
 def metric_of(folder: Path) -> Accumulator:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from tqdm.auto import tqdm
 
 from hftl.data.load import read
 from hftl.errors import UserError
+from hftl.results import given
+from hftl.results.lines import Lines
 from hftl.results.load import Loaded, load_folder
-from hftl.train.progress import quiet
+from hftl.train.progress import bars_off, quiet
 from hftl.train.sampling import LongestFirst, lengths_of
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -42,7 +44,8 @@ def load(name: str | Path, revision: str | None = None, trust_remote_code: bool 
 class Predictor:
     """A model as a function from inputs to predictions.
 
-    An input is what the task reads: a text, a pair of texts, a PIL image or the path of one, or a dict of role columns.
+    An input is what the task reads: a text, a pair of texts as a tuple, an image (PIL's, its path, bytes, an array or
+    a tensor), or a dict of role columns. Several come as a list, table, series, data set, array or generator.
     """
 
     def __init__(self, loaded: Loaded) -> None:
@@ -50,18 +53,25 @@ class Predictor:
         if torch.accelerator.is_available():
             self.model.to(torch.accelerator.current_accelerator())
         self.task, self.labels = loaded.task, loaded.labels
-        self.roles = [role for role in self.task.roles if role != "label"]
+        self.columns = loaded.columns
+        self.reads = {
+            role: replace(need, required=need.required or role in loaded.columns)
+            for role, need in self.task.roles.items()
+            if role != "label" and (need.required or not loaded.columns or role in loaded.columns)
+        }
+        self.roles = [*self.reads]
 
     def __call__(self, inputs: Any, batch_size: int = 32) -> Any:
-        """Predict one input (a dict comes back) or a list of them (a list comes back, in the same order).
+        """Predict one input (a dict comes back) or several (a list comes back, in the same order).
 
         What a prediction holds is the task's to say (its `answers`): `label`, `score` and `scores` by name of a class,
         `label` alone of words, `mask` and `shares` of an image whose pixels have classes.
         """
-        single = not isinstance(inputs, list)
-        rows = [self._row(value) for value in ([inputs] if single else inputs)]
-        found = list(self.stream(rows, batch_size))
-        return found[0] if single else found
+        several = given.many(inputs, self.reads[self.roles[0]])
+        rows = [given.row(value, self.reads) for value in ([inputs] if several is None else several)]
+        with bars_off():
+            found = list(self.stream(rows, batch_size))
+        return found[0] if several is None else found
 
     def stream(
         self, rows: Sequence[dict[str, Any]], batch_size: int = 32, tell: Callable[[int], Any] = lambda done: None
@@ -113,25 +123,15 @@ class Predictor:
         made = self.task.collate(self.processor)(encoded)
         return {name: value for name, value in made.items() if name != "labels"}
 
-    def _row(self, value: Any) -> dict[str, Any]:
-        if isinstance(value, dict):
-            missing = [r for r in self.roles if r not in value and self.task.roles[r].required]
-            if missing:
-                raise UserError(f"Expected the keys {', '.join(self.roles)}; {', '.join(value)} came.")
-            return value
-        parts = value if isinstance(value, tuple) else (value,)
-        if len(parts) > len(self.roles):
-            raise UserError(f"Expected at most {len(self.roles)} values a row; {len(parts)} came.")
-        return dict(zip(self.roles, parts, strict=False))
-
 
 def predict_file(
     folder: str, data: str, output: str, columns: Mapping[str, str] | None = None, batch_size: int = 32
 ) -> None:
-    """Predict every row of a file or folder and write a csv: the inputs, and what the task writes of its answer.
+    """Predict every row of a file or folder and write a table: the inputs, and what the task writes of its answer.
 
     Args:
         data: any source that training takes, labels not needed; `-` reads one text or image path a line from stdin.
+        output: a csv, tsv, jsonl or parquet file by its name; `-` writes csv to stdout.
         columns: role -> the column's name in the data, where it is another than in training.
 
     Raises:
@@ -140,28 +140,24 @@ def predict_file(
     predictor = load(folder)
     rows: Any = [{predictor.roles[0]: line.rstrip("\n")} for line in sys.stdin] if data == "-" else None
     if rows is None:
-        rows = read(data, predictor.task.roles, columns=dict(columns or {}))
+        wanted = {role: name for role, name in predictor.columns.items() if role in predictor.reads}
+        wanted = {role: name for role, name in wanted.items() if predictor.reads[role].kind != "image"}
+        label = {role: need for role, need in predictor.task.roles.items() if role == "label"}
+        rows = read(data, predictor.reads | label, columns=wanted | dict(columns or {}))
     if not len(rows):
         raise UserError(f"{'stdin' if data == '-' else data} holds no rows to predict. Pass --data with some.")
-    formulas = 0
-    scratch, bar = Path(f"{output}.partial"), tqdm(total=len(rows), desc="predicting", unit="row")
-    try:
-        with bar, scratch.open("w", newline="", encoding="utf-8") as file:
-            writer: csv.DictWriter | None = None
-            for i, prediction in enumerate(predictor.stream(rows, batch_size, bar.update)):
-                row = rows[i]
-                line = {role: named(row[role]) for role in predictor.roles if role in row}
-                line |= predictor.task.cells(prediction, Path(output), i + 1)
-                if writer is None:
-                    writer = csv.DictWriter(file, line)
-                    writer.writeheader()
-                writer.writerow(line)
-                formulas += sum(map(is_formula, line.values()))
-        scratch.replace(output)
-    finally:
-        scratch.unlink(missing_ok=True)
+    formulas, bar = 0, tqdm(total=len(rows), desc="predicting", unit="row")
+    with bar, Lines(output) as lines:
+        for i, prediction in enumerate(predictor.stream(rows, batch_size, bar.update)):
+            row = rows[i]
+            line = {role: named(row[role]) for role in predictor.roles if role in row}
+            line |= predictor.task.cells(prediction, Path(output), i + 1)
+            lines.add(line)
+            formulas += sum(map(is_formula, line.values()))
+    if output == "-":
+        return
     print(f"{len(rows):,} predictions in {output}")
-    if formulas:
+    if formulas and lines.form in (".csv", ".tsv"):
         print(f"{formulas:,} cells would be formulas to a spreadsheet: import the columns as text there")
 
 

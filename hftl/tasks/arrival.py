@@ -92,7 +92,7 @@ def head_by_name(
             for name in rows:
                 weights[name].copy_(weights[name][order].clone())
         sentence = f"the head's classes come in another order than the data's ({_few(known)}): its rows were moved"
-        return fresh, [Check("head", "note", sentence)]
+        return fresh | set(rows), [Check("head", "note", sentence)]  # no longer the checkpoint's: an adapter keeps it
     if all(NAMELESS.fullmatch(str(name)) for name in known):
         sentence = f"the checkpoint does not name its {len(known)} classes; its head is kept as if they were the data's"
         return fresh, [Check("head", "warn", sentence)]

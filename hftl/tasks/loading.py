@@ -63,8 +63,9 @@ def load_pretrained(
             model, info = auto_class.from_pretrained(path, config=config, **how)
     fresh, left_over = fresh_of(model, info), info["unexpected_keys"]
     refuse_strange(model, fresh, left_over, source.model)
+    checks = [arrived(model, fresh, left_over)]
     fresh, about_head = head_by_name(model, fresh, known, labels, auto_class)
-    checks = [arrived(model, fresh, left_over), *about_head, *deaf(model)]
+    checks += [*about_head, *deaf(model)]
     return Pretrained(model, task.processor(source, model), fresh, revision_of(path, revision), checks)
 
 

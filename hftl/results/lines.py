@@ -1,0 +1,66 @@
+"""Write rows one by one to a table whose form its name tells; the file is there once all of it is."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any, Self
+
+from hftl.errors import UserError
+
+FORMS = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+def form_of(output: str) -> str:
+    """The form of a file by its name; `-` is csv on stdout.
+
+    Raises:
+        UserError: a name that tells none.
+    """
+    suffix = ".csv" if output == "-" else Path(output).suffix.lower()
+    if suffix not in FORMS:
+        raise UserError(f"--output {output} tells no form. Pass a name that ends in {', '.join(FORMS)}, or -.")
+    return suffix
+
+
+class Lines:
+    """A file that is written line by line beside its place, and moved there at the end of a `with`."""
+
+    def __init__(self, output: str) -> None:
+        self.output, self.form = Path(output), form_of(output)
+        self.scratch = None if output == "-" else Path(f"{output}.partial")
+        self._writer: Any = None
+        self._held: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Self:
+        self._file: Any = sys.stdout if self.scratch is None else self.scratch.open("w", newline="", encoding="utf-8")
+        return self
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Write a line; the first one names the columns."""
+        if self.form == ".jsonl":
+            self._file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        elif self.form == ".parquet":
+            self._held.append(line)
+        else:
+            if self._writer is None:
+                self._writer = csv.DictWriter(self._file, line, delimiter="\t" if self.form == ".tsv" else ",")
+                self._writer.writeheader()
+            self._writer.writerow(line)
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if self.scratch is None:
+            return
+        self._file.close()
+        try:
+            if kind is None and self.form == ".parquet":
+                import pyarrow as pa
+                import pyarrow.parquet as pq
+
+                pq.write_table(pa.Table.from_pylist(self._held), self.scratch)
+            if kind is None:
+                self.scratch.replace(self.output)
+        finally:
+            self.scratch.unlink(missing_ok=True)
