@@ -211,3 +211,11 @@ def test_predictions_are_written_in_the_form_that_the_name_tells(name, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     with pytest.raises(UserError, match="tells no form"):
         Lines("out.xlsx")
+
+
+def test_images_of_several_forms_may_stand_in_one_list(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "one.png")
+    mixed = [str(tmp_path / "one.png"), Image.fromarray(PIXELS), PNG.getvalue(), tmp_path / "one.png"]
+    rows = given.alike([given.row(value, IMAGE) for value in mixed], IMAGE)
+    column = datasets.Dataset.from_list(rows)["image"]
+    assert all(np.array_equal(np.asarray(open_image(one)), PIXELS) for one in column)

@@ -266,3 +266,12 @@ def test_a_split_of_tagged_rows_is_the_same_however_it_is_stored(tmp_path):
         assert other.labels == first.labels
     with pytest.raises(UserError, match="--problem_type"):
         load_data(str(tmp_path / "a.jsonl"), roles, read_as="token_classificatio")
+
+
+def test_every_word_has_a_tag_also_one_of_which_no_token_is_left(tiny_bert) -> None:
+    task, words = TokenClassification(), ["Ada", "\u200b", "went", "", "to", "Paris"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_bert)
+    tokenizer.model_max_length = 64
+    rows = datasets.Dataset.from_dict({"tokens": [words], "label": [[0, 1, 0, 1, 0, 1]]})
+    encoded = task.encode(rows, tokenizer)
+    assert [tag for tag in encoded["labels"][0] if tag != IGNORED] == [0, 1, 0, 1, 0, 1]

@@ -178,9 +178,7 @@ def test_the_processes_agree_on_when_to_stop_and_on_the_best_checkpoint(together
         assert losses(first, "eval_loss") == losses(second, "eval_loss"), name
     steps = 128 / 16
     assert together["early"][0]["best"][0].endswith(f"checkpoint-{steps:.0f}")
-    assert together["early"][0]["best"][2] == 4 * steps, (
-        "the first is best, and two are waited for from half of the run on"
-    )
+    assert together["early"][0]["best"][2] == 3 * steps, "the first is best, and two more are waited for"
 
 
 def test_the_weights_lie_where_the_config_says(together) -> None:
@@ -228,7 +226,7 @@ def test_broken_off_and_resumed_is_never_broken_off(name: str, together) -> None
 def test_one_cache_is_filled_by_both(together) -> None:
     kept = together["out"] / "kept"
     if together["kind"] == "fsdp2":
-        assert not kept.exists()
+        assert [path.name for path in kept.iterdir()] == ["locks"], "no rows are kept of weights that are split"
         return
     assert len({p.parents[1] for p in kept.rglob("index.npz")}) == 3, "of text, images and scenes"
     assert len(list(kept.rglob("index.npz"))) == 12  # each process wrote its share of train and of valid

@@ -45,6 +45,8 @@ def row(value: Any, roles: Mapping[str, Role]) -> dict[str, Any]:
     if isinstance(value, Mapping):
         pair = {"pair": "text_pair"} if "text_pair" in roles and "text_pair" not in value else {}
         given = {pair.get(key, key): cell for key, cell in value.items()}
+        if "text_pair" not in roles and "text" in roles and {"pair", "text_pair"} & given.keys():
+            raise UserError("Expected one text a row, as in training; a pair came. Leave the second out.")
         if missing := [name for name in needed if name not in given]:
             raise UserError(
                 f"Expected the keys {', '.join(names)}; {', '.join(map(str, value))} came. Add {missing[0]}."
@@ -54,6 +56,22 @@ def row(value: Any, roles: Mapping[str, Role]) -> dict[str, Any]:
     if not len(needed) <= len(parts) <= len(names):
         raise UserError(f"Expected {_between(len(needed), len(names))} a row ({', '.join(names)}); {len(parts)} came.")
     return {name: cell(part, name, roles[name]) for name, part in zip(names, parts, strict=False)}
+
+
+def alike(rows: list[dict[str, Any]], roles: Mapping[str, Role]) -> list[dict[str, Any]]:
+    """Rows whose images all come in one form, as a column of a data set needs: paths, bytes and PIL's may be mixed."""
+    for name in (name for name, role in roles.items() if role.kind == "image"):
+        if len({type(one.get(name)) for one in rows}) > 1:
+            rows = [one | {name: _undecoded(one[name])} for one in rows]
+    return rows
+
+
+def _undecoded(value: Any) -> dict[str, Any]:
+    if isinstance(value, Image.Image):
+        file = io.BytesIO()
+        value.save(file, "png")
+        return {"bytes": file.getvalue(), "path": None}
+    return {"bytes": None, "path": value} if isinstance(value, str) else dict(value)
 
 
 def cell(value: Any, name: str, role: Role) -> Any:

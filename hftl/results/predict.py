@@ -32,7 +32,7 @@ def load(name: str | Path, revision: str | None = None, trust_remote_code: bool 
 
     Example:
         classify = hftl.load("runs/last")
-        classify("What a film.")                 # {"label": "positive", "score": 0.98, "scores": {...}}
+        classify("What a film.")                 # {"label": ..., "score": ..., "scores": {...}}
 
     Raises:
         UserError: no such folder or repository, or no model in it.
@@ -70,7 +70,7 @@ class Predictor:
         several = given.many(inputs, self.reads[self.roles[0]])
         rows = [given.row(value, self.reads) for value in ([inputs] if several is None else several)]
         with bars_off():
-            found = list(self.stream(rows, batch_size))
+            found = list(self.stream(given.alike(rows, self.reads), batch_size))
         return found[0] if several is None else found
 
     def stream(

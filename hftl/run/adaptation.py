@@ -139,19 +139,21 @@ def told(watched: Domains, history: list[dict[str, Any]]) -> Adapted:
     }
     shown = sorted(rows.values(), key=lambda row: row["step"])
     greater = dict.fromkeys(("source", "oracle"), headline not in watched.metric.lower) | domains.CRITERIA
-    chosen = best(shown, watched.select, greater[watched.select])
+    losses = {row["step"]: row["eval_loss"] for row in reversed(history) if "eval_loss" in row}
+    chosen = best(shown, watched.select, greater[watched.select], losses)
     return Adapted(
         select=watched.select,
         checkpoints=shown,
         chosen=chosen,
-        oracle=best(shown, "oracle", greater["oracle"]) if watched.oracle is not None else None,
+        oracle=best(shown, "oracle", greater["oracle"], losses) if watched.oracle is not None else None,
         distance=watched.distance,
         projection=watched.points,
         rows={name: len(numbers) for name, numbers in watched._rows.items()},
     )
 
 
-def best(rows: list[dict[str, Any]], name: str, greater: bool) -> dict[str, Any] | None:
-    """The first row that is best by a criterion; None where no row has it."""
+def best(rows: list[dict[str, Any]], name: str, greater: bool, losses: dict[int, float]) -> dict[str, Any] | None:
+    """The row that is best by a criterion, of equals the one with the lowest loss; None where no row has it."""
     having = [row for row in rows if name in row]
-    return max(having, key=lambda row: row[name] if greater else -row[name]) if having else None
+    sign = 1 if greater else -1
+    return max(having, key=lambda row: (sign * row[name], -losses.get(row["step"], 0.0))) if having else None

@@ -44,18 +44,19 @@ def fit_batch(trainer: Any) -> None:
         what = device.type if device.type not in ("cpu", "cuda") else "FSDP or DeepSpeed"
         raise UserError(f"--fit_batch knows the memory of a CPU or CUDA GPU; this is {what}. Leave it out.")
     asked, before = args.per_device_train_batch_size * args.gradient_accumulation_steps, trainer._train_batch_size
-    fewest = 2 if has_batchnorm(trainer.model) else 1
-    sizes = [n for n in range(fewest, asked + 1) if asked % n == 0] or [asked]
-    with untouched(trainer.model), trainer.frozen():
-        fixed, row = needs(trainer)
-        room = free_bytes(device)
-        micro = least(trainer, max([n for n in sizes if fixed + n * row <= room] or sizes[:1]))
-        if device.type == "cuda":
-            micro = tried(trainer, [n for n in sizes if n <= micro])
-    args.per_device_train_batch_size, args.gradient_accumulation_steps = micro, asked // micro
-    trainer._train_batch_size = args.train_batch_size
-    if args.process_index == 0:
-        print(_told(micro, asked, fixed, row, room) + _norms(trainer.model, before, trainer._train_batch_size))
+    with trainer.frozen():
+        fewest = 2 if has_batchnorm(trainer.model) else 1
+        sizes = [n for n in range(fewest, asked + 1) if asked % n == 0] or [asked]
+        with untouched(trainer.model):
+            fixed, row = needs(trainer)
+            room = free_bytes(device)
+            micro = least(trainer, max([n for n in sizes if fixed + n * row <= room] or sizes[:1]))
+            if device.type == "cuda":
+                micro = tried(trainer, [n for n in sizes if n <= micro])
+        args.per_device_train_batch_size, args.gradient_accumulation_steps = micro, asked // micro
+        trainer._train_batch_size = args.train_batch_size
+        if args.process_index == 0:
+            print(_told(micro, asked, fixed, row, room) + _norms(trainer.model, before, trainer._train_batch_size))
 
 
 def needs(trainer: Any) -> tuple[int, int]:

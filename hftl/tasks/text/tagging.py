@@ -67,8 +67,11 @@ class TokenClassification(Batched):
 
         def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
             words = [one.split() if isinstance(one, str) else one for one in batch["tokens"]]
-            made = processor(words, is_split_into_words=True, truncation=True, max_length=limit)
             whole = processor(words, is_split_into_words=True, truncation=False, verbose=False)
+            spelt = [visible_words(one, whole.word_ids(i), processor) for i, one in enumerate(words)]
+            if spelt != words:
+                words, whole = spelt, processor(spelt, is_split_into_words=True, truncation=False, verbose=False)
+            made = processor(words, is_split_into_words=True, truncation=True, max_length=limit)
             tags = batch.get("label") or [[0] * len(one) for one in words]
             labels = [on_first(made.word_ids(i), one) for i, one in enumerate(tags)]
             return dict(made) | {"length": [len(ids) for ids in whole["input_ids"]], "labels": labels}
@@ -77,7 +80,7 @@ class TokenClassification(Batched):
             tokenise,
             batched=True,
             remove_columns=rows.column_names,
-            new_fingerprint=cache_key(rows, rules(processor), limit, "words"),
+            new_fingerprint=cache_key(rows, rules(processor), limit, "words, each with a token"),
             desc=f"Tokenising {len(rows):,} rows",
         )
 
@@ -111,6 +114,16 @@ class TokenClassification(Batched):
 
     def show(self, row: dict[str, Any], answer: Callable[[], Any] | None = None) -> Example:
         return Example(texts=[" ".join(row["tokens"])])
+
+
+def visible_words(words: list[str], found: list[int | None], processor: Any) -> list[str]:
+    """Words of which each has a token, so that each gets a tag: one of which nothing is left is unknown.
+
+    Args:
+        found: the word of each token.
+    """
+    there, unknown = {*found}, processor.unk_token or "."
+    return words if len(there - {None}) == len(words) else [w if i in there else unknown for i, w in enumerate(words)]
 
 
 def on_first(words: list[int | None], tags: list[int]) -> list[int]:
