@@ -18,6 +18,7 @@ from PIL import Image
 
 from hftl import testing
 from hftl.data.formats.decode import open_image
+from hftl.data.new_rows import new_rows
 from hftl.data.roles import Role
 from hftl.data.types import Labels
 from hftl.errors import UserError
@@ -87,7 +88,7 @@ def test_no_more_than_a_window_of_rows_is_read_ahead(tiny_bert, texts, monkeypat
 
 
 def test_images_are_read_batch_by_batch(tiny_cnn, colour_folder):
-    folder = predict.read(colour_folder, {"image": Task.known()["image-classification"].roles["image"]})
+    folder = new_rows(colour_folder, {"image": Task.known()["image-classification"].roles["image"]}).inputs
     rows = Counted([folder[i] for i in range(10)])
     found = predictor("image-classification", tiny_cnn)
     stream = found.stream(rows, 4)
@@ -117,6 +118,66 @@ def test_a_file_of_predictions_keeps_the_order_of_its_rows(tiny_bert, texts, mon
     assert [row["text"] for row in written] == texts
     scores = [classify(text)["scores"]["a"] for text in texts]
     np.testing.assert_allclose([float(row["score_a"]) for row in written], scores, atol=2e-6)
+
+
+# --- a file with more than inputs ---
+
+
+@pytest.fixture
+def told(monkeypatch, tmp_path, tiny_bert, capsys):
+    """Predict a table of texts, in `tmp_path`; what was written, and what was said."""
+    classify = predictor("text-classification", tiny_bert)
+    monkeypatch.setattr(predict, "load", lambda folder: classify)
+    monkeypatch.chdir(tmp_path)
+
+    def run(columns: dict[str, list], output: str = "out.csv", **how: Any) -> tuple[pandas.DataFrame, str]:
+        pandas.DataFrame(columns).to_json("new.jsonl", orient="records", lines=True)
+        capsys.readouterr()
+        predict.predict_file("any", "new.jsonl", output, **how)
+        return pandas.read_csv(output, dtype=str, keep_default_na=False), capsys.readouterr().out
+
+    return run
+
+
+def test_every_other_column_is_kept_and_labelled_rows_are_scored(told):
+    """P2."""
+    columns = {"id": [7, 8, 9, 10], "text": list("wxyz"), "label": ["a", "b", "b", "new"], "prediction": list("1234")}
+    table, said = told(columns)
+    assert [*table] == ["id", "text", "label", "prediction", "prediction_by_model", "score_a", "score_b"]
+    assert table["id"].tolist() == ["7", "8", "9", "10"]
+    right = (table["label"] == table["prediction_by_model"])[:3].mean()
+    assert f"accuracy             {right:.3f}" in said
+    assert "against the labels in 'label', 3 rows" in said
+    assert [*told(columns, "only.csv", only=True)[0]] == ["text", "prediction", "score_a", "score_b"]
+
+
+def test_a_bad_row_is_left_out_and_counted_or_ends_it_and_nothing_done_is_lost(told, tmp_path, capsys, monkeypatch):
+    """P3."""
+    columns = {"id": [1, 2, 3], "text": ["a", None, "c"]}
+    table, said = told(columns, on_bad_row="skip")
+    assert table["id"].tolist() == ["1", "3"]
+    assert "1 row left out: row 2: no text" in said
+    rows = {"id": list(range(5)), "text": [*"abcd", None]}
+    monkeypatch.setattr(predict, "WINDOW", 1)
+    with pytest.raises(UserError, match="Expected a text in row 5"):
+        told(rows, "cut.csv", batch_size=2)
+    assert pandas.read_csv(tmp_path / "cut.csv.partial")["id"].tolist() == [0, 1, 2, 3]
+    assert "4 rows in cut.csv.partial" in capsys.readouterr().err
+
+
+def test_images_are_named_by_folder_and_file_and_a_broken_one_is_left_out(colour_folder, tmp_path, tiny_cnn):
+    """P2, P3: image_0006.jpg of which class?"""
+    import shutil
+
+    shutil.copytree(colour_folder, tmp_path / "data")
+    rows = new_rows(tmp_path / "data", Task.known()["image-classification"].roles)
+    names = [rows.line(i)["image"] for i in range(len(rows))]
+    assert len({*names}) == len(names)
+    assert all((tmp_path / "data" / name).is_file() for name in names)
+    (tmp_path / "data" / names[3]).write_bytes(b"no image")
+    bad: dict[int, str] = {}
+    found = list(predictor("image-classification", tiny_cnn).stream(rows.inputs, 4, skip=bad.__setitem__))
+    assert [i for i, one in enumerate(found) if one is None] == [*bad] == [3]
 
 
 # --- what people hand over ---

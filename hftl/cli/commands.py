@@ -26,14 +26,18 @@ PREDICT = _flags(
     ("data", "str", None, "any source of training, without labels; - reads a text or path a line"),
     ("output", "str", None, "the file to write: .csv, .tsv, .jsonl or .parquet; - is csv on stdout"),
     ("batch_size", "int", 32, "rows a step"),
+    ("split", "str | None", None, "which split of data that has several; else test"),
+    ("on_bad_row", "str", "error", "error, or skip and count rows that are empty or unreadable"),
+    ("only", "bool", False, "write inputs and predictions alone, without the other columns of the data"),
     ("overwrite", "bool", False, "replace the output file"),
     batch_size="[1, inf)",
 )
+PREDICT["on_bad_row"] = replace(PREDICT["on_bad_row"], choices=("error", "skip"))
 COLUMNS = {
     name: replace(setting, group="Columns, where their names differ from training")
     for task in Task.known().values()
     for name, setting in own_settings(task).items()
-    if name in task.roles and name != "label"
+    if name in task.roles
 }
 PUSH = _flags(
     ("private", "bool", False, "make the repository private, where it is new"),

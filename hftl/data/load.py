@@ -16,7 +16,6 @@ from hftl.data.columns import columns_check, find_columns, inputs, several_colum
 from hftl.data.domains import set_aside
 from hftl.data.formats.images import loose_images
 from hftl.data.roles import Reading, Role, asked_word
-from hftl.data.scan import check_paths
 from hftl.data.source import Opened, RawSplit, one_set, open_source
 from hftl.data.split import Split, read_split, whole_fingerprint
 from hftl.data.survey import Survey, class_names, near_names
@@ -66,41 +65,18 @@ def load(
     if on_bad_row not in ("error", "skip"):
         raise UserError(f"Expected --on_bad_row error or skip; it is {on_bad_row!r}.")
     given = {split: one for split, one in (("valid", valid), ("test", test)) if one is not None}
-    with _quiet(True):
+    with quiet(True):
         opened = _open_all(source, given, revision, offered.get(word or ""), loose=not offered)
         split_by_column(opened, roles, columns or {})
         unlabelled, other = set_aside(opened, target or Target(), seed)
     if "train" not in opened.splits:
         raise UserError(f"Expected a train split in {opened.name}; it has {', '.join(opened.splits) or 'none'}.")
-    with _quiet(sum(len(raw.data) for raw in opened.splits.values()) < _MANY_ROWS):
+    with quiet(sum(len(raw.data) for raw in opened.splits.values()) < _MANY_ROWS):
         loading = _Loading(opened, roles, columns or {}, set(given), seed)
         if other is not None:
             loading.raw[TARGET] = other
         loading.unlabelled = unlabelled
         return loading.run(word, on_bad_row, max_train_samples)
-
-
-def read(
-    source: Any, roles: dict[str, Role], *, columns: dict[str, str] | None = None, revision: str | None = None
-) -> datasets.Dataset:
-    """All rows of a source without labels, in order, for prediction: columns carry the names of the input roles.
-
-    A role `label` says alone which folders hold inputs, and which labels.
-
-    Of a source with several splits this is `test`.
-
-    Raises:
-        UserError: as `load`; empty rows and unreadable images are left in.
-    """
-    with _quiet(True):
-        loose, reads = loose_images(source), roles["label"].reads if "label" in roles else {}
-        paired = next((found for one in reads.values() if (found := one.folders(source))), None)
-        opened = paired or open_source(source if loose is None else loose, revision)
-        raw = one_set(opened, "test", opened.name)
-        wanted = {role: need for role, need in roles.items() if need.kind != "label"}
-        given = inputs(raw, find_columns(raw, wanted, columns or {}), wanted)
-        check_paths(given, [role for role in given.column_names if wanted[role].kind == "image"], raw.roots)
-        return given
 
 
 class _Loading:
@@ -283,7 +259,7 @@ def _given(one: Any, split: str, opened: Opened, reading: Reading | None) -> Raw
 
 
 @contextmanager
-def _quiet(quiet: bool) -> Iterator[None]:
+def quiet(quiet: bool) -> Iterator[None]:
     """Hold back the progress bars of `datasets` where they would only flicker."""
     hide = quiet and not datasets.are_progress_bars_disabled()
     if hide:

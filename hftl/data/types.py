@@ -24,6 +24,11 @@ def quoted(value: object) -> str:
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
+def counted(n: int, noun: str) -> str:
+    """1 row, 2 rows, 1,000 rows."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def split_of(name: str) -> str | None:
     """The split that a file, a folder or a Hub split is named after: `reviews-dev.csv` -> "valid"."""
     words = [WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in WORDS]

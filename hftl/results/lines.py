@@ -1,4 +1,7 @@
-"""Write rows one by one to a table whose form its name tells; the file is there once all of it is."""
+"""Write rows one by one to a table whose form its name tells; the file is there once all of it is.
+
+What was written before a failure stays beside its place, under a name that says so.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Self
 
+from hftl.data.types import counted
 from hftl.errors import UserError
 
 FORMS = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -31,6 +35,7 @@ class Lines:
     def __init__(self, output: str) -> None:
         self.output, self.form = Path(output), form_of(output)
         self.scratch = None if output == "-" else Path(f"{output}.partial")
+        self.count = 0
         self._writer: Any = None
         self._held: list[dict[str, Any]] = []
 
@@ -40,6 +45,7 @@ class Lines:
 
     def add(self, line: dict[str, Any]) -> None:
         """Write a line; the first one names the columns."""
+        self.count += 1
         if self.form == ".jsonl":
             self._file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
         elif self.form == ".parquet":
@@ -54,13 +60,16 @@ class Lines:
         if self.scratch is None:
             return
         self._file.close()
-        try:
-            if kind is None and self.form == ".parquet":
-                import pyarrow as pa
-                import pyarrow.parquet as pq
+        if self.form == ".parquet" and self.count:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
 
-                pq.write_table(pa.Table.from_pylist(self._held), self.scratch)
-            if kind is None:
-                self.scratch.replace(self.output)
-        finally:
+            pq.write_table(pa.Table.from_pylist(self._held), self.scratch)
+        if kind is None:
+            self.scratch.replace(self.output)
+        elif self.count:
+            print(
+                f"what was written until then is kept: {counted(self.count, 'row')} in {self.scratch}", file=sys.stderr
+            )
+        else:
             self.scratch.unlink(missing_ok=True)

@@ -14,15 +14,17 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from hftl.data.load import read
+from hftl.data.new_rows import NewRows, new_rows
+from hftl.data.roles import Role
+from hftl.data.types import Labels, counted
 from hftl.errors import UserError
 from hftl.results import given
 from hftl.results.lines import Lines
 from hftl.results.load import Loaded, load_folder
+from hftl.results.scored import Scored
 from hftl.train.progress import bars_off, quiet
 from hftl.train.sampling import LongestFirst, lengths_of
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 WINDOW = 64
 """Batches whose rows are in memory at once, to be sorted by length."""
 
@@ -74,43 +76,86 @@ class Predictor:
         return found[0] if several is None else found
 
     def stream(
-        self, rows: Sequence[dict[str, Any]], batch_size: int = 32, tell: Callable[[int], Any] = lambda done: None
-    ) -> Iterator[dict[str, Any]]:
+        self,
+        rows: Sequence[dict[str, Any]],
+        batch_size: int = 32,
+        tell: Callable[[int], Any] = lambda done: None,
+        skip: Callable[[int, str], Any] | None = None,
+        scored: Scored | None = None,
+    ) -> Iterator[dict[str, Any] | None]:
         """Predict dicts of role columns, in order; texts are computed longest first within a window of 64 batches.
 
         Args:
             tell: is called after each batch with its number of rows, as predictions come out window by window.
+            skip: is told the number of a row that cannot be read, and why; None is its prediction. Else it ends all.
+            scored: is fed the rows that have labels.
         """
         sized = len(rows) > batch_size and lengths_of(self._encoded([rows[0]]), "length") is not None
         window = batch_size * (WINDOW if sized else 1)
         for start in range(0, len(rows), window):
-            part = [rows[i] for i in range(start, min(start + window, len(rows)))]
-            encoded = self._encoded(part, start)
+            numbers = range(start, min(start + window, len(rows)))
+            part = {i: rows[i] for i in numbers}
+            whole = [i for i in numbers if self._reads(i, part[i], skip)]
+            labels = None if scored is None else scored.cells.select(whole)["label"][:]
+            encoded = self._encoded([part[i] for i in whole], labels)
             lengths = lengths_of(encoded, "length")
-            order = np.arange(len(encoded)) if lengths is None else LongestFirst(lengths).order
-            found: list[np.ndarray] = []
-            for numbers in np.split(order, range(batch_size, len(order), batch_size)):
-                found.extend(self._logits(encoded.__getitems__(numbers.tolist())))
-                tell(len(numbers))
-            yield from self.task.answers([found[i] for i in np.argsort(order)], part, self.labels)
+            order = np.arange(len(whole)) if lengths is None else LongestFirst(lengths).order
+            found: dict[int, np.ndarray] = {}
+            for places in np.split(order, range(batch_size, len(order), batch_size)):
+                if held := self._held(encoded, places.tolist(), whole, skip):
+                    found |= zip(held, self._logits([*held.values()], scored), strict=True)
+                tell(len(places))
+            kept = [i for i in numbers if i in found]
+            answers = dict(zip(kept, self._answers(found, part, kept), strict=True))
+            yield from (answers.get(i) for i in numbers)
 
-    def _encoded(self, rows: Sequence[dict[str, Any]], start: int = 0) -> Any:
-        """Rows as model inputs; `start` is the number of the first."""
-        for i, row in enumerate(rows, start=start + 1):
-            if empty := [role for role in self.roles if row.get(role, "") is None]:
-                raise UserError(f"Expected a {empty[0]} in row {i} of the data; there is none. Correct it.")
+    def _answers(self, found: dict[int, np.ndarray], part: dict[int, Any], kept: list[int]) -> Iterable[Any]:
+        return self.task.answers([found[i] for i in kept], [part[i] for i in kept], self.labels) if kept else ()
+
+    def _reads(self, number: int, row: dict[str, Any], skip: Callable[[int, str], Any] | None) -> bool:
+        """Whether a row has all that it needs; a blank text is one that may be left out, as training leaves it out."""
+        blank: tuple[Any, ...] = (None,) if skip is None else (None, "", [])
+        cells = {role: row[role] for role in self.roles if role in row}
+        empty = [r for r, cell in cells.items() if (cell.strip() if isinstance(cell, str) else cell) in blank]
+        if not empty:
+            return True
+        if skip is None:
+            raise UserError(f"Expected a {empty[0]} in row {number + 1} of the data; there is none. Correct it.")
+        skip(number, f"no {empty[0]}")
+        return False
+
+    def _held(
+        self, encoded: Any, places: list[int], whole: list[int], skip: Callable[[int, str], Any] | None
+    ) -> dict[int, Any]:
+        """Encoded rows by number, without those that cannot be read and may be left out."""
+        try:
+            return dict(zip([whole[i] for i in places], encoded.__getitems__(places), strict=True))
+        except UserError as failure:
+            if len(places) > 1:
+                return {n: row for i in places for n, row in self._held(encoded, [i], whole, skip).items()}
+            number = whole[places[0]]
+            if skip is None:
+                raise UserError(f"Row {number + 1}: {failure}") from failure
+            skip(number, str(failure))
+            return {}
+
+    def _encoded(self, rows: Sequence[dict[str, Any]], labels: Sequence[Any] | None = None) -> Any:
+        """Rows as model inputs, with `labels` encoded beside them where they are known."""
         columns = {role: [row[role] for row in rows] for role in self.roles if role in rows[0]}
         for role in columns:
             if self.task.roles[role].kind == "words":  # those that came as one text are parted at white space
                 columns[role] = [cell.split() if isinstance(cell, str) else cell for cell in columns[role]]
-        return self.task.encode(datasets.Dataset.from_dict(columns), self.processor)
+        given = columns if labels is None else columns | {"label": list(labels)}
+        return self.task.encode(datasets.Dataset.from_dict(given), self.processor)
 
-    def _logits(self, encoded: list[dict[str, Any]]) -> Iterable[np.ndarray]:
+    def _logits(self, encoded: list[dict[str, Any]], scored: Scored | None = None) -> Iterable[np.ndarray]:
         """What the task reads off the model for each row."""
         batch = self.task.collate(self.processor)(encoded)
-        device = next(self.model.parameters()).device
+        device, labels = next(self.model.parameters()).device, batch.pop("labels", None)
         with torch.inference_mode():
             logits = self.model(**{name: value.to(device) for name, value in batch.items()}).logits
+        if scored is not None and labels is not None:
+            scored.add(logits, labels.to(device))
         return self.task.unbatch(logits.float().cpu().numpy(), batch)
 
     def logits(self, rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:
@@ -125,49 +170,101 @@ class Predictor:
 
 
 def predict_file(
-    folder: str, data: str, output: str, columns: Mapping[str, str] | None = None, batch_size: int = 32
+    folder: str,
+    data: str,
+    output: str,
+    columns: Mapping[str, str] | None = None,
+    batch_size: int = 32,
+    split: str | None = None,
+    on_bad_row: str = "error",
+    only: bool = False,
 ) -> None:
-    """Predict every row of a file or folder and write a table: the inputs, and what the task writes of its answer.
+    """Predict every row of a file or folder and write a table; rows with a label are scored, too.
 
     Args:
         data: any source that training takes, labels not needed; `-` reads one text or image path a line from stdin.
         output: a csv, tsv, jsonl or parquet file by its name; `-` writes csv to stdout.
         columns: role -> the column's name in the data, where it is another than in training.
+        split: which split of data that has several; else test.
+        on_bad_row: "skip" to leave out rows that are empty or unreadable, and count them.
+        only: write no columns but inputs and predictions.
 
     Raises:
-        UserError: the folder, the data or a column cannot be read.
+        UserError: the folder, the data, a column or a row cannot be read.
     """
     predictor = load(folder)
-    rows: Any = [{predictor.roles[0]: line.rstrip("\n")} for line in sys.stdin] if data == "-" else None
-    if rows is None:
-        wanted = {role: name for role, name in predictor.columns.items() if role in predictor.reads}
-        wanted = {role: name for role, name in wanted.items() if predictor.reads[role].kind != "image"}
-        label = {role: need for role, need in predictor.task.roles.items() if role == "label"}
-        rows = read(data, predictor.reads | label, columns=wanted | dict(columns or {}))
-    if not len(rows):
-        raise UserError(f"{'stdin' if data == '-' else data} holds no rows to predict. Pass --data with some.")
+    rows = _opened(predictor, data, columns or {}, split)
+    aside = sys.stderr if output == "-" else sys.stdout
+    print(*rows.notes, sep="\n", end="\n" if rows.notes else "", file=aside)
+    bad: dict[int, str] = {}
+    labels = rows.labels(predictor.task.roles["label"], predictor.labels)
+    scored = None if labels is None else Scored(predictor.task, predictor.labels, labels)
+    skip = bad.__setitem__ if on_bad_row == "skip" else None
     formulas, bar = 0, tqdm(total=len(rows), desc="predicting", unit="row")
     with bar, Lines(output) as lines:
-        for i, prediction in enumerate(predictor.stream(rows, batch_size, bar.update)):
-            row = rows[i]
-            line = {role: named(row[role]) for role in predictor.roles if role in row}
-            line |= predictor.task.cells(prediction, Path(output), i + 1)
+        for i, prediction in enumerate(predictor.stream(rows.inputs, batch_size, bar.update, skip, scored)):
+            if prediction is None:
+                continue
+            line = rows.line(i, only)
+            for name, cell in predictor.task.cells(prediction, Path(output), i + 1).items():
+                line[name if name not in line else f"{name}_by_model"] = cell
             lines.add(line)
             formulas += sum(map(is_formula, line.values()))
-    if output == "-":
-        return
-    print(f"{len(rows):,} predictions in {output}")
-    if formulas and lines.form in (".csv", ".tsv"):
-        print(f"{formulas:,} cells would be formulas to a spreadsheet: import the columns as text there")
+    if output != "-":
+        print(f"{counted(lines.count, 'prediction')} in {output}")
+    table = lines.form in (".csv", ".tsv")
+    print(*_told(bad, scored, rows.columns.get("label", ""), formulas * table), sep="\n", end="", file=aside)
+
+
+def _told(bad: dict[int, str], scored: Scored | None, label: str, formulas: int) -> Iterator[str]:
+    """Lines on rows that were left out, on what the predictions are worth, and on what a spreadsheet would do."""
+    if bad:
+        named = "; ".join(f"row {number + 1}: {why}" for number, why in sorted(bad.items())[:3])
+        yield f"{counted(len(bad), 'row')} left out: {named}{' ...' if len(bad) > 3 else ''}"
+    if scored is not None and scored.rows:
+        yield from scored.told(label)
+    if formulas:
+        yield f"{counted(formulas, 'cell')} would be formulas to a spreadsheet: import the columns as text there"
+    yield ""
+
+
+def _opened(predictor: Predictor, data: str, columns: Mapping[str, str], split: str | None) -> NewRows | _Typed:
+    """The rows of a source, read as training read its own."""
+    rows = _Typed(predictor.roles[0], sys.stdin) if data == "-" else _of_source(predictor, data, columns, split)
+    if not len(rows):
+        raise UserError(f"{'stdin' if data == '-' else data} holds no rows to predict. Pass --data with some.")
+    return rows
+
+
+def _of_source(predictor: Predictor, data: str, columns: Mapping[str, str], split: str | None) -> NewRows:
+    label = {role: need for role, need in predictor.task.roles.items() if role == "label"}
+    reads = predictor.reads | label
+    wanted = {role: name for role, name in predictor.columns.items() if role in reads and reads[role].kind != "image"}
+    return new_rows(data, reads, columns=wanted | dict(columns), split=split)
+
+
+class _Typed:
+    """Rows of a text or a path a line."""
+
+    def __init__(self, role: str, lines: Iterable[str]) -> None:
+        self.inputs: Any = [{role: line.rstrip("\n")} for line in lines]
+        self.notes: list[str] = []
+        self.columns: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def line(self, number: int, only: bool = False) -> dict[str, Any]:
+        """The row as it was typed."""
+        return dict(self.inputs[number])
+
+    def labels(self, role: Role, labels: Labels) -> None:
+        """None: nobody types labels."""
+
+
+_FORMULA = re.compile(r"=|\t|\r|[+\-@][\w+\-*/.]*[(|!]|[+\-][\d.]+[+\-*/]")
 
 
 def is_formula(cell: Any) -> bool:
-    """Whether a spreadsheet that opens a csv would compute this cell; numbers are no danger."""
-    return isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") and not _NUMBER.fullmatch(cell)
-
-
-def named(value: Any) -> str:
-    """A text as it is, words with spaces between, an image by the name of its file."""
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return Path(value["path"]).name if isinstance(value, dict) and value.get("path") else str(value)
+    """Whether a spreadsheet that opens a csv would compute this cell; @her, a number or a dash is no formula."""
+    return isinstance(cell, str) and _FORMULA.match(cell) is not None

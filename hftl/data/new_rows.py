@@ -1,0 +1,146 @@
+"""Open the rows that are to be predicted: inputs by role, the columns beside them, and labels where there are some."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hftl.data.columns import find_columns, inputs, several_columns
+from hftl.data.formats.images import loose_images
+from hftl.data.load import quiet
+from hftl.data.roles import Role
+from hftl.data.scan import check_paths
+from hftl.data.source import Opened, RawSplit, one_set, open_source
+from hftl.data.types import SPLITS, Labels
+from hftl.errors import UserError, suggest
+from hftl.paths import expanded
+
+
+@dataclass
+class NewRows:
+    """Rows in the order of their source; `len` and the number of a row are those of `inputs`."""
+
+    inputs: datasets.Dataset
+    """Columns by role, undecoded."""
+    columns: dict[str, str]
+    """Role -> the source's own name of its column, the label's included where there is one."""
+    notes: list[str]
+    """Sentences on what of the source was read, and what was not."""
+    _raw: RawSplit
+    _root: Path | None
+    """The folder that names of files are told relative to."""
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def line(self, number: int, only: bool = False) -> dict[str, Any]:
+        """A row as a table holds it: the source's columns under their own names; images by the names of their files.
+
+        Args:
+            only: leave out the columns that are no input.
+        """
+        roles = {column: role for role, column in self.columns.items() if role != "label"}
+        row = self.inputs[number]
+        found = {column: self._named(row[role]) for column, role in roles.items()}
+        if not only and self._beside.column_names:
+            features = self._beside.features
+            found |= {name: _cell(cell, features[name]) for name, cell in self._beside[number].items()}
+        return {name: found[name] for name in self._raw.data.column_names if name in found}
+
+    @functools.cached_property
+    def _beside(self) -> datasets.Dataset:
+        """The columns that are no input, but for images."""
+        data = self._raw.data.with_format(None)
+        inputs = {column for role, column in self.columns.items() if role != "label"}
+        kept = [n for n, one in data.features.items() if n not in inputs and not isinstance(one, datasets.Image)]
+        return data.select_columns(kept)
+
+    def _named(self, value: Any) -> str:
+        """A text as it is, words with spaces between, an image by the name of its file, relative to the data."""
+        if isinstance(value, list):
+            return " ".join(map(str, value))
+        if not isinstance(value, dict):
+            return "" if value is None else str(value)
+        path = value.get("path") or ""
+        inside = os.path.relpath(path, self._root) if self._root and os.path.isabs(path) else path
+        return path if inside.startswith("..") else inside
+
+    def labels(self, role: Role, labels: Labels) -> datasets.Dataset | None:
+        """A column `label` encoded as a model has learnt these labels; None where the source has none, or others.
+
+        A label that the model does not know is one that is missing, as `hftl.data.roles.Reading.encode` has it.
+        """
+        column = self.columns.get("label")
+        if column is None or labels.values:
+            return None
+        reading = replace(role.reads[labels.read_as], names=tuple(labels.names))
+        try:
+            return reading.encode(self._raw, column)
+        except (KeyError, ValueError, TypeError, AttributeError):  # lists where one class was learnt, and the like
+            return None
+
+
+def _cell(value: Any, feature: Any) -> Any:
+    """A value as a table holds it; the number of a class by its name."""
+    if isinstance(feature, datasets.ClassLabel) and value is not None:
+        return feature.int2str(value) if value >= 0 else ""
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
+
+
+def new_rows(
+    source: Any,
+    roles: dict[str, Role],
+    *,
+    columns: dict[str, str] | None = None,
+    split: str | None = None,
+    revision: str | None = None,
+) -> NewRows:
+    """All rows of a source, or of one split of it.
+
+    Args:
+        roles: what a row must have; `label` need not be there.
+        columns: role -> column, where the candidates of the role do not do.
+        split: which one, by its name; else `test` of a source with several.
+
+    Raises:
+        UserError: as `hftl.data.load.load`, and a split that is not there; empty and unreadable rows are left in.
+    """
+    with quiet(True):
+        loose, reads = loose_images(source), roles["label"].reads if "label" in roles else {}
+        paired = next((found for one in reads.values() if (found := one.folders(source))), None)
+        opened = paired or open_source(source if loose is None else loose, revision)
+        raw = _asked(opened, split)
+        label = (columns or {}).get("label")
+        raw = several_columns(raw, label) if label else raw
+        needs = {role: replace(need, required=need.required and need.kind != "label") for role, need in roles.items()}
+        mapped = {r: c for r, c in (columns or {}).items() if r != "label" or c in raw.data.column_names}
+        chosen = find_columns(raw, needs, mapped)
+        given = inputs(raw, chosen, needs)
+        check_paths(given, [role for role in given.column_names if needs[role].kind == "image"], raw.roots)
+    folder = raw.root or (expanded(source) if isinstance(source, str | Path) and expanded(source).is_dir() else None)
+    notes = [*_notes(opened, raw), *opened.unread]
+    return NewRows(given, chosen, notes, raw, folder.resolve() if folder else None)
+
+
+def _asked(opened: Opened, split: str | None) -> RawSplit:
+    there = opened.splits | opened.others
+    if split is None:
+        return one_set(opened, "test", opened.name)
+    if split not in there:
+        raise UserError(f"{opened.name} has no split {split!r}; it has {', '.join(there)}.{suggest(split, there)}")
+    return there[split]
+
+
+def _notes(opened: Opened, raw: RawSplit) -> Iterator[str]:
+    there = opened.splits | opened.others
+    if len(there) > 1:
+        mine = next((name for name, one in there.items() if one is raw), SPLITS[-1])
+        others = ", ".join(name for name in there if name != mine)
+        yield f"the split {mine} was read; --split takes {others}, too"
