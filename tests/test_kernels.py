@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch._dynamo.utils import counters
 
+import hftl
 from hftl import Recipe
 from hftl.errors import UserError
 from hftl.results import load as hub
@@ -102,6 +104,20 @@ def test_the_precision_that_was_chosen_is_written_down(fast, text, tmp_path):
     assert Recipe(**text).run().settings["bf16"] is True
     assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["bf16"] is True
     assert json.loads((tmp_path / "run" / "report.json").read_text())["settings"]["bf16"] is True
+
+
+def test_what_was_measured_is_what_the_folder_gives_in_the_precision_it_is_loaded_in(text, tmp_path, monkeypatch):
+    """P7."""
+    monkeypatch.setattr(kernels, "native_bf16", lambda device: False)
+    run = Recipe(**text, bf16=True).prepare()
+    run.train()
+    report = outcome.measure(run)
+    run.write(report)
+    rows = run.part.splits.test
+    answers = hftl.load(tmp_path / "run")([rows[i]["text"] for i in range(len(rows))])
+    names = run.part.splits.labels.names
+    losses = [-np.log(one["scores"][names[rows[i]["label"]]]) for i, one in enumerate(answers)]
+    assert report.test["log_loss"].value == pytest.approx(np.mean(losses), abs=1e-6)
 
 
 def test_where_bfloat16_is_slow_the_recipe_says_float32(text, tmp_path):

@@ -98,7 +98,11 @@ def training_arguments(recipe: RecipeSettings, strategy: Strategy, checkpoints: 
 
 
 def suit_machine(
-    recipe: RecipeSettings, args: transformers.TrainingArguments, model: nn.Module, decoded: bool = False
+    recipe: RecipeSettings,
+    args: transformers.TrainingArguments,
+    model: nn.Module,
+    decoded: bool = False,
+    steps: bool = True,
 ) -> None:
     """Choose the precision that nobody chose, and lay the model's weights out as this machine computes fastest.
 
@@ -107,13 +111,14 @@ def suit_machine(
 
     Args:
         decoded: whether rows are decoded when they are read; processes that do so are chosen, too.
+        steps: whether it trains; features are what a report measures, and who loads the folder computes in float32.
 
     Raises:
         UserError: float16 was asked of a CPU.
     """
     if recipe.bf16 is False and not args.fp16:
         args.mixed_precision = "no"  # over what `accelerate launch` has put into the environment
-    elif recipe.bf16 is None and args.mixed_precision == "no" and args.deepspeed_plugin is None:
+    elif steps and recipe.bf16 is None and args.mixed_precision == "no" and args.deepspeed_plugin is None:
         args.mixed_precision = "bf16" if kernels.bf16_pays(model, args.device) else "no"
     if args.mixed_precision == "fp16" and args.device.type == "cpu":
         raise UserError("Expected a GPU for float16; a CPU would go on in float32. Leave --fp16 out, or pass --bf16.")

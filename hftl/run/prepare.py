@@ -116,6 +116,7 @@ class Run:
         if self.domains is not None:
             self.domains.note(self.trainer, "after")
         self.trainer.remove_callback(transformers.EarlyStoppingCallback)  # what is evaluated from here on stops nothing
+        self.trainer.measure_plainly()
         self.trainer.model = self.trainer.strategy.finish(self.trainer.model)
 
     def _checkpoint(self) -> str:
@@ -198,7 +199,7 @@ def make_trainer(
 ) -> Trainer:
     """The Trainer of one task, with the strategy applied to its model."""
     task, pretrained, rows, scorer = part.task, part.pretrained, part.rows, part.scorer
-    suit_machine(recipe, args, pretrained.model, task.decoded)
+    suit_machine(recipe, args, pretrained.model, task.decoded, strategy.steps)
     collate, model = task.collate(pretrained.processor), cast(Any, pretrained.model)
     if args.neftune_noise_alpha and not isinstance(model.get_input_embeddings(), torch.nn.Embedding):
         raise UserError("--neftune_noise_alpha is noise on token embeddings, and this model has none. Leave it out.")

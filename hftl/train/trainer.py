@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class Trainer(RatedTrainer):
         self.strategy = strategy or Strategy()
         self.forward = forward or (lambda model, inputs: model(**inputs))
         self.item_losses, self.beside = item_losses, None
-        self._told = anatomy, fresh
+        self._told, self._plain = (anatomy, fresh), False
         if model is not None:
             model = self._prepared(model)
             if self.strategy.streams:
@@ -115,6 +116,15 @@ class Trainer(RatedTrainer):
         if self.beside is not None and self.args.should_save:
             self.beside.save(output_dir)
 
+    def measure_plainly(self) -> None:
+        """From now on the model computes in the precision of its weights, as whoever loads it has it.
+
+        Sharded weights (FSDP, DeepSpeed) keep the precision that they train in.
+        """
+        if self.accelerator.mixed_precision != "no" and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._plain = True
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # takes autocast off its `forward`
+
     # --- the loss: a mean over the items of the whole update -------------------------------------------------------
 
     def compute_loss(
@@ -130,7 +140,7 @@ class Trainer(RatedTrainer):
             self.packing.check(inputs)
         own, labels = self.compute_loss_func, inputs.get("labels")
         apart = labels is not None and (own is not None or self.label_smoother is not None)
-        with self.accelerator.autocast():
+        with nullcontext() if self._plain else self.accelerator.autocast():
             outputs = self.forward(model, {k: v for k, v in inputs.items() if k != "labels"} if apart else inputs)
         if own is not None:
             loss = own(outputs, labels, num_items_in_batch=num_items_in_batch)
