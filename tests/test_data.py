@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 import hftl.data.formats.bundled
-from hftl.data.load import load, read
+from hftl.data.load import load
+from hftl.data.new_rows import new_rows
 from hftl.data.roles import Role
 from hftl.data.types import split_of
 from hftl.tasks.classification import PROBLEM_TYPES
@@ -214,22 +215,22 @@ def test_text_that_looks_like_nothing_stays_text(tmp_path: Path) -> None:
 def test_a_tsv_may_have_stray_quotes_or_paired_ones(tmp_path: Path) -> None:
     stray = tmp_path / "a.tsv"
     stray.write_text('text\tlabel\n"Tis good\tx\n6" pan\ty\n' * 1 + "plain\tx\nmore\ty\n", encoding="utf-8")
-    assert read(stray, ROLES)["text"][:] == ['"Tis good', '6" pan', "plain", "more"]
+    assert new_rows(stray, ROLES).inputs["text"][:] == ['"Tis good', '6" pan', "plain", "more"]
     paired = write(tmp_path / "b.tsv", [{"text": 'say "hi"', "label": "x"}, {"text": "a\tb", "label": "y"}])
-    assert read(paired, ROLES)["text"][:] == ['say "hi"', "a\tb"]
+    assert new_rows(paired, ROLES).inputs["text"][:] == ['say "hi"', "a\tb"]
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"\xef\xbb\xbftext,label\r\na,1\r\n\r\nb,0\r\n")
-    assert read(path, ROLES)["text"][:] == ["a", "b"]
+    assert new_rows(path, ROLES).inputs["text"][:] == ["a", "b"]
     lines = tmp_path / "b.jsonl"
     lines.write_bytes(b'\xef\xbb\xbf{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n')
-    assert read(lines, ROLES)["text"][:] == ["a", "b"]
+    assert new_rows(lines, ROLES).inputs["text"][:] == ["a", "b"]
 
 
 def test_names_with_brackets_and_stars_are_files_not_patterns(tmp_path: Path) -> None:
-    assert len(read(write(tmp_path / "a[1]*.csv", ROWS), ROLES)) == 40
+    assert len(new_rows(write(tmp_path / "a[1]*.csv", ROWS), ROLES).inputs) == 40
 
 
 def test_columns_are_found_in_any_case_and_mapped_by_name(tmp_path: Path) -> None:
@@ -246,7 +247,7 @@ def test_columns_are_found_in_any_case_and_mapped_by_name(tmp_path: Path) -> Non
 
 
 def test_read_returns_all_rows_in_order_without_labels(tmp_path: Path) -> None:
-    rows = read(write(tmp_path / "a.csv", [{"text": f"t{i}"} for i in range(5)]), ROLES)
+    rows = new_rows(write(tmp_path / "a.csv", [{"text": f"t{i}"} for i in range(5)]), ROLES).inputs
     assert rows.column_names == ["text"]
     assert rows["text"][:] == ["t0", "t1", "t2", "t3", "t4"]
 

@@ -15,7 +15,8 @@ from PIL import Image
 from test_imports import SOURCES, name_of
 
 from hftl.data.formats.decode import as_rgb, open_image, read_mask
-from hftl.data.load import load, read
+from hftl.data.load import load
+from hftl.data.new_rows import new_rows
 from hftl.data.types import Splits
 from hftl.errors import UserError
 from hftl.tasks.image.classification import ImageClassification
@@ -381,7 +382,7 @@ def test_masks_without_numbers_are_refused_for_what_they_are(mask: str, write, w
 
 def test_prediction_reads_the_images_of_a_folder_and_not_its_masks(tmp_path: Path) -> None:
     """P2: 16 rows came of 8 images."""
-    rows = read(str(pairs(tmp_path, (0, 1))), ImageSegmentation.roles)
+    rows = new_rows(str(pairs(tmp_path, (0, 1))), ImageSegmentation.roles).inputs
     assert [Path(cell["path"]).parent.name for cell in rows["image"]] == ["images"] * 8
 
 

@@ -7,6 +7,7 @@ in `features.safetensors` and `features.json`, never in a pickle.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from hftl.errors import UserError
 
 SETTINGS, TENSORS = "features.json", "features.safetensors"
+
+
+_ALONE = threading.Lock()
+"""Taps are hooks: of two threads in one model each would read what the other computes."""
 
 
 class Taps:
@@ -157,7 +162,8 @@ class FeatureModel(nn.Module):
 
     def forward(self, labels: Any = None, **inputs: Any) -> SequenceClassifierOutput:
         """As any model of the task, but it knows no loss: `labels` are not read."""
-        found = Taps(self.base, self.names)(inputs)
+        with _ALONE:
+            found = Taps(self.base, self.names)(inputs)
         logits = self.decision(torch.cat([found[name] for name in self.names], dim=1))
         return SequenceClassifierOutput(logits=logits)
 

@@ -58,22 +58,6 @@ def row(value: Any, roles: Mapping[str, Role]) -> dict[str, Any]:
     return {name: cell(part, name, roles[name]) for name, part in zip(names, parts, strict=False)}
 
 
-def alike(rows: list[dict[str, Any]], roles: Mapping[str, Role]) -> list[dict[str, Any]]:
-    """Rows whose images all come in one form, as a column of a data set needs: paths, bytes and PIL's may be mixed."""
-    for name in (name for name, role in roles.items() if role.kind == "image"):
-        if len({type(one.get(name)) for one in rows}) > 1:
-            rows = [one | {name: _undecoded(one[name])} for one in rows]
-    return rows
-
-
-def _undecoded(value: Any) -> dict[str, Any]:
-    if isinstance(value, Image.Image):
-        file = io.BytesIO()
-        value.save(file, "png")
-        return {"bytes": file.getvalue(), "path": None}
-    return {"bytes": None, "path": value} if isinstance(value, str) else dict(value)
-
-
 def cell(value: Any, name: str, role: Role) -> Any:
     """A value as its role is read from a file: a text as text, an image as PIL has it or as its path or bytes."""
     if role.kind == "image":

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from tqdm.auto import tqdm
@@ -22,8 +22,7 @@ from hftl.results import given
 from hftl.results.lines import Lines
 from hftl.results.load import Loaded, load_folder
 from hftl.results.scored import Scored
-from hftl.train.progress import bars_off, quiet
-from hftl.train.sampling import LongestFirst, lengths_of
+from hftl.train.progress import quiet
 
 WINDOW = 64
 """Batches whose rows are in memory at once, to be sorted by length."""
@@ -62,6 +61,7 @@ class Predictor:
             if role != "label" and (need.required or not loaded.columns or role in loaded.columns)
         }
         self.roles = [*self.reads]
+        self._alone = threading.Lock()  # a fast tokenizer holds how it cuts, and fails where two threads set that
 
     def __call__(self, inputs: Any, batch_size: int = 32) -> Any:
         """Predict one input (a dict comes back) or several (a list comes back, in the same order).
@@ -71,8 +71,7 @@ class Predictor:
         """
         several = given.many(inputs, self.reads[self.roles[0]])
         rows = [given.row(value, self.reads) for value in ([inputs] if several is None else several)]
-        with bars_off():
-            found = list(self.stream(given.alike(rows, self.reads), batch_size))
+        found = list(self.stream(rows, batch_size))
         return found[0] if several is None else found
 
     def stream(
@@ -90,21 +89,20 @@ class Predictor:
             skip: is told the number of a row that cannot be read, and why; None is its prediction. Else it ends all.
             scored: is fed the rows that have labels.
         """
-        sized = len(rows) > batch_size and lengths_of(self._encoded([rows[0]]), "length") is not None
+        sized = len(rows) > batch_size and "length" in self._encoded([rows[0]])[0]
         window = batch_size * (WINDOW if sized else 1)
         for start in range(0, len(rows), window):
             numbers = range(start, min(start + window, len(rows)))
             part = {i: rows[i] for i in numbers}
-            whole = [i for i in numbers if self._reads(i, part[i], skip)]
-            labels = None if scored is None else scored.cells.select(whole)["label"][:]
-            encoded = self._encoded([part[i] for i in whole], labels)
-            lengths = lengths_of(encoded, "length")
-            order = np.arange(len(whole)) if lengths is None else LongestFirst(lengths).order
+            encoded = self._held({i: row for i, row in part.items() if self._reads(i, row, skip)}, skip, scored)
+            order = sorted(encoded, key=lambda i: -encoded[i].get("length", 0))
             found: dict[int, np.ndarray] = {}
-            for places in np.split(order, range(batch_size, len(order), batch_size)):
-                if held := self._held(encoded, places.tolist(), whole, skip):
-                    found |= zip(held, self._logits([*held.values()], scored), strict=True)
-                tell(len(places))
+            for first in range(0, len(order), batch_size):
+                some = order[first : first + batch_size]
+                found |= zip(some, self._logits([encoded[i] for i in some], scored), strict=True)
+                tell(len(some))
+            if len(order) < len(part):
+                tell(len(part) - len(order))
             kept = [i for i in numbers if i in found]
             answers = dict(zip(kept, self._answers(found, part, kept), strict=True))
             yield from (answers.get(i) for i in numbers)
@@ -125,47 +123,49 @@ class Predictor:
         return False
 
     def _held(
-        self, encoded: Any, places: list[int], whole: list[int], skip: Callable[[int, str], Any] | None
-    ) -> dict[int, Any]:
+        self, rows: dict[int, Any], skip: Callable[[int, str], Any] | None, scored: Scored | None
+    ) -> dict[int, dict[str, Any]]:
         """Encoded rows by number, without those that cannot be read and may be left out."""
         try:
-            return dict(zip([whole[i] for i in places], encoded.__getitems__(places), strict=True))
+            labels = None if scored is None else scored.cells.select([*rows])["label"][:]
+            return dict(zip(rows, self._encoded([*rows.values()], labels), strict=True)) if rows else {}
         except UserError as failure:
-            if len(places) > 1:
-                return {n: row for i in places for n, row in self._held(encoded, [i], whole, skip).items()}
-            number = whole[places[0]]
+            if len(rows) > 1:
+                return {n: row for i in rows for n, row in self._held({i: rows[i]}, skip, scored).items()}
+            (number,) = rows
             if skip is None:
                 raise UserError(f"Row {number + 1}: {failure}") from failure
             skip(number, str(failure))
             return {}
 
-    def _encoded(self, rows: Sequence[dict[str, Any]], labels: Sequence[Any] | None = None) -> Any:
+    def _encoded(self, rows: Sequence[dict[str, Any]], labels: Sequence[Any] | None = None) -> list[dict[str, Any]]:
         """Rows as model inputs, with `labels` encoded beside them where they are known."""
         columns = {role: [row[role] for row in rows] for role in self.roles if role in rows[0]}
         for role in columns:
             if self.task.roles[role].kind == "words":  # those that came as one text are parted at white space
                 columns[role] = [cell.split() if isinstance(cell, str) else cell for cell in columns[role]]
-        given = columns if labels is None else columns | {"label": list(labels)}
-        return self.task.encode(datasets.Dataset.from_dict(given), self.processor)
+        columns |= {} if labels is None else {"label": list(labels)}
+        with self._alone:
+            made = self.task.encoder(self.processor, columns)(columns)
+        return [dict(zip(made, values, strict=True)) for values in zip(*made.values(), strict=True)]
 
     def _logits(self, encoded: list[dict[str, Any]], scored: Scored | None = None) -> Iterable[np.ndarray]:
         """What the task reads off the model for each row."""
         batch = self.task.collate(self.processor)(encoded)
-        device, labels = next(self.model.parameters()).device, batch.pop("labels", None)
+        device, labels = next(self.model.parameters()).device, batch.get("labels")
         with torch.inference_mode():
-            logits = self.model(**{name: value.to(device) for name, value in batch.items()}).logits
+            logits = self.model(**{name: value.to(device) for name, value in batch.items() if name != "labels"}).logits
         if scored is not None and labels is not None:
             scored.add(logits, labels.to(device))
         return self.task.unbatch(logits.float().cpu().numpy(), batch)
 
     def logits(self, rows: Sequence[dict[str, Any]]) -> list[np.ndarray]:
         """What the model says of dicts of role columns, before it is read: an array for each row."""
-        return list(self._logits(self._encoded(rows).__getitems__(list(range(len(rows))))))
+        return list(self._logits(self._encoded(rows)))
 
     def batch(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Dicts of role columns as the model's inputs, labels left out."""
-        encoded = self._encoded(rows).__getitems__(list(range(len(rows))))
-        made = self.task.collate(self.processor)(encoded)
+        made = self.task.collate(self.processor)(self._encoded(rows))
         return {name: value for name, value in made.items() if name != "labels"}
 
 

@@ -1,7 +1,6 @@
 """What a task is: the only place that knows a modality. Knows no strategy, trainer or report.
 
-Importing a task costs no torch, transformers, datasets or numpy: its fields are flags, and help answers at once. Its
-methods import what they need.
+Importing a task costs no torch: its fields are flags, and help answers at once. Methods import what they need.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import functools
 import hashlib
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from hftl.tasks.metrics.accumulator import Accumulator
     from hftl.tasks.metrics.bootstrap import Score
 
+Columns = dict[str, list[Any]]
 DEFAULT = "text-classification"
 """What a recipe learns that names no task."""
 
@@ -59,9 +59,8 @@ class Source:
 class Task:
     """One kind of learning. Subclass it in a module of `hftl.tasks`, as a dataclass; it is found by `name`.
 
-    Its fields made by `flag` are its settings: in Python, in recipe.yaml and on the command line. A run has an instance
-    of its own. What it learns of rows and model on the way (`settle`, `build`) are fields with `init=False`, which is
-    why a task is not frozen.
+    Its fields made by `flag` are its settings. A run has an instance of its own; what it learns of rows and model on
+    the way (`settle`, `build`) are fields with `init=False`, which is why a task is not frozen.
 
     `name` is the Hub's pipeline tag, `auto` the name of a transformers auto class, resolved when a model is built.
     """
@@ -72,8 +71,7 @@ class Task:
     """What is read of a row. A field of the same name is the column's."""
     usage: ClassVar[dict[str, str]]
     """Words for a person who uses the model: `script` is the recipe, `new` what to predict, `example` an input in
-    Python (`example_pair` one with two texts), `processor` and `arguments` what a transformers pipeline needs; `next`
-    is the recipe that goes on from a model which predicts nothing itself."""
+    Python (`example_pair` a pair), `processor` and `arguments` what a pipeline needs; `next` goes on from there."""
     pooled: ClassVar[bool] = False
     """Whether logits are one vector a row, (n, classes), which a classifier of features of the row can give as well."""
     decoded: ClassVar[bool] = False
@@ -119,11 +117,7 @@ class Task:
         return None
 
     def settle(self, splits: Splits) -> None:
-        """Look at the settings and at the rows, before anything is built.
-
-        Raises:
-            UserError: a setting that does not read.
-        """
+        """Look at the settings and at the rows, before anything is built; raise `UserError` for what does not read."""
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
         """Load the model with a head for these labels, and its processor."""
@@ -136,6 +130,12 @@ class Task:
     def encode(self, rows: Any, processor: Any, train: bool = False) -> Any:
         """Turn a data set of role columns into one of model inputs, lazily or cached on disk."""
         raise NotImplementedError
+
+    def encoder(self, processor: Any, columns: Collection[str], train: bool = False) -> Callable[[Columns], Columns]:
+        """Return what `encode` does to a batch of these role columns, in memory: a row that is served costs no file."""
+        import datasets
+
+        return lambda batch: self.encode(datasets.Dataset.from_dict(batch), processor, train)[:]
 
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         """Return a function that makes one batch of encoded rows."""
@@ -205,7 +205,7 @@ class Task:
         return self.encode(rows, processor), self.collate(processor)
 
     def unbatch(self, logits: np.ndarray, batch: dict[str, torch.Tensor]) -> Iterable[np.ndarray]:
-        """What the model says of each row of a batch: here (n, classes); arrays of their own where rows differ."""
+        """What the model says of each row of a batch: (n, classes), or arrays of their own where rows differ."""
         return logits
 
     def answers(

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import datasets
 import huggingface_hub
 from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
@@ -36,19 +35,6 @@ def quiet() -> Iterator[None]:
             logging.set_verbosity(level)
             if bars:
                 logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def bars_off() -> Iterator[None]:
-    """`datasets` shows no bar for rows that are a person's call, not a run's."""
-    hide = not datasets.are_progress_bars_disabled()
-    if hide:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            datasets.enable_progress_bars()
 
 
 def evaluated(headline: str, state: Any, logs: dict[str, Any]) -> str | None:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,7 +19,7 @@ from hftl.data.types import Labels, Splits
 from hftl.settings.fields import HOW, IN, flag
 from hftl.tasks.augment import Augmentation, augmentation_of
 from hftl.tasks.augment.image import RandAugment
-from hftl.tasks.base import Pretrained, Source, Task, generator, some
+from hftl.tasks.base import Columns, Pretrained, Source, Task, generator, some
 from hftl.tasks.classification import PROBLEM_TYPES, Classification
 from hftl.tasks.sections import Example
 
@@ -71,9 +71,12 @@ class Images(Task):
         `pixel_values` has shape (channels, height, width), as the model's own processor makes it. The
         randomness of an augmentation is torch's.
         """
+        return rows.with_transform(self.encoder(processor, rows.column_names, train))
+
+    def encoder(self, processor: Any, columns: Collection[str], train: bool = False) -> Callable[[Columns], Columns]:
         found, labels = self.augmentation() if train else None, self.labelling(processor, train)
 
-        def read(batch: dict[str, list]) -> dict[str, Any]:
+        def read(batch: Columns) -> Columns:
             images = [open_image(value) for value in batch["image"]]
             if found is not None:
                 images = [changed(image, found, generator(), self._target) for image in images]
@@ -81,7 +84,7 @@ class Images(Task):
             made = labels(batch.get("label"), pixels)
             return {"pixel_values": pixels} | ({} if made is None else {"labels": made})
 
-        return rows.with_transform(read)
+        return read
 
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         return stack

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +11,7 @@ from hftl.data.roles import Role
 from hftl.data.types import Labels, Splits
 from hftl.errors import UserError
 from hftl.settings.fields import IN, flag
+from hftl.tasks.base import Columns
 from hftl.tasks.sections import Example
 from hftl.tasks.text.texts import Tokenised, cache_key, padded, read_part, rules
 
@@ -82,6 +83,18 @@ class MultipleChoice(Tokenised):
         of the right choice, where it is known.
         """
         limit = self.limit(processor, train, pairs=True)
+        return rows.map(
+            self.encoder(processor, rows.column_names, train),
+            batched=True,
+            remove_columns=rows.column_names,
+            new_fingerprint=cache_key(rows, rules(processor), limit, "choices", self._places),
+            desc=f"Tokenising {len(rows):,} rows",
+        )
+
+    def encoder(self, processor: Any, columns: Collection[str], train: bool = False) -> Callable[[Columns], Columns]:
+        import numpy as np
+
+        limit = self.limit(processor, train, pairs=True)
 
         def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
             ends = np.cumsum([len(choices) for choices in batch["choices"]]).tolist()
@@ -95,15 +108,7 @@ class MultipleChoice(Tokenised):
             made["length"] = [max(lengths[i:j]) for i, j in rows]
             return made | ({"labels": [self._places[i] for i in batch["label"]]} if "label" in batch else {})
 
-        import numpy as np
-
-        return rows.map(
-            tokenise,
-            batched=True,
-            remove_columns=rows.column_names,
-            new_fingerprint=cache_key(rows, rules(processor), limit, "choices", self._places),
-            desc=f"Tokenising {len(rows):,} rows",
-        )
+        return tokenise
 
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         import torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +11,7 @@ from hftl.data.roles import Role
 from hftl.data.types import IGNORED, Labels
 from hftl.errors import UserError
 from hftl.settings.fields import IN, RUN, flag
-from hftl.tasks.base import Source
+from hftl.tasks.base import Columns, Source
 from hftl.tasks.sections import Example
 from hftl.tasks.text.texts import Batched, cache_key, padded, rules
 
@@ -63,9 +63,18 @@ class TokenClassification(Batched):
 
         Rows without tags get labels too: 0 on the first sub-word of each word, by which predictions are read.
         """
+        return rows.map(
+            self.encoder(processor, rows.column_names, train),
+            batched=True,
+            remove_columns=rows.column_names,
+            new_fingerprint=cache_key(rows, rules(processor), self.limit(processor, False), "words, each with a token"),
+            desc=f"Tokenising {len(rows):,} rows",
+        )
+
+    def encoder(self, processor: Any, columns: Collection[str], train: bool = False) -> Callable[[Columns], Columns]:
         limit = self.limit(processor, train)
 
-        def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        def tokenise(batch: Columns) -> Columns:
             words = [one.split() if isinstance(one, str) else one for one in batch["tokens"]]
             whole = processor(words, is_split_into_words=True, truncation=False, verbose=False)
             spelt = [visible_words(one, whole.word_ids(i), processor) for i, one in enumerate(words)]
@@ -76,13 +85,7 @@ class TokenClassification(Batched):
             labels = [on_first(made.word_ids(i), one) for i, one in enumerate(tags)]
             return dict(made) | {"length": [len(ids) for ids in whole["input_ids"]], "labels": labels}
 
-        return rows.map(
-            tokenise,
-            batched=True,
-            remove_columns=rows.column_names,
-            new_fingerprint=cache_key(rows, rules(processor), limit, "words, each with a token"),
-            desc=f"Tokenising {len(rows):,} rows",
-        )
+        return tokenise
 
     def metric(self, labels: Labels) -> Accumulator:
         from hftl.tasks.metrics.entities import Entities

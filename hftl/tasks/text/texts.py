@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from hftl.settings import spec
 from hftl.settings.fields import HOW, IN, flag
 from hftl.tasks.augment import Augmentation
 from hftl.tasks.augment.text import changed
-from hftl.tasks.base import Pretrained, Source, Task, generator
+from hftl.tasks.base import Columns, Pretrained, Source, Task, generator
 from hftl.tasks.sections import Example
 
 if TYPE_CHECKING:
@@ -125,17 +125,7 @@ class Texts(Batched):
 
         found = self.augmentation() if train else None
         limit = self.limit(processor, train, pairs="text_pair" in rows.column_names)
-
-        def tokenise(batch: dict[str, list]) -> dict[str, list]:
-            texts, pairs = read_part(batch["text"]), batch.get("text_pair") and read_part(batch["text_pair"])
-            made = dict(processor(texts, pairs, verbose=False))
-            lengths = [len(ids) for ids in made["input_ids"]]
-            for i in (i for i, length in enumerate(lengths) if length > limit):
-                pair = pairs[i] if pairs else None
-                for name, ids in processor(texts[i], pair, truncation=True, max_length=limit).items():
-                    made[name][i] = ids
-            return made | {"length": lengths} | ({"labels": batch["label"]} if "label" in batch else {})
-
+        tokenise = self.encoder(processor, rows.column_names, train)
         tokenised = rows.map(
             tokenise,
             batched=True,
@@ -154,6 +144,21 @@ class Texts(Batched):
             return tokenise({"label": batch["label"]} | {role: [t[role] for t in texts] for role in texts[0]})
 
         return ready.with_transform(read)
+
+    def encoder(self, processor: Any, columns: Collection[str], train: bool = False) -> Callable[[Columns], Columns]:
+        limit = self.limit(processor, train, pairs="text_pair" in columns)
+
+        def tokenise(batch: Columns) -> Columns:
+            texts, pairs = read_part(batch["text"]), batch.get("text_pair") and read_part(batch["text_pair"])
+            made = dict(processor(texts, pairs, verbose=False))
+            lengths = [len(ids) for ids in made["input_ids"]]
+            for i in (i for i, length in enumerate(lengths) if length > limit):
+                pair = pairs[i] if pairs else None
+                for name, ids in processor(texts[i], pair, truncation=True, max_length=limit).items():
+                    made[name][i] = ids
+            return made | {"length": lengths} | ({"labels": batch["label"]} if "label" in batch else {})
+
+        return tokenise
 
     def collate(self, processor: Any) -> Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]:
         import torch
