@@ -19,10 +19,14 @@ from hftl.errors import UserError
 from hftl.run.arguments import selection
 from hftl.run.scorer import Scorer
 from hftl.tasks.image.segmentation import ImageSegmentation
+from hftl.tasks.metrics import bootstrap
 from hftl.tasks.metrics import classification as metrics
-from hftl.tasks.metrics.classification import MultiLabel, Regression, SingleLabel
+from hftl.tasks.metrics.classification import MultiLabel, SingleLabel
 from hftl.tasks.metrics.extra import extra_metric
+from hftl.tasks.metrics.regression import Regression
+from hftl.tasks.sections import FAULTS, Baseline, Words
 from hftl.tasks.text.classification import TextClassification
+from hftl.tasks.text.tagging import TokenClassification
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 
@@ -156,6 +160,7 @@ def test_resampling_by_weights_equals_resampling_the_examples(problem):
     drawn = [at(random.integers(0, 150, 150)).values() for _ in range(600)]
     for name, score in at(np.arange(150)).compute().items():
         values = np.array([values[name] for values in drawn])
+        values += (score.value - values.mean()) * (name in bootstrap.BIASED)
         low, high = np.percentile(values, [2.5, 97.5])
         tolerance = 0.35 * values.std() + 1e-9
         assert score.low == pytest.approx(min(low, score.value), abs=tolerance), name
@@ -201,10 +206,43 @@ def test_perfect_calibration_has_no_error():
     assert single(logits, labels).values()["ece"] == pytest.approx(0, abs=1e-12)
 
 
+def sections_of(metric, kind):
+    return [one for one in metric.sections({"valid": {}, "test": {}}) if isinstance(one, kind)]
+
+
+def test_a_model_that_answers_one_class_alone_or_never_some_is_named():
+    """D10."""
+    labels = np.arange(12) % 3
+    always, never = np.tile([9.0, 0.0, 0.0], (12, 1)), np.eye(3)[np.minimum(labels, 1)] * 9
+    for logits, said in (
+        (always, f"it answers “{NAMES[0]}” always"),
+        (never, f"Never predicted on test: “{NAMES[2]}” (n = 4)"),
+    ):
+        (words,) = [one for one in sections_of(single(logits, labels), Words) if one.heading == FAULTS]
+        assert said in words.sentences[0]
+    assert not [one for one in sections_of(single(np.eye(3)[labels], labels), Words) if one.heading == FAULTS]
+
+
+def test_every_kind_of_label_has_a_baseline_without_learning():
+    """D10."""
+    labels = {"regression": np.array([1.0, 2.0, 6.0]), "multi_label_classification": np.eye(3)}
+    for problem, truth in labels.items():
+        metric = TextClassification().metric(Labels(problem, NAMES[:3]))
+        metric.update(np.zeros(truth.shape) + 0.5, truth)
+        (trivial,) = sections_of(metric, Baseline)
+        assert trivial.value == pytest.approx(truth.var() if problem == "regression" else 1 / 3)
+        assert any("collapsed" in one.sentences[0] for one in sections_of(metric, Words)) == (problem == "regression")
+    tags = TokenClassification().metric(Labels("tags", ["O", "B-x"]))
+    tags.update(np.tile([1.0, 0.0], (1, 4, 1)), np.array([[0, 0, 0, 1]]))
+    (trivial,) = sections_of(tags, Baseline)
+    assert (trivial.metric, trivial.value) == ("tag_accuracy", 0.75)
+    assert "finds nothing" in sections_of(tags, Words)[0].sentences[0]
+
+
 def test_always_sure_and_wrong_is_the_whole_error():
     metric = single(np.tile([50.0, 0.0], (10, 1)), np.ones(10, dtype=int))
     assert metric.values()["ece"] == pytest.approx(1)
-    assert metric.calibration() == [{"low": 0.9, "high": 1.0, "confidence": 1.0, "accuracy": 0.0, "count": 10}]
+    assert metric.calibration() == [{"low": 14 / 15, "high": 1.0, "confidence": 1.0, "accuracy": 0.0, "count": 10}]
 
 
 def test_the_calibration_error_is_that_of_its_bins():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reports import classification, errors, hostile, regression, scores
+from reports import TREC, classification, errors, hostile, regression, scores
 
 from hftl.errors import UserError
 from hftl.results.privacy import HIDDEN
@@ -187,13 +187,18 @@ def test_the_verdict_on_another_domain_begins_with_it_and_says_what_chose() -> N
 
 def test_the_closing_table_lines_up() -> None:
     lines = render(classification(adapter=False)).splitlines()
-    assert lines[0] == "text-classification  sentence-transformers/all-MiniLM-L6-v2  LoRA(r=8) | LayerDecay(0.85)"
-    assert lines[2].split() == ["accuracy", "0.885", "[0.840,", "0.930]", "0.870", "[0.825,", "0.915]", "n=500"]
-    assert [lines[1].index("valid"), lines[1].index("test")] == [lines[2].index("0.885"), lines[2].index("0.870")]
+    assert lines[:2] == [
+        "text-classification  sentence-transformers/all-MiniLM-L6-v2  LoRA(r=8) |",
+        "  LayerDecay(0.85)",
+    ]
+    assert lines[2].split() == ["valid", "(n=545)", "test", "(n=500)"]
+    assert lines[3].split() == ["accuracy", "0.885", "[0.840,", "0.930]", "0.870", "[0.825,", "0.915]"]
+    assert [lines[2].index("valid"), lines[2].index("test")] == [lines[3].index("0.885"), lines[3].index("0.870")]
     assert not any(line.startswith("f1_ABBR") for line in lines)
-    assert lines[6] == (
-        "trained in 41 s, 476 examples/s, 22.9 M parameters of which 149.8 k trained (0.66 %), peak memory 1.2 GB"
-    )
+    whole = " ".join(line.strip() for line in lines)
+    assert "trained in 41 s, 476 examples/s, 22.9 M parameters of which 149.8 k trained (0.66 %), peak" in whole
+    assert "Always answering the most frequent class would give accuracy 0." in whole
+    assert max(len(line) for line in lines[:-2]) <= 80
     assert lines[-2] == "try next     hftl predict runs/a --data new.csv --output predictions.csv"
     assert lines[-1].strip() == (
         'accelerate launch recipes/text_cls.py --data ../data/trec --strategy "LoRA(r=16)" --output_dir runs/lora'
@@ -215,6 +220,23 @@ def test_the_second_command_is_this_run_trained_another_way(command: str, start:
     assert (
         own_commands(classification(command=command))[1] == f'{start} --strategy "LinearProbe" --output_dir runs/probe'
     )
+
+
+@pytest.mark.parametrize(
+    ("rate", "loss", "flag"),
+    [(5.0, 9.0, "--learning_rate 5e-05"), (5e-5, 3.0, "--learning_rate 5e-06"), (5e-5, 1.7, "--num_train_epochs 12")],
+)
+def test_what_is_offered_after_a_collapse_is_a_cure_and_no_other_strategy(rate, loss, flag) -> None:
+    """D10."""
+    collapsed = confused(TREC, [[10, *[0] * 5]] * 6, 1 / 6)
+    settings = {"learning_rate": rate, "num_train_epochs": 3.0}
+    command = "text_cls.py --data a.csv --learning_rate 7 --num_train_epochs 3"
+    report = classification(sections=collapsed, settings=settings, command=command)
+    report.test["log_loss"] = Score(loss, loss, loss, 500)
+    said = render(report)
+    assert "warning: The model has collapsed: on test it answers “ABBR” always." in said
+    assert flag in own_commands(report)[0]
+    assert own_commands(report)[0].count(flag.split()[0]) == 1
 
 
 def test_the_next_commands_can_be_given_and_a_terminal_is_not_steered() -> None:

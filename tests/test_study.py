@@ -11,8 +11,9 @@ import pytest
 from hftl import Adapting, EachAlone, Recipe, Report, testing
 from hftl.errors import UserError
 from hftl.results.folder import TEST_ROWS
-from hftl.tasks.metrics.classification import MultiLabel, Regression, SingleLabel
+from hftl.tasks.metrics.classification import MultiLabel, SingleLabel
 from hftl.tasks.metrics.entities import Entities
+from hftl.tasks.metrics.regression import Regression
 from hftl.tasks.metrics.segments import Segments
 
 QUICK = {"num_train_epochs": 1.0, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "disable_tqdm": True}

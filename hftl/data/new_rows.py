@@ -124,7 +124,8 @@ def new_rows(
         chosen = find_columns(raw, needs, mapped)
         given = inputs(raw, chosen, needs)
         check_paths(given, [role for role in given.column_names if needs[role].kind == "image"], raw.roots)
-    folder = raw.root or (expanded(source) if isinstance(source, str | Path) and expanded(source).is_dir() else None)
+    place = expanded(source) if isinstance(source, str | Path) else None
+    folder = raw.root or (place and next((path for path in (place, place.parent) if path.is_dir()), None))
     notes = [*_notes(opened, raw), *opened.unread]
     return NewRows(given, chosen, notes, raw, folder.resolve() if folder else None)
 

@@ -87,7 +87,8 @@ class Classification(Task):
         return losses
 
     def metric(self, labels: Labels) -> Accumulator:
-        from hftl.tasks.metrics.classification import MultiLabel, Regression, SingleLabel
+        from hftl.tasks.metrics.classification import MultiLabel, SingleLabel
+        from hftl.tasks.metrics.regression import Regression
 
         kinds: dict[str, type[Accumulator]] = {SINGLE: SingleLabel, MULTI: MultiLabel, REGRESSION: Regression}
         return kinds[labels.read_as](labels.names)

@@ -6,7 +6,7 @@ Every section is plain values, so that report.json holds it under its `kind` and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from hftl.tasks.metrics.bootstrap import Score
 
 METRICS, ERRORS, LIMITS = "Metrics", "Where it errs, on test", "Limits"
-"""Headings: what belongs to the numbers, figures of errors, and sentences for the card's last section."""
+FAULTS = "Look at this first"
+"""Headings: what belongs to the numbers, figures of errors, sentences for the card's last section, and what a result
+that looks like one may hide."""
 
 
 @dataclass(kw_only=True)
@@ -40,11 +42,15 @@ class Table(Section):
 
 @dataclass(kw_only=True)
 class Curve(Section):
-    """Points (x, y). With `bins` (low, high, n of each point) both axes are shares, with intervals and a diagonal."""
+    """Points (x, y). With `bins` (low, high, n of each point) both axes are shares, with intervals and a diagonal.
+
+    `loose` points are not joined: on their diagonal x and y are equal.
+    """
 
     x: str
     y: str
     points: list[list[float]]
+    loose: bool = False
     bins: list[list[float]] = field(default_factory=list)
     kind: str = field(default="curve", init=False)
 
@@ -92,9 +98,13 @@ class Words(Section):
 
 @dataclass(kw_only=True)
 class Baseline(Section):
-    """What the headline metric on test would be without learning, for the verdict: "`title` would give `value`"."""
+    """What a metric on test would be without learning, for the verdict: "`title` would give `value`".
+
+    `metric` is its name, where it is not the headline.
+    """
 
     value: float
+    metric: str = ""
     kind: str = field(default="baseline", init=False)
 
 
@@ -139,11 +149,30 @@ def confused(names: list[str], counts: list[list[int]], trivial: float | None) -
     if trivial is not None:
         made.append(Baseline(heading="", title="Always answering the most frequent class", value=trivial))
     found = [(row[i] / sum(row), sum(row), i) for i, row in enumerate(counts) if sum(row)]
+    made += neglected(names, [sum(row) for row in counts], [sum(column) for column in zip(*counts, strict=True)])
     if len(found) > 1:
         recall, n, i = min(found)
         least = f"The class found least often on test is “{cut(names[i], 80)}”: recall {recall:.3f}, n = {n:,}."
         made.append(Words(heading=LIMITS, sentences=[least]))
     return made
+
+
+def neglected(names: Sequence[str], actual: Sequence[int], guessed: Sequence[int]) -> list[Section]:
+    """A warning where a model answers one class alone, or never some that test has; [] where it does neither."""
+    never = [(name, n) for name, n, g in zip(names, actual, guessed, strict=True) if n and not g]
+    answered = [name for name, g in zip(names, guessed, strict=True) if g]
+    if not never:
+        return []
+    if len(answered) <= 1:
+        said = (
+            f"The model has collapsed: on test it answers “{cut(answered[0], 80)}” always."
+            if answered
+            else ("The model has collapsed: on test it finds nothing.")
+        )
+    else:
+        some = ", ".join(f"“{cut(name, 40)}” (n = {n:,})" for name, n in never[:5])
+        said = f"Never predicted on test: {some}{f' and {len(never) - 5} more' if len(never) > 5 else ''}."
+    return [Words(heading=FAULTS, sentences=[said])]
 
 
 def reliability(x: str, y: str, bins: list[dict[str, Any]]) -> list[Section]:

@@ -20,7 +20,7 @@ from hftl.results.report.shaded import confusion, rates
 from hftl.results.report.verdict import adapted, valid_chose, verdict
 from hftl.settings.visible import cut, visible
 from hftl.tasks.metrics.names import metric_name
-from hftl.tasks.sections import LIMITS, METRICS, Baseline, Curve, Gallery, Matrix, Section, Table
+from hftl.tasks.sections import FAULTS, LIMITS, METRICS, Baseline, Curve, Gallery, Matrix, Section, Table
 
 if TYPE_CHECKING:
     import jinja2
@@ -124,6 +124,7 @@ def parts(report: Report) -> list[Part]:
     chose = "Valid chose the checkpoint and so flatters it; test" if valid_chose(report) else "Test"
     note = f"Brackets hold 95 % intervals; n counts {report.unit}s of test. {chose} was read once, at the end."
     return [
+        Part(FAULTS, drawn.pop(FAULTS, [])),
         Part("Training", curves(report), key="curves"),
         Part(METRICS, [*numbers(report), *drawn.pop(METRICS, [])], note=note if report.metrics() else ""),
         together(report),
@@ -141,6 +142,8 @@ def items(section: Section) -> list[Any]:
         key, title = wording.slug(section.title), f"{section.title} on test: {section.y} by {section.x}"
         if section.bins:
             drawing = plots.reliability(key, title, section)
+        elif section.loose:
+            drawing = plots.against(key, title, section)
         else:
             points = [(x, y) for x, y in section.points]
             drawing = plots.line_chart(key, title, section.y, section.x, [plots.Line("", "valid", points, dots=True)])

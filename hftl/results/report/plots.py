@@ -197,6 +197,19 @@ def reliability(key: str, title: str, curve: Curve) -> Markup:
     return svg(key, title, parts + spots, WIDTH, height)
 
 
+def against(key: str, title: str, curve: Curve) -> Markup:
+    """Points on two axes of one scale, with the diagonal on which they are equal."""
+    every = [value for point in curve.points for value in point]
+    marks, height = ticks(min(every), max(every), 4), 380
+    frame = Frame(marks[0], marks[-1], marks[0], marks[-1], bottom=height - 40)
+    parts = [text(0, 13, curve.y, "label"), *axes(frame, marks, marks, curve.x)]
+    parts.append(rule(frame.x(marks[0]), frame.y(marks[0]), frame.x(marks[-1]), frame.y(marks[-1]), "ideal"))
+    for x, y in curve.points:
+        spot = Markup('<circle class="dot soft valid" cx="{}" cy="{}" r="2.5"></circle>')
+        parts.append(spot.format(frame.x(x), frame.y(y)))
+    return svg(key, title, parts, WIDTH, height)
+
+
 def _bin(frame: Frame, counts: Frame, point: Point, start: float, end: float, n: int) -> list[Markup]:
     """The interval of one bin and the bar with its count."""
     low, high = wilson(point[1], n)

@@ -40,9 +40,12 @@ def verdict(report: Report) -> str:
         if test is None:
             break
         where = "" if target is None else " on test"
-        reached = wording.known(test.low) and test.low <= trivial.value
+        own = report.test.get(trivial.metric or report.headline, test)
+        less = (trivial.metric or report.headline) in report.lower
+        reached = wording.known(own.low) and (own.high >= trivial.value if less else own.low <= trivial.value)
         end = ", which the interval does not exclude." if reached else "."
-        sentence += f" {trivial.title} would give {trivial.value:.3f}{where}{end}"
+        named = f"{metric_name(trivial.metric)} " if trivial.metric else ""
+        sentence += f" {trivial.title} would give {named}{wording.number(trivial.value)}{where}{end}"
     return sentence + _together(report)
 
 

@@ -16,7 +16,16 @@ from hftl.errors import UserError
 from hftl.tasks.metrics import bootstrap, calibration
 from hftl.tasks.metrics.accumulator import Accumulator, finite, largest, narrow, shapes
 from hftl.tasks.metrics.bootstrap import Score, Statistic, Values
-from hftl.tasks.sections import LIMITS, Section, Words, by_class, confused, reliability
+from hftl.tasks.sections import (
+    LIMITS,
+    Baseline,
+    Section,
+    Words,
+    by_class,
+    confused,
+    neglected,
+    reliability,
+)
 
 RANKING_CAP = 20_000_000  # scores (examples x classes) kept for the ranking metrics: 80 MB of float32
 LISTED_CLASSES = 20  # per-class F1 is listed up to here
@@ -100,7 +109,7 @@ class SingleLabel(Accumulator):
         matrix[true, predicted] = counts
         return matrix.tolist()
 
-    def calibration(self, bins: int = 10) -> list[dict[str, float]]:
+    def calibration(self, bins: int = 15) -> list[dict[str, float]]:
         """Non-empty bins of confidence, `low < confidence <= high`, with accuracy and count."""
         return calibration.reliability(
             self.column("confidence"), self.column("predicted") == self.column("label"), bins
@@ -191,9 +200,16 @@ class MultiLabel(Accumulator):
             self._columns = {name: [self.column(name)[chosen]] for name in self._columns}
 
     def sections(self, scores: Mapping[str, Mapping[str, Score]]) -> list[Section]:
-        return reliability("probability", "frequency", self.calibration())
+        label, predicted = self.column("label"), self.column("score") > 0
+        shares = label.mean(axis=0)
+        same = float(shares[shares > 0].mean()) if shares.any() else 0.0  # a ranking by chance finds a label's share
+        return [
+            *neglected(self.names, label.sum(axis=0).tolist(), predicted.sum(axis=0).tolist()),
+            Baseline(heading="", title="The same scores for every row", value=same),
+            *reliability("probability", "frequency", self.calibration()),
+        ]
 
-    def calibration(self, bins: int = 10) -> list[dict[str, float]]:
+    def calibration(self, bins: int = 15) -> list[dict[str, float]]:
         """Bins of the probability of a label against its frequency, over all (example, label) pairs."""
         return calibration.reliability(self._probability().ravel(), self.column("label").ravel(), bins)
 
@@ -234,51 +250,3 @@ class MultiLabel(Accumulator):
         metrics = {"average_precision": bootstrap.average_precision, "auroc": bootstrap.auroc}
         ranking = bootstrap.ranking(score, label, metrics)
         return [replace(ranking, of=ranked), bootstrap.per_example(len(label), thresholded)]
-
-
-class Regression(Accumulator):
-    """One number per example. Outputs [n] or [n, 1], labels [n] or [n, 1]; -100 is a number like any other here.
-
-    pearson and spearman are 0.0 where they are undefined (one example, or no variance in outputs or labels: nothing
-    is explained), so that a model that predicts a constant can be compared; mse and mae in the label's unit.
-    """
-
-    headline = "pearson"
-    reported = ("pearson", "spearman", "mse", "mae")
-    lower = frozenset({"mse", "mae"})
-    wrong = "Largest errors, on test"
-
-    @staticmethod
-    def decided(outputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return outputs.reshape(len(labels)), labels
-
-    def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
-        """Add a batch. Raises UserError for outputs or labels that are not finite."""
-        logits, labels = np.asarray(logits), np.asarray(labels)
-        if logits.size != len(labels) or labels.size != len(labels):
-            raise shapes("outputs and labels [n] or [n, 1]", logits, labels)
-        if not np.isfinite(labels).all():
-            raise UserError("Expected numbers as labels; some are missing or infinite: remove these rows.")
-        self.keep(score=finite(logits.reshape(-1)), label=labels.reshape(-1).astype(np.float64))
-
-    def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
-        score, label = self.column("score"), self.column("label")
-        error = np.abs(score - label)
-        return [(i, f"{label[i]:.4g}", f"{score[i]:.4g}", float(error[i])) for i in largest(error, most)]
-
-    def sure(self, confidence: float) -> str:
-        return f"off by {confidence:.4g}"
-
-    def statistics(self) -> list[Statistic]:
-        score, label = self.column("score"), self.column("label")
-        error, each = score - label, (bootstrap.standardised(score), bootstrap.standardised(label))
-        ranks = bootstrap.Steps(score), bootstrap.Steps(label)
-
-        def of(weights: np.ndarray) -> Values:
-            n = weights.sum(axis=1)
-            pearson = bootstrap.correlation(weights, *each)
-            spearman = bootstrap.correlation(weights, *(rank.ranks(weights) for rank in ranks))
-            mse, mae = weights @ error**2 / n, weights @ np.abs(error) / n
-            return {"pearson": pearson, "spearman": spearman, "mse": mse, "mae": mae}
-
-        return [bootstrap.per_example(len(label), of)]

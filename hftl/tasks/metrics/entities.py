@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from hftl.data.types import IGNORED
 from hftl.tasks.metrics import bootstrap
 from hftl.tasks.metrics.accumulator import Accumulator, finite, largest, shapes, softmax
-from hftl.tasks.metrics.bootstrap import Statistic, Values
+from hftl.tasks.metrics.bootstrap import Score, Statistic, Values
+from hftl.tasks.sections import Baseline, Section, neglected
 
 LISTED_TYPES = 20  # per-type F1 is listed up to here
 _STARTS, _ENDS = {"B", "S", "U"}, {"E", "S", "L", "U"}
@@ -68,7 +69,7 @@ class Entities(Accumulator):
         if logits.shape != (*labels.shape, len(self.names)):
             raise shapes(f"outputs [n, words, {len(self.names)}] and labels [n, words]", logits, labels)
         counts = np.zeros((3, len(labels), len(self.types)), np.int32)
-        right, words, sure = np.zeros((3, len(labels)))
+        right, words, sure, outside = np.zeros((4, len(labels)))
         said = np.empty((2, len(labels)), object)
         for i, row in enumerate(labels):
             kept = row != IGNORED
@@ -79,12 +80,18 @@ class Entities(Accumulator):
             for column, entities in enumerate((actual & found, actual, found)):
                 for _, _, kind in entities:
                     counts[column, i, self.types.index(kind)] += 1
-            words[i], right[i] = len(true), (true == guess).sum()
+            words[i], right[i], outside[i] = len(true), (true == guess).sum(), tags[0].count("O")
             if right[i] < words[i]:
                 sure[i] = softmax(scores).max(axis=1)[true != guess].max()
                 said[:, i] = [" ".join(one) for one in tags]
         self.keep(hits=counts[0], actual=counts[1], found=counts[2], label=words, right=right, sure=sure)
-        self.keep(true=said[0], guess=said[1], row=self.arrived(len(labels)))
+        self.keep(outside=outside, true=said[0], guess=said[1], row=self.arrived(len(labels)))
+
+    def sections(self, scores: Mapping[str, Mapping[str, Score]]) -> list[Section]:
+        actual, found = (self.column(name).sum(axis=0).tolist() for name in ("actual", "found"))
+        outside = float(self.column("outside").sum() / self.column("label").sum())
+        none = Baseline(heading="", title="No entity anywhere", value=outside, metric="tag_accuracy")
+        return [*neglected(self.types, actual, found), none]
 
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
         """The sentences whose surest wrong tag is the surest, with all their tags."""
