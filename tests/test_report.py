@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reports import TREC, classification, errors, hostile, regression, scores
+from reports import classification, errors, hostile, regression, scores
 
 from hftl.errors import UserError
 from hftl.results.privacy import HIDDEN
@@ -198,11 +198,14 @@ def test_the_closing_table_lines_up() -> None:
     whole = " ".join(line.strip() for line in lines)
     assert "trained in 41 s, 476 examples/s, 22.9 M parameters of which 149.8 k trained (0.66 %), peak" in whole
     assert "Always answering the most frequent class would give accuracy 0." in whole
-    assert max(len(line) for line in lines[:-2]) <= 80
-    assert lines[-2] == "try next     hftl predict runs/a --data new.csv --output predictions.csv"
-    assert lines[-1].strip() == (
-        'accelerate launch recipes/text_cls.py --data ../data/trec --strategy "LoRA(r=16)" --output_dir runs/lora'
-    )
+    assert max(map(len, lines)) <= 80
+    assert lines[-3:] == [
+        "try next     hftl predict runs/a --data new.csv --output predictions.csv",
+        "             accelerate launch recipes/text_cls.py --data ../data/trec \\",
+        '               --strategy "LoRA(r=16)" --output_dir runs/lora',
+    ]
+    third = render(classification(target=scores(126, ["accuracy"]))).splitlines()
+    assert max(map(len, third)) <= 80, "a third split stands below"
 
 
 @pytest.mark.parametrize(
@@ -223,20 +226,32 @@ def test_the_second_command_is_this_run_trained_another_way(command: str, start:
 
 
 @pytest.mark.parametrize(
-    ("rate", "loss", "flag"),
-    [(5.0, 9.0, "--learning_rate 5e-05"), (5e-5, 3.0, "--learning_rate 5e-06"), (5e-5, 1.7, "--num_train_epochs 12")],
+    ("counts", "loss", "given", "offered"),
+    [
+        ([[10, 0], [10, 0]], 9.0, " --learning_rate 5", "--data a.csv --output_dir"),
+        ([[10, 0], [10, 0]], 9.0, "", "--learning_rate 5e-06"),
+        ([[10, 0], [10, 0]], 0.69, "", "--num_train_epochs 12"),
+        ([[10, 0, 0], [0, 10, 0], [3, 3, 0]], 0.3, "", "--class_weights balanced"),
+        ([[3, 10], [10, 7]], 0.69, "", "--num_train_epochs 12"),
+    ],
+    ids=["rate given", "rate of the strategy", "few updates", "never predicted", "no better than the majority"],
 )
-def test_what_is_offered_after_a_collapse_is_a_cure_and_no_other_strategy(rate, loss, flag) -> None:
+def test_what_is_offered_after_a_collapse_is_a_cure_and_no_other_strategy(counts, loss, given, offered) -> None:
     """D10."""
-    collapsed = confused(TREC, [[10, *[0] * 5]] * 6, 1 / 6)
-    settings = {"learning_rate": rate, "num_train_epochs": 3.0}
-    command = "text_cls.py --data a.csv --learning_rate 7 --num_train_epochs 3"
-    report = classification(sections=collapsed, settings=settings, command=command)
-    report.test["log_loss"] = Score(loss, loss, loss, 500)
-    said = render(report)
-    assert "warning: The model has collapsed: on test it answers “ABBR” always." in said
-    assert flag in own_commands(report)[0]
-    assert own_commands(report)[0].count(flag.split()[0]) == 1
+    names, rows = ["a", "b", "c"][: len(counts)], sum(map(sum, counts))
+    right = sum(row[i] for i, row in enumerate(counts)) / rows
+    report = classification(
+        sections=confused(names, counts, max(map(sum, counts)) / rows),
+        settings={"learning_rate": 5e-5, "num_train_epochs": 3.0, "class_weights": None},
+        command=f"text_cls.py --data a.csv{given}",
+        labels=names,
+        test={"accuracy": Score(right, right, right, rows), "log_loss": Score(loss, loss, loss, rows)},
+    )
+    said = " ".join(render(report).split())
+    assert ("warning: " in said) == (loss != 0.69 or counts[0][1] == 0)
+    assert ("this model does not beat it" in said) == (len(counts) == 2)
+    assert offered in own_commands(report)[0]
+    assert "--strategy" not in " ".join(own_commands(report))
 
 
 def test_the_next_commands_can_be_given_and_a_terminal_is_not_steered() -> None:

@@ -94,6 +94,19 @@ class Progress(ProgressCallback):
         super().__init__()
         self.headline = headline
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            self.training_bar.set_description("training")
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
+        if self.prediction_bar is not None and self.prediction_bar.n == 1:
+            self.prediction_bar.leave = False  # else the measurements after training leave two bars above the table
+            self.prediction_bar.set_description("evaluating")
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if self.training_bar is None or logs is None:
             return

@@ -40,13 +40,22 @@ def verdict(report: Report) -> str:
         if test is None:
             break
         where = "" if target is None else " on test"
-        own = report.test.get(trivial.metric or report.headline, test)
-        less = (trivial.metric or report.headline) in report.lower
-        reached = wording.known(own.low) and (own.high >= trivial.value if less else own.low <= trivial.value)
+        reached = not beats(report, trivial, surely=True)
         end = ", which the interval does not exclude." if reached else "."
         named = f"{metric_name(trivial.metric)} " if trivial.metric else ""
         sentence += f" {trivial.title} would give {named}{wording.number(trivial.value)}{where}{end}"
     return sentence + _together(report)
+
+
+def beats(report: Report, trivial: Baseline, surely: bool = False) -> bool:
+    """Whether the model is better on test than without learning; `surely`: its whole interval is, where it has one."""
+    metric = trivial.metric or report.headline
+    if (score := report.test.get(metric)) is None:
+        return True
+    less, value = metric in report.lower, score.value
+    if surely and wording.known(score.low):
+        value = score.high if less else score.low
+    return value < trivial.value if less else value > trivial.value
 
 
 def _together(report: Report) -> str:
