@@ -11,7 +11,9 @@ import transformers
 from test_recipes import launch
 
 from hftl import Recipe, load, testing
+from hftl.data.types import Labels
 from hftl.errors import UserError
+from hftl.tasks.base import Source, Task
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,16 @@ def test_a_label_that_is_no_place_is_refused(name, tiny, tmp_path):
     (tmp_path / "rows.jsonl").write_text(text + "\n" + text.replace(json.dumps(label), json.dumps(label + label)))
     with pytest.raises(UserError, match=said):
         Recipe(**tiny | {"data": str(tmp_path / "rows.jsonl"), "output_dir": str(tmp_path / "o")}).prepare()
+
+
+def test_a_model_that_is_loaded_back_knows_places_and_how_many_choices(tiny):
+    """P2: a file with its answers was a traceback."""
+    task = Task.known()["multiple-choice"]()
+    built = task.build(Source(tiny["model"]), Labels("choice", ["A", "B"]))
+    encode = task.encoder(built.processor, ("text", "choices", "label"))
+    assert encode({"text": ["a"] * 3, "choices": [["b", "c"]] * 3, "label": [0, 1, -1]})["labels"] == [0, 1, -1]
+    with pytest.raises(UserError, match="Expected 2 choices, as in training; 3 came"):
+        encode({"text": ["a"], "choices": [["b", "c", "d"]]})
 
 
 def test_rows_with_fewer_choices_are_refused(tiny, tmp_path):

@@ -19,8 +19,9 @@ from PIL import Image
 
 from hftl import testing
 from hftl.data.formats.decode import open_image
-from hftl.data.new_rows import new_rows
+from hftl.data.new_rows import NewRows, new_rows
 from hftl.data.roles import Role
+from hftl.data.source import RawSplit
 from hftl.data.types import Labels
 from hftl.errors import UserError
 from hftl.results import given, predict
@@ -124,6 +125,9 @@ def test_a_file_of_predictions_keeps_the_order_of_its_rows(tiny_bert, texts, mon
 # --- a file with more than inputs ---
 
 
+TABLE = partial(pandas.read_csv, dtype=str, keep_default_na=False)
+
+
 @pytest.fixture
 def told(monkeypatch, tmp_path, tiny_bert, capsys):
     """Predict a table of texts, in `tmp_path`; what was written, and what was said."""
@@ -135,7 +139,8 @@ def told(monkeypatch, tmp_path, tiny_bert, capsys):
         pandas.DataFrame(columns).to_json("new.jsonl", orient="records", lines=True)
         capsys.readouterr()
         predict.predict_file("any", "new.jsonl", output, **how)
-        return pandas.read_csv(output, dtype=str, keep_default_na=False), capsys.readouterr().out
+        read = pandas.read_parquet if output.endswith("parquet") else TABLE
+        return read(output), capsys.readouterr().out
 
     return run
 
@@ -164,6 +169,89 @@ def test_a_bad_row_is_left_out_and_counted_or_ends_it_and_nothing_done_is_lost(t
         told(rows, "cut.csv", batch_size=2)
     assert pandas.read_csv(tmp_path / "cut.csv.partial")["id"].tolist() == [0, 1, 2, 3]
     assert "4 rows in cut.csv.partial" in capsys.readouterr().err
+
+
+def test_what_was_done_before_a_bad_row_is_kept_also_within_a_window(told, tmp_path):
+    """P3."""
+    with pytest.raises(UserError, match="Expected a text in row 65"):
+        told({"id": list(range(73)), "text": ["a"] * 64 + [None] + ["b"] * 8}, "cut.csv")
+    assert pandas.read_csv(tmp_path / "cut.csv.partial")["id"].tolist() == list(range(64))
+    assert len(told({"text": [None, *"ab" * 40]}, "first.csv", on_bad_row="skip")[0]) == 80
+
+
+NONE = [float("nan")] * 2
+
+
+@pytest.mark.parametrize(
+    ("word", "names", "cells", "found"),
+    [
+        ("single_label_classification", ["neg", "pos"], ["pos", " neg", "new", None], [1, 0, -1, -1]),
+        ("single_label_classification", ["false", "true"], ["True", "FALSE"], [1, 0]),
+        ("multi_label_classification", ["a", "b"], ["a|b", "b|c", None], [[1, 1], NONE, NONE]),
+        ("multi_label_classification", ["0", "1", "2"], [[1, 0, 1], [1, 1, 0]], [[1, 0, 1], [1, 1, 0]]),
+        ("multi_label_classification", ["0", "1", "2"], [[0], [1, 2]], [[1, 0, 0], [0, 1, 1]]),
+        ("token_classification", ["B-X", "O"], [["O", "B-X"], ["O", "B-Z"], None], [[1, 0], [1, -1], []]),
+    ],
+)
+def test_labels_are_read_as_the_model_has_learnt_them(word, names, cells, found):
+    """A vector of 0 and 1 that is read as ids, or "True" that is no label, gives a score of something else."""
+    roles = (task.roles["label"] for task in Task.known().values() if "label" in task.roles)
+    role = next(one for one in roles if word in one.reads)
+    data = datasets.Dataset.from_dict({"text": ["a"] * len(cells), "label": cells})
+    rows = NewRows(data.select_columns(["text"]), {"text": "text", "label": "label"}, [], RawSplit(data, "a"), None)
+    read = rows.labels(role, Labels(word, names))
+    assert read is not None
+    for one, right in zip(read["label"], found, strict=True):
+        np.testing.assert_array_equal(one, right)
+
+
+def test_labels_that_read_in_another_way_are_kept_and_said(told):
+    table, said = told({"text": ["x", "y"], "label": [["a"], ["b"]]})
+    assert table["label"].tolist() == ["a", "b"]
+    assert "the labels in 'label' were not scored: they do not read as single_label_classification" in said
+    assert "no row has a label in 'label' that the model knows" in told({"text": ["x"], "label": ["new"]}, "new.csv")[1]
+
+
+def test_cells_keep_their_kind_where_the_form_has_kinds(told):
+    columns = {"text": ["x", "y"], "n": [1, None], "tags": [["a", "b"], []], "prediction_by_model": [0, 0]}
+    table, _ = told(columns | {"prediction": [1, 2]})
+    assert table["n"].tolist() == ["1.0", ""]
+    assert table["tags"].tolist() == ["a|b", ""]
+    assert "prediction_by_model_by_model" in table
+    held, _ = told(columns, "out.parquet")
+    assert held["score_a"].dtype == np.float64
+    assert held["n"].isna().tolist() == [False, True]
+    assert held["tags"].map(list).tolist() == [["a", "b"], []]
+
+
+def test_splits_of_a_column_or_of_files_are_said_and_can_be_asked_for(tmp_path):
+    """P2."""
+    roles = TEXT | {"label": Task.known()["text-classification"].roles["label"]}
+    (tmp_path / "one.csv").write_text("text,split\na,train\nb,dev\nc,train\n")
+    whole = new_rows(tmp_path / "one.csv", roles)
+    assert (len(whole), whole.notes) == (3, ["all rows were read, of the splits train, valid; --split takes one"])
+    assert len(new_rows(tmp_path / "one.csv", roles, split="validation")) == 1
+    (tmp_path / "files").mkdir()
+    for name in ("train", "dev", "readme"):
+        (tmp_path / "files" / f"{name}.csv").write_text("text\na\n")
+    with pytest.raises(UserError, match="Pass --split NAME"):
+        new_rows(tmp_path / "files", roles)
+    notes = new_rows(tmp_path / "files", roles, split="dev").notes
+    assert notes == [
+        "the split valid was read; --split takes train, too",
+        "readme.csv was not read: its name names no split",
+    ]
+
+
+def test_columns_of_0_and_1_stay_columns_and_are_read_as_several_labels(tmp_path):
+    (tmp_path / "one.csv").write_text("text,toxic,threat\na,1,0\nb,0,x\n")
+    role = Task.known()["text-classification"].roles["label"]
+    rows = new_rows(tmp_path / "one.csv", TEXT | {"label": role}, trained={"label": "toxic,threat"})
+    assert rows.line(0) == {"text": "a", "toxic": "1", "threat": "0"}
+    with pytest.raises(UserError, match="row 2 has 'x'"):
+        rows.labels(role, Labels("multi_label_classification", ["toxic", "threat"]))
+    with pytest.raises(UserError, match="Expected a column 'nope'"):
+        new_rows(tmp_path / "one.csv", TEXT | {"label": role}, columns={"label": "nope"})
 
 
 def test_images_are_named_by_folder_and_file_and_a_broken_one_is_left_out(colour_folder, tmp_path, tiny_cnn):

@@ -331,7 +331,7 @@ def test_the_folder_of_a_run_says_what_the_run_measured(kind, run, scenes, setti
     assert metric.values()["mean_iou"] == pytest.approx(Report.from_folder(run).test["mean_iou"].value, abs=1e-6)
 
 
-def test_predictions_are_masks_beside_a_table(run, scenes, tmp_path):
+def test_predictions_are_masks_beside_a_table(run, scenes, tmp_path, capsys):
     hftl(["predict", str(run), "--data", f"{scenes}/images", "--output", str(tmp_path / "p.csv")])
     rows = list(csv.DictReader((tmp_path / "p.csv").open(encoding="utf-8")))
     assert len(rows) == 80
@@ -339,6 +339,9 @@ def test_predictions_are_masks_beside_a_table(run, scenes, tmp_path):
     assert mask.size == (64, 64)
     shares = {name: float(rows[4][f"share_{name}"]) for name in NAMES}
     assert shares == pytest.approx({n: (np.asarray(mask) == i).mean() for i, n in enumerate(NAMES)}, abs=1e-5)
+    capsys.readouterr()
+    hftl(["predict", str(run), "--data", scenes, "--output", str(tmp_path / "scored.csv")])
+    assert "against the labels in 'mask', 80 rows:" in capsys.readouterr().out
 
 
 def test_an_image_and_a_mask_side_by_side_have_the_colours_of_their_classes():

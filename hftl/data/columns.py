@@ -72,14 +72,20 @@ def columns_check(raw: RawSplit, columns: dict[str, str]) -> Check:
     return Check("columns", "ok", read + (unread if rest else ""))
 
 
+def several_names(raw: RawSplit, wanted: str) -> list[str]:
+    """The columns of `a,b,c`; none where that is one column, or where one is not there."""
+    names, there = [name.strip() for name in wanted.split(",")], raw.data.column_names
+    return names if wanted not in there and len(names) > 1 and {*names} <= {*there} else []
+
+
 def several_columns(raw: RawSplit, wanted: str) -> RawSplit:
     """A column `a,b,c` made of columns of 0 and 1: of each row the names of those that hold 1.
 
     Raises:
         UserError: one of them holds something else.
     """
-    names = [name.strip() for name in wanted.split(",")]
-    if wanted in raw.data.column_names or len(names) < 2 or not set(names) <= set(raw.data.column_names):
+    names = several_names(raw, wanted)
+    if not names:
         return raw
     cells: list[list[str]] = [[] for _ in range(len(raw.data))]
     for name in names:

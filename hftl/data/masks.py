@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from hftl.data.roles import Reading
-from hftl.data.types import Check
+from hftl.data.types import Check, Labels
 from hftl.errors import UserError, suggest
 from hftl.paths import expanded
 
@@ -103,6 +103,11 @@ class Masks(Reading):
 
     def check_same(self, train: Any, other: Any, split: str) -> None:
         """Values that train lacks are flaws of single rows."""
+
+    def learnt(self, labels: Labels, raw: RawSplit, column: str) -> Self:
+        if not labels.values:
+            raise UserError("the folder does not say which values of pixels are its classes")
+        return super().learnt(labels, raw, column)
 
     def encode(self, raw: RawSplit, column: str) -> datasets.Dataset:
         from hftl.data.formats.images import as_images

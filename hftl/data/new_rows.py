@@ -5,20 +5,19 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from hftl.data.columns import find_columns, inputs, several_columns
+from hftl.data.columns import find_columns, inputs, several_columns, several_names, split_by_column
 from hftl.data.formats.images import loose_images
 from hftl.data.load import quiet
 from hftl.data.roles import Role
 from hftl.data.scan import check_paths
-from hftl.data.source import Opened, RawSplit, one_set, open_source
-from hftl.data.types import SPLITS, Labels
+from hftl.data.source import Opened, RawSplit, open_source
+from hftl.data.types import WORDS, Labels
 from hftl.errors import UserError, suggest
 from hftl.paths import expanded
 
@@ -41,7 +40,7 @@ class NewRows:
         return len(self.inputs)
 
     def line(self, number: int, only: bool = False) -> dict[str, Any]:
-        """A row as a table holds it: the source's columns under their own names; images by the names of their files.
+        """A row as it came: the source's columns under their own names; images by the names of their files.
 
         Args:
             only: leave out the columns that are no input.
@@ -62,36 +61,38 @@ class NewRows:
         kept = [n for n, one in data.features.items() if n not in inputs and not isinstance(one, datasets.Image)]
         return data.select_columns(kept)
 
-    def _named(self, value: Any) -> str:
-        """A text as it is, words with spaces between, an image by the name of its file, relative to the data."""
-        if isinstance(value, list):
-            return " ".join(map(str, value))
+    def _named(self, value: Any) -> Any:
+        """A text or its words as they are, an image by the name of its file, relative to the data."""
         if not isinstance(value, dict):
-            return "" if value is None else str(value)
+            return value
         path = value.get("path") or ""
         inside = os.path.relpath(path, self._root) if self._root and os.path.isabs(path) else path
         return path if inside.startswith("..") else inside
 
     def labels(self, role: Role, labels: Labels) -> datasets.Dataset | None:
-        """A column `label` encoded as a model has learnt these labels; None where the source has none, or others.
+        """A column `label` encoded as a model has learnt these labels; None where the source has none.
 
         A label that the model does not know is one that is missing, as `hftl.data.roles.Reading.encode` has it.
+
+        Raises:
+            UserError: the column reads in another way than what was learnt.
         """
         column = self.columns.get("label")
-        if column is None or labels.values:
+        if column is None:
             return None
-        reading = replace(role.reads[labels.read_as], names=tuple(labels.names))
         try:
-            return reading.encode(self._raw, column)
+            with quiet(True):
+                raw = several_columns(self._raw, column)
+                return role.reads[labels.read_as].learnt(labels, raw, column).encode(raw, column)
         except (KeyError, ValueError, TypeError, AttributeError):  # lists where one class was learnt, and the like
-            return None
+            raise UserError(f"they do not read as {labels.read_as}") from None
 
 
 def _cell(value: Any, feature: Any) -> Any:
-    """A value as a table holds it; the number of a class by its name."""
+    """A value as it came; the number of a class by its name."""
     if isinstance(feature, datasets.ClassLabel) and value is not None:
-        return feature.int2str(value) if value >= 0 else ""
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
+        return feature.int2str(value) if value >= 0 else None
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def new_rows(
@@ -99,6 +100,7 @@ def new_rows(
     roles: dict[str, Role],
     *,
     columns: dict[str, str] | None = None,
+    trained: dict[str, str] | None = None,
     split: str | None = None,
     revision: str | None = None,
 ) -> NewRows:
@@ -107,7 +109,9 @@ def new_rows(
     Args:
         roles: what a row must have; `label` need not be there.
         columns: role -> column, where the candidates of the role do not do.
-        split: which one, by its name; else `test` of a source with several.
+        trained: the same, as training had them; its label need not be there.
+        split: which one, by its name; else `test` of a source with several, and all rows of a table with a column
+            that says the split.
 
     Raises:
         UserError: as `hftl.data.load.load`, and a split that is not there; empty and unreadable rows are left in.
@@ -116,32 +120,38 @@ def new_rows(
         loose, reads = loose_images(source), roles["label"].reads if "label" in roles else {}
         paired = next((found for one in reads.values() if (found := one.folders(source))), None)
         opened = paired or open_source(source if loose is None else loose, revision)
-        raw = _asked(opened, split)
-        label = (columns or {}).get("label")
-        raw = several_columns(raw, label) if label else raw
         needs = {role: replace(need, required=need.required and need.kind != "label") for role, need in roles.items()}
-        mapped = {r: c for r, c in (columns or {}).items() if r != "label" or c in raw.data.column_names}
-        chosen = find_columns(raw, needs, mapped)
+        mapped = {**(trained or {}), **(columns or {})}
+        raw, note = _asked(opened, split, roles, mapped)
+        label = mapped.get("label", "")
+        bits = several_names(raw, label)
+        if bits or (label not in raw.data.column_names and "label" not in (columns or {})):
+            mapped.pop("label", None)
+        chosen = find_columns(raw, {role: need for role, need in needs.items() if not bits or role != "label"}, mapped)
         given = inputs(raw, chosen, needs)
         check_paths(given, [role for role in given.column_names if needs[role].kind == "image"], raw.roots)
     place = expanded(source) if isinstance(source, str | Path) else None
     folder = raw.root or (place and next((path for path in (place, place.parent) if path.is_dir()), None))
-    notes = [*_notes(opened, raw), *opened.unread]
-    return NewRows(given, chosen, notes, raw, folder.resolve() if folder else None)
+    notes = [*note, *opened.notes, *opened.unread]
+    return NewRows(given, chosen | ({"label": label} if bits else {}), notes, raw, folder.resolve() if folder else None)
 
 
-def _asked(opened: Opened, split: str | None) -> RawSplit:
+def _asked(
+    opened: Opened, split: str | None, roles: dict[str, Role], mapped: dict[str, str]
+) -> tuple[RawSplit, list[str]]:
+    """The rows that were asked for, and a sentence on those that were not."""
+    whole = next(iter(opened.splits.values())) if len(opened.splits) == 1 and not opened.others else None
+    split_by_column(opened, roles, mapped)
     there = opened.splits | opened.others
-    if split is None:
-        return one_set(opened, "test", opened.name)
-    if split not in there:
-        raise UserError(f"{opened.name} has no split {split!r}; it has {', '.join(there)}.{suggest(split, there)}")
-    return there[split]
-
-
-def _notes(opened: Opened, raw: RawSplit) -> Iterator[str]:
-    there = opened.splits | opened.others
-    if len(there) > 1:
-        mine = next((name for name, one in there.items() if one is raw), SPLITS[-1])
-        others = ", ".join(name for name in there if name != mine)
-        yield f"the split {mine} was read; --split takes {others}, too"
+    mine = split if split is None or split in there else WORDS.get(split.lower(), split)
+    if mine is None and whole is not None:
+        said = f"all rows were read, of the splits {', '.join(there)}; --split takes one"
+        return whole, [said] if len(there) > 1 else []
+    mine = "test" if mine is None else mine
+    if mine not in there:
+        known = ", ".join(there)
+        if split is None:
+            raise UserError(f"Expected one set of rows in {opened.name}; it has {known}. Pass --split NAME.")
+        raise UserError(f"{opened.name} has no split {split!r}; it has {known}.{suggest(split, there)}")
+    others = ", ".join(name for name in there if name != mine)
+    return there[mine], [f"the split {mine} was read; --split takes {others}, too"] if others else []

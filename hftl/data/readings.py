@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hftl.data.roles import Reading, other_word
-from hftl.data.survey import MOST_CLASSES, Survey, key, number, ordered, split_cell
-from hftl.data.types import IGNORED, Check, quoted
+from hftl.data.survey import MOST_CLASSES, Survey, key, number, ordered, split_cell, survey
+from hftl.data.types import IGNORED, Check, Labels, quoted
 from hftl.errors import UserError
 
 if TYPE_CHECKING:
     import datasets
     import numpy as np
+
+    from hftl.data.source import RawSplit
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class OneClass(Reading):
         _check_classes(train, values, offered)
         names = train.class_names or ordered({key(number(v)) or v for v in values} if train.decimal else values)
         return replace(self, names=tuple(names), lower=lower)
+
+    def learnt(self, labels: Labels, raw: RawSplit, column: str) -> Self:
+        return replace(super().learnt(labels, raw, column), lower={*labels.names} <= {"true", "false"})
 
     def notes(self, train: Survey, offered: Mapping[str, Reading]) -> list[Check]:
         cure = other_word(offered, Several, "if they are several classes, pass --problem_type {}")
@@ -77,14 +82,7 @@ class Several(Reading):
 
     def settle(self, train: Survey, offered: Mapping[str, Reading]) -> Self:
         """Vectors of 0 and 1 are told from lists of ids by what a set of ids cannot be: with repeats, or of floats."""
-        one_length = len(train.lengths) == 1 and max(train.lengths, default=0) > 1
-        bits = train.listed and one_length and train.values <= {"0", "1", "true", "false"}
-        if bits and train.kind != "class" and not train.repeats and train.kind not in ("float", "boolean"):
-            raise UserError(
-                f"Every row of {train.where} holds 0 and 1 once: that may be a vector of two classes, or the ids of "
-                "both. Write class names, such as a|b, in place of numbers."
-            )
-        if bits and (train.kind in ("float", "boolean") or train.repeats):
+        if self._holds_vectors(train):
             return replace(self, names=tuple(map(str, range(max(train.lengths)))), vectors=True)
         if train.listed and train.kind == "float":
             raise UserError(
@@ -100,6 +98,21 @@ class Several(Reading):
                 'sign. Write several as a|b or ["a", "b"].'
             )
         return replace(self, names=tuple(train.class_names or ordered(values)))
+
+    def _holds_vectors(self, found: Survey) -> bool:
+        one_length = len(found.lengths) == 1 and max(found.lengths, default=0) > 1
+        bits = found.listed and one_length and found.values <= {"0", "1", "true", "false"}
+        if bits and found.kind != "class" and not found.repeats and found.kind not in ("float", "boolean"):
+            raise UserError(
+                f"Every row of {found.where} holds 0 and 1 once: that may be a vector of two classes, or the ids of "
+                "both. Write class names, such as a|b, in place of numbers."
+            )
+        return bits and (found.kind in ("float", "boolean") or found.repeats)
+
+    def learnt(self, labels: Labels, raw: RawSplit, column: str) -> Self:
+        size, found = len(labels.names), survey(raw.labels(column), f"column {column!r} of {raw.name}", True)
+        as_vectors = labels.names == [*map(str, range(size))] and found.lengths == {size} and self._holds_vectors(found)
+        return replace(super().learnt(labels, raw, column), vectors=as_vectors)
 
     def _new(self, train: Survey, other: Survey) -> set[str]:
         if not self.vectors:
@@ -120,6 +133,8 @@ class Several(Reading):
         vector = [0.0] * len(ids)
         for value in cell if isinstance(cell, list) else [cell]:
             name = key(value, class_names)
+            if name is not None and name not in ids:  # of rows that are predicted alone: training refuses them
+                return [math.nan] * len(ids)
             if name is not None:
                 vector[ids[name]] = 1.0
         return vector
@@ -193,6 +208,9 @@ class Amount(Reading):
 class Tags(Reading):
     """A class for each word of the first input: lists of int64 ids."""
 
+    unknown: int = IGNORED
+    """What a word without a tag, or with one that is none of `names`, gets."""
+
     listed: ClassVar[bool] = True
     noun: ClassVar[tuple[str, str]] = ("tag", "tags")
 
@@ -208,8 +226,11 @@ class Tags(Reading):
         return replace(self, names=tuple(train.class_names or ordered(train.values)))
 
     def cells(self, cells: list[Any], class_names: list[str] | None) -> list[Any]:
-        ids: dict[str | None, int] = {None: IGNORED} | {name: i for i, name in enumerate(self.names)}
-        return [[ids[key(value, class_names)] for value in cell or []] for cell in cells]
+        ids: dict[str | None, int] = {name: i for i, name in enumerate(self.names)}
+        return [[ids.get(key(value, class_names), self.unknown) for value in cell or []] for cell in cells]
+
+    def learnt(self, labels: Labels, raw: RawSplit, column: str) -> Self:
+        return replace(super().learnt(labels, raw, column), unknown=-1)  # such a row is predicted, and not scored
 
     def shown(self, encoded: Any) -> str:
         named = [self.names[i] if i >= 0 else "-" for i in encoded[:6]]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hftl.data.survey import class_names, ordered, survey
-from hftl.data.types import Check, quoted
+from hftl.data.types import Check, Labels, quoted
 from hftl.errors import UserError, suggest
 
 if TYPE_CHECKING:
@@ -83,6 +83,14 @@ class Reading:
             UserError: train's labels do not read so; the sentence names another of `offered` that may.
         """
         raise NotImplementedError
+
+    def learnt(self, labels: Labels, raw: RawSplit, column: str) -> Self:
+        """This reading for other rows, of which a model has learnt the labels; one that it does not know is missing.
+
+        Raises:
+            UserError: it cannot be told how the column reads.
+        """
+        return replace(self, names=tuple(labels.names), values=tuple(labels.values))
 
     def notes(self, train: Any, offered: Mapping[str, Reading]) -> list[Check]:
         """Notes on a reading that may not be the one that was meant."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,10 +30,23 @@ def form_of(output: str) -> str:
     return suffix
 
 
-class Lines:
-    """A file that is written line by line beside its place, and moved there at the end of a `with`."""
+def _flat(cell: Any, words: bool) -> Any:
+    """A list as one cell: words of a text with spaces between, all else such as a|b, which reads as several again."""
+    if not isinstance(cell, list):
+        return cell
+    parts = [str(part) for part in cell]
+    return (" " if words and not any(part.split() != [part] for part in parts) else "|").join(parts)
 
-    def __init__(self, output: str) -> None:
+
+class Lines:
+    """A file that is written line by line beside its place, and moved there at the end of a `with`.
+
+    Args:
+        words: columns that hold the words of a text.
+    """
+
+    def __init__(self, output: str, words: Collection[str] = ()) -> None:
+        self.words = words
         self.output, self.form = Path(output), form_of(output)
         self.scratch = None if output == "-" else Path(f"{output}.partial")
         self.count = 0
@@ -54,7 +68,7 @@ class Lines:
             if self._writer is None:
                 self._writer = csv.DictWriter(self._file, line, delimiter="\t" if self.form == ".tsv" else ",")
                 self._writer.writeheader()
-            self._writer.writerow(line)
+            self._writer.writerow({name: _flat(cell, name in self.words) for name, cell in line.items()})
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         if self.scratch is None:

@@ -57,7 +57,8 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
         labels = task.labels_of(config)
     except (ValueError, TypeError, AttributeError, LookupError) as failure:
         raise UserError(f"{name} holds a config.json without labels ({failure}). Pass another folder.") from failure
-    columns = made.get("data", {}).get("columns") if isinstance(made.get("data"), dict) else None
+    data: Any = made["data"] if isinstance(made.get("data"), dict) else {}
+    columns, labels.values = data.get("columns"), [int(value) for value in data.get("values") or ()]
     columns = {str(role): str(name) for role, name in columns.items()} if isinstance(columns, dict) else {}
     where = Source(str(folder), trust_remote_code=trust_remote_code)
     if not adapter.is_file():

@@ -86,56 +86,54 @@ class Predictor:
 
         Args:
             tell: is called after each batch with its number of rows, as predictions come out window by window.
-            skip: is told the number of a row that cannot be read, and why; None is its prediction. Else it ends all.
+            skip: is told the number of a row that cannot be read, and why; None is its prediction. Without, such a row
+                ends it, after the predictions of those before it.
             scored: is fed the rows that have labels.
         """
-        sized = len(rows) > batch_size and "length" in self._encoded([rows[0]])[0]
-        window = batch_size * (WINDOW if sized else 1)
+        window = batch_size * (1 if any(need.kind == "image" for need in self.reads.values()) else WINDOW)
         for start in range(0, len(rows), window):
             numbers = range(start, min(start + window, len(rows)))
             part = {i: rows[i] for i in numbers}
-            encoded = self._held({i: row for i, row in part.items() if self._reads(i, row, skip)}, skip, scored)
-            order = sorted(encoded, key=lambda i: -encoded[i].get("length", 0))
+            empty = {i: role for i, row in part.items() if (role := self._lacking(row, blank=skip is not None))}
+            bad = {i: f"no {role}" for i, role in empty.items()}
+            encoded = self._held({i: row for i, row in part.items() if i not in empty}, bad, scored)
+            numbers = numbers if skip is not None else range(start, min(bad, default=numbers.stop))
+            order = sorted(encoded.keys() & {*numbers}, key=lambda i: (-encoded[i].get("length", 0), i))
             found: dict[int, np.ndarray] = {}
             for first in range(0, len(order), batch_size):
                 some = order[first : first + batch_size]
                 found |= zip(some, self._logits([encoded[i] for i in some], scored), strict=True)
                 tell(len(some))
-            if len(order) < len(part):
-                tell(len(part) - len(order))
-            kept = [i for i in numbers if i in found]
+            kept = sorted(order)
             answers = dict(zip(kept, self._answers(found, part, kept), strict=True))
             yield from (answers.get(i) for i in numbers)
+            for i, why in sorted(bad.items()):
+                if skip is None:
+                    here = f"Expected a {empty[i]} in row {i + 1} of the data; there is none. Correct it."
+                    raise UserError(here if i in empty else f"Row {i + 1}: {why}")
+                skip(i, why)
+                tell(1)
 
     def _answers(self, found: dict[int, np.ndarray], part: dict[int, Any], kept: list[int]) -> Iterable[Any]:
         return self.task.answers([found[i] for i in kept], [part[i] for i in kept], self.labels) if kept else ()
 
-    def _reads(self, number: int, row: dict[str, Any], skip: Callable[[int, str], Any] | None) -> bool:
-        """Whether a row has all that it needs; a blank text is one that may be left out, as training leaves it out."""
-        blank: tuple[Any, ...] = (None,) if skip is None else (None, "", [])
-        cells = {role: row[role] for role in self.roles if role in row}
-        empty = [r for r, cell in cells.items() if (cell.strip() if isinstance(cell, str) else cell) in blank]
-        if not empty:
-            return True
-        if skip is None:
-            raise UserError(f"Expected a {empty[0]} in row {number + 1} of the data; there is none. Correct it.")
-        skip(number, f"no {empty[0]}")
-        return False
+    def _lacking(self, row: dict[str, Any], blank: bool) -> str | None:
+        """The role of which a row has nothing; a blank text is nothing where it may be left out, as in training."""
+        for role, cell in ((role, row[role]) for role in self.roles if role in row):
+            empty = blank and (cell == [] or (isinstance(cell, str) and not cell.strip()))
+            if cell is None or empty or (isinstance(cell, list) and None in cell):
+                return role
+        return None
 
-    def _held(
-        self, rows: dict[int, Any], skip: Callable[[int, str], Any] | None, scored: Scored | None
-    ) -> dict[int, dict[str, Any]]:
-        """Encoded rows by number, without those that cannot be read and may be left out."""
+    def _held(self, rows: dict[int, Any], bad: dict[int, str], scored: Scored | None) -> dict[int, dict[str, Any]]:
+        """Encoded rows by number; those that cannot be read, and why, go to `bad`."""
         try:
             labels = None if scored is None else scored.cells.select([*rows])["label"][:]
             return dict(zip(rows, self._encoded([*rows.values()], labels), strict=True)) if rows else {}
         except UserError as failure:
             if len(rows) > 1:
-                return {n: row for i in rows for n, row in self._held({i: rows[i]}, skip, scored).items()}
-            (number,) = rows
-            if skip is None:
-                raise UserError(f"Row {number + 1}: {failure}") from failure
-            skip(number, str(failure))
+                return {n: row for i in rows for n, row in self._held({i: rows[i]}, bad, scored).items()}
+            bad |= dict.fromkeys(rows, str(failure))
             return {}
 
     def _encoded(self, rows: Sequence[dict[str, Any]], labels: Sequence[Any] | None = None) -> list[dict[str, Any]]:
@@ -197,32 +195,46 @@ def predict_file(
     aside = sys.stderr if output == "-" else sys.stdout
     print(*rows.notes, sep="\n", end="\n" if rows.notes else "", file=aside)
     bad: dict[int, str] = {}
-    labels = rows.labels(predictor.task.roles["label"], predictor.labels)
-    scored = None if labels is None else Scored(predictor.task, predictor.labels, labels)
+    scored, unscored = _scored(predictor, rows)
     skip = bad.__setitem__ if on_bad_row == "skip" else None
     formulas, bar = 0, tqdm(total=len(rows), desc="predicting", unit="row")
-    with bar, Lines(output) as lines:
+    words = [column for role, column in rows.columns.items() if predictor.task.roles[role].kind == "words"]
+    with Lines(output, words) as lines, bar:
         for i, prediction in enumerate(predictor.stream(rows.inputs, batch_size, bar.update, skip, scored)):
             if prediction is None:
                 continue
             line = rows.line(i, only)
             for name, cell in predictor.task.cells(prediction, Path(output), i + 1).items():
-                line[name if name not in line else f"{name}_by_model"] = cell
+                while name in line:  # a column of the data's own stays
+                    name += "_by_model"
+                line[name] = cell
             lines.add(line)
             formulas += sum(map(is_formula, line.values()))
     if output != "-":
         print(f"{counted(lines.count, 'prediction')} in {output}")
     table = lines.form in (".csv", ".tsv")
-    print(*_told(bad, scored, rows.columns.get("label", ""), formulas * table), sep="\n", end="", file=aside)
+    print(*_told(bad, scored, unscored, formulas * table), sep="\n", end="", file=aside)
 
 
-def _told(bad: dict[int, str], scored: Scored | None, label: str, formulas: int) -> Iterator[str]:
+def _scored(predictor: Predictor, rows: NewRows | _Typed) -> tuple[Scored | None, str]:
+    """What measures predictions where the rows have labels; else why nothing does, "" where there are none."""
+    column = rows.columns.get("label", "")
+    try:
+        cells = rows.labels(predictor.task.roles["label"], predictor.labels)
+    except UserError as failure:
+        return None, f"the labels in {column!r} were not scored: {failure}"
+    return (None if cells is None else Scored(predictor.task, predictor.labels, cells, column)), ""
+
+
+def _told(bad: dict[int, str], scored: Scored | None, unscored: str, formulas: int) -> Iterator[str]:
     """Lines on rows that were left out, on what the predictions are worth, and on what a spreadsheet would do."""
     if bad:
         named = "; ".join(f"row {number + 1}: {why}" for number, why in sorted(bad.items())[:3])
         yield f"{counted(len(bad), 'row')} left out: {named}{' ...' if len(bad) > 3 else ''}"
-    if scored is not None and scored.rows:
-        yield from scored.told(label)
+    if unscored:
+        yield unscored
+    if scored is not None:
+        yield from scored.told()
     if formulas:
         yield f"{counted(formulas, 'cell')} would be formulas to a spreadsheet: import the columns as text there"
     yield ""
@@ -230,6 +242,9 @@ def _told(bad: dict[int, str], scored: Scored | None, label: str, formulas: int)
 
 def _opened(predictor: Predictor, data: str, columns: Mapping[str, str], split: str | None) -> NewRows | _Typed:
     """The rows of a source, read as training read its own."""
+    needed = [role for role, need in predictor.reads.items() if need.required]
+    if data == "-" and len(needed) > 1:
+        raise UserError(f"--data - reads one text a line; this model needs {', '.join(needed)}. Pass a file.")
     rows = _Typed(predictor.roles[0], sys.stdin) if data == "-" else _of_source(predictor, data, columns, split)
     if not len(rows):
         raise UserError(f"{'stdin' if data == '-' else data} holds no rows to predict. Pass --data with some.")
@@ -240,7 +255,7 @@ def _of_source(predictor: Predictor, data: str, columns: Mapping[str, str], spli
     label = {role: need for role, need in predictor.task.roles.items() if role == "label"}
     reads = predictor.reads | label
     wanted = {role: name for role, name in predictor.columns.items() if role in reads and reads[role].kind != "image"}
-    return new_rows(data, reads, columns=wanted | dict(columns), split=split)
+    return new_rows(data, reads, columns=dict(columns), trained=wanted, split=split)
 
 
 class _Typed:

@@ -20,25 +20,32 @@ class Scored:
 
     Args:
         cells: a column `label`, encoded, a row for each that is predicted.
+        column: what the data calls it.
 
     Attributes:
-        rows: how many had a label that the model knows.
+        rows, unknown: how many had a label that the model knows, and how many had none.
     """
 
-    def __init__(self, task: Task, labels: Labels, cells: datasets.Dataset) -> None:
-        self.task, self.cells, self.metric, self.rows = task, cells, task.metric(labels), 0
+    def __init__(self, task: Task, labels: Labels, cells: datasets.Dataset, column: str) -> None:
+        self.task, self.cells, self.column, self.metric = task, cells, column, task.metric(labels)
+        self.rows = self.unknown = 0
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """One batch; a label that is missing counts for nothing."""
         there = ~labels.isnan() if labels.is_floating_point() else labels != -1
         keep = there.reshape(len(labels), -1).all(dim=1)
         self.rows += int(keep.sum())
+        self.unknown += int((~keep).sum())
         if keep.any():
             found = self.task.outputs(logits, labels)
             self.metric.update(found[keep].float().cpu().numpy(), labels[keep].cpu().numpy())
 
-    def told(self, column: str) -> Iterator[str]:
+    def told(self) -> Iterator[str]:
         """Lines of a table: each metric with its interval."""
-        yield f"against the labels in {column!r}, {counted(self.rows, 'row')}:"
+        if not self.rows:
+            yield f"no row has a label in {self.column!r} that the model knows: nothing was scored"
+            return
+        others = f", {self.unknown:,} more without one that the model knows" if self.unknown else ""
+        yield f"against the labels in {self.column!r}, {counted(self.rows, 'row')}{others}:"
         for name, score in self.metric.compute().items():
-            yield f"  {name.ljust(20)} {wording.score(score)}  n={score.n}"
+            yield f"  {name.ljust(20)} {wording.score(score)}  n={score.n:,}"

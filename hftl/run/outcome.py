@@ -143,6 +143,7 @@ def described(run: Run, part: Part) -> dict[str, Any]:
             "rows": {name: len(getattr(splits, name)) for name in ("train", "valid", "test")},
             "fingerprints": splits.fingerprints,
             "columns": splits.columns,
+            **({"values": splits.labels.values} if splits.labels.values else {}),
             "notes": [*splits.notes, *(trainer.cache.notes if trainer.cache is not None else [])],
         },
         "checks": splits.checks,

@@ -220,9 +220,8 @@ class Task:
         raise NotImplementedError
 
     def cells(self, answer: dict[str, Any], output: Path, number: int) -> dict[str, Any]:
-        """What an answer fills of a line of the csv `output`; what fits no cell is saved beside it, by row number."""
-        label = answer["label"]
-        return {"prediction": "|".join(label) if isinstance(label, list) else label}
+        """What an answer fills of a line of the table `output`; what fits no cell is saved beside it, by row number."""
+        return {"prediction": answer["label"]}
 
     def usage_of(self, model: nn.Module) -> dict[str, str]:
         """`usage` of a model that `build` has made; `only` says why hftl alone predicts with it, if so."""

@@ -122,5 +122,5 @@ class Classification(Task):
         """`prediction`, then `score_<label>` of each label."""
         if "value" in answer:
             return {"prediction": answer["value"]}
-        scores = {f"score_{name}": f"{score:.6f}" for name, score in answer["scores"].items()}
+        scores = {f"score_{name}": round(score, 6) for name, score in answer["scores"].items()}
         return super().cells(answer, output, number) | scores

@@ -199,7 +199,7 @@ class ImageSegmentation(Images):
         file = output.with_name(f"{output.stem}_masks") / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         answer["mask"].save(file)
-        shares = {f"share_{name}": f"{share:.6f}" for name, share in answer["shares"].items()}
+        shares = {f"share_{name}": round(share, 6) for name, share in answer["shares"].items()}
         return {"prediction": f"{file.parent.name}/{file.name}"} | shares
 
     def sections(self, metric: Accumulator, scores: Any, read: Any) -> list[Section]:

@@ -11,7 +11,7 @@ from hftl.data.roles import Role
 from hftl.data.types import Labels, Splits
 from hftl.errors import UserError
 from hftl.settings.fields import IN, flag
-from hftl.tasks.base import Columns
+from hftl.tasks.base import Columns, Pretrained, Source
 from hftl.tasks.sections import Example
 from hftl.tasks.text.texts import Tokenised, cache_key, padded, read_part, rules
 
@@ -53,6 +53,8 @@ class MultipleChoice(Tokenised):
 
     _places: list[int] = field(default_factory=list, init=False, repr=False)
     """The place among the choices that each label of the data stands for."""
+    _count: int = field(default=0, init=False, repr=False)
+    """Choices a row, as the model has learnt them."""
 
     def settle(self, splits: Splits) -> None:
         """Read labels as places among the choices; afterwards there is a label for each place.
@@ -76,6 +78,11 @@ class MultipleChoice(Tokenised):
             )
         splits.labels.names = [chr(ord("A") + i) if letters else str(i) for i in range(most)]
 
+    def build(self, source: Source, labels: Labels) -> Pretrained:
+        self._count = len(labels.names)
+        self._places = self._places or [*range(self._count)]
+        return super().build(source, labels)
+
     def encode(self, rows: datasets.Dataset, processor: Any, train: bool = False) -> datasets.Dataset:
         """Tokenise in batches, on disk: `input_ids`, `attention_mask` ..., each a list for each choice of a row.
 
@@ -97,6 +104,8 @@ class MultipleChoice(Tokenised):
         limit = self.limit(processor, train, pairs=True)
 
         def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            if self._count and (odd := {len(choices) for choices in batch["choices"]} - {self._count}):
+                raise UserError(f"Expected {self._count} choices, as in training; {min(odd)} came. Correct it.")
             ends = np.cumsum([len(choices) for choices in batch["choices"]]).tolist()
             starts = [0, *ends[:-1]]
             questions = [q for q, choices in zip(batch["text"], batch["choices"], strict=True) for _ in choices]
@@ -106,7 +115,8 @@ class MultipleChoice(Tokenised):
             rows = list(zip(starts, ends, strict=True))
             made = {name: [values[i:j] for i, j in rows] for name, values in flat.items()}
             made["length"] = [max(lengths[i:j]) for i, j in rows]
-            return made | ({"labels": [self._places[i] for i in batch["label"]]} if "label" in batch else {})
+            labels = [self._places[i] if i >= 0 else i for i in batch.get("label", ())]
+            return made | ({"labels": labels} if "label" in batch else {})
 
         return tokenise
 

@@ -82,6 +82,8 @@ class TokenClassification(Batched):
                 words, whole = spelt, processor(spelt, is_split_into_words=True, truncation=False, verbose=False)
             made = processor(words, is_split_into_words=True, truncation=True, max_length=limit)
             tags = batch.get("label") or [[0] * len(one) for one in words]
+            # rows to predict alone may have more tags than words, or less: -1 has none of them scored
+            tags = [tag if len(tag) == len(w) else [-1] * len(w) for tag, w in zip(tags, words, strict=True)]
             labels = [on_first(made.word_ids(i), one) for i, one in enumerate(tags)]
             return dict(made) | {"length": [len(ids) for ids in whole["input_ids"]], "labels": labels}
 
