@@ -8,7 +8,7 @@ from typing import Any
 
 from hftl.results.report.report import Report
 from hftl.tasks.metrics.bootstrap import Score
-from hftl.tasks.sections import Example, Gallery, Section, Table, by_class, confused, reliability
+from hftl.tasks.sections import Example, Gallery, Section, Table, by_class, confused, per_class, reliability
 from hftl.tasks.text.classification import TextClassification
 
 TREC = ["ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"]
@@ -113,7 +113,7 @@ def classification(labels: list[str] = TREC, text: str = "Who is the tallest man
 def errors(names: list[str], counts: list[list[int]], report: Report) -> list[Section]:
     """The sections of a confusion matrix, with the scores that a report has of each class."""
     most = max(map(sum, counts)) / sum(map(sum, counts))
-    found = by_class("F1", report.classes, {"valid": report.valid, "test": report.test})
+    found = by_class("F1", names, per_class(counts), {"valid": report.valid, "test": report.test})
     return found + confused(names, counts, most)
 
 

@@ -231,7 +231,7 @@ def test_every_kind_of_label_has_a_baseline_without_learning():
         metric.update(np.zeros(truth.shape) + 0.5, truth)
         (trivial,) = sections_of(metric, Baseline)
         assert trivial.value == pytest.approx(truth.var() if problem == "regression" else 1 / 3)
-        assert any("collapsed" in one.sentences[0] for one in sections_of(metric, Words)) == (problem == "regression")
+        assert any("collapsed" in one.sentences[0] for one in sections_of(metric, Words))
     tags = TokenClassification().metric(Labels("tags", ["O", "B-x"]))
     tags.update(np.tile([1.0, 0.0], (1, 4, 1)), np.array([[0, 0, 0, 1]]))
     (trivial,) = sections_of(tags, Baseline)

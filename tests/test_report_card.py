@@ -45,7 +45,7 @@ def test_the_card_of_another_domain_has_its_scores_beside_those_of_the_source() 
     about = Adapted("entropy", distance={"before": 1.9, "after": 0.4})
     where = {"domain": "shop", "target": "films"}
     text = card_of(classification(target=scores(126, ["accuracy"], 0.2), adaptation=about, settings=where))
-    assert "| Accuracy | 0.885 [0.840, 0.930] | 0.870 [0.825, 0.915] | 500 | 0.200 [0.155, 0.245] | 126 |" in text
+    assert "| Accuracy | 0.885 [0.840, 0.930] | 545 | 0.870 [0.825, 0.915] | 500 | 0.200 [0.155, 0.245] | 126 |" in text
     assert (
         "- The checkpoint was chosen by entropy.\n- Proxy A-distance of the domains: 1.90 before, 0.40 after." in text
     )
@@ -91,7 +91,7 @@ def test_an_absolute_path_does_not_reach_the_loading_code() -> None:
 
 def test_the_card_has_results_with_intervals_settings_data_limits_and_what_was_unsafe() -> None:
     text = card_of(classification(unsafe=["weights were read from a pickle file (--allow_pickle)"]))
-    assert "| Accuracy | 0.885 [0.840, 0.930] | 0.870 [0.825, 0.915] | 500 |" in text
+    assert "| Accuracy | 0.885 [0.840, 0.930] | 545 | 0.870 [0.825, 0.915] | 500 |" in text
     assert re.findall(r"^## (.*)$", text, re.M) == ["Results", "How to load", "Training", "Data", "Limits"]
     assert "> **Unsafe:** weights were read from a pickle file" in text
     assert "| `learning_rate` | `0.0005` |" in text

@@ -163,8 +163,8 @@ class Task:
             read: number of a test row, in the order in which the metric saw it -> the row and `answer`, as in `show`.
         """
         examples = [
-            replace(self.show(*read(row)), label=label, prediction=prediction, words=metric.sure(confidence))
-            for row, label, prediction, confidence in metric.mistakes(12)
+            replace(self.show(*read(row)), label=label, prediction=prediction, words=metric.sure(much))
+            for row, label, prediction, much in metric.mistakes(12)
         ]
         return metric.sections(scores) + ([Gallery(heading=metric.wrong, examples=examples)] if examples else [])
 

@@ -21,7 +21,9 @@ def fields(values: Mapping[str, Any], scores: dict[str, dict[str, Any]]) -> dict
     sums = [sum(row) for row in counts if any(row)]
     trivial = max(sums) / sum(sums) / (len(sums) if kind == PIXELS else 1) if sums else None
     axes = ("probability", "frequency") if kind == MULTI else ("confidence", "accuracy")
-    made = drawn.by_class("IoU" if kind == PIXELS else "F1", classes, scores)
+    made = []
+    if len(counts) == len(labels):
+        made += drawn.by_class("IoU" if kind == PIXELS else "F1", labels, drawn.per_class(counts), scores)
     made += drawn.confused(labels, counts, trivial) + drawn.reliability(*axes, values.get("calibration", []))
     wrong, pairs = (list(map(_example, values.get(name, []))) for name in ("wrong", "augmented"))
     for heading, examples in (("Wrong, on test", wrong), ("Training rows before and after augmentation", pairs)):

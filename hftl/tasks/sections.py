@@ -44,13 +44,13 @@ class Table(Section):
 class Curve(Section):
     """Points (x, y). With `bins` (low, high, n of each point) both axes are shares, with intervals and a diagonal.
 
-    `loose` points are not joined: on their diagonal x and y are equal.
+    With a `guide`, the points of a dashed line where they should lie, no line joins them.
     """
 
     x: str
     y: str
     points: list[list[float]]
-    loose: bool = False
+    guide: list[list[float]] = field(default_factory=list)
     bins: list[list[float]] = field(default_factory=list)
     kind: str = field(default="curve", init=False)
 
@@ -68,7 +68,8 @@ class Matrix(Section):
 class Example:
     """A row as a person sees it, and what is said of it. What came of a text or an image stands after it.
 
-    `texts` are shown cut, `images` are data: URIs.
+    `texts` are shown cut, `images` are data: URIs, `name` is that of the file. `tagged` are words, each with its tag
+    and what was said of it.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -76,6 +77,8 @@ class Example:
     label: str = ""
     prediction: str | None = None
     words: str = ""
+    name: str = ""
+    tagged: list[list[str]] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -113,24 +116,37 @@ KINDS: dict[str, type[Section]] = {
 }
 
 
-def by_class(kind: str, classes: Mapping[str, str], scores: Mapping[str, Mapping[str, Score]]) -> list[Section]:
-    """A table of a metric of each class, the lowest on test first; [] without classes.
+def by_class(
+    kind: str,
+    names: Sequence[str],
+    counts: Sequence[Sequence[int]],
+    scores: Mapping[str, Mapping[str, Score]],
+    unit: str = "rows",
+) -> list[Section]:
+    """A table of each class on test: its `kind`, precision, recall and n, the lowest first; [] without classes.
 
     Args:
-        classes: name of the metric -> the class that it is of.
+        kind: "F1" or "IoU"; scores with an interval are there as `f1_<class>` or `iou_<class>`.
+        counts: of each class on test what was found, what there is, and what was said.
         scores: by split ("valid", "test") and name.
+        unit: what is counted of a class.
     """
-    valid, test = scores["valid"], scores["test"]
-    rows = [[label, valid.get(name), test.get(name)] for name, label in classes.items() if name in {**valid, **test}]
-
-    def value(row: list[Any]) -> float:
-        found = (row[2] or row[1]).value
-        return found if math.isfinite(found) else -1.0
-
-    rows.sort(key=value)
-    title = f"{kind} of each of {len(rows)} classes, the lowest on test first"
-    heads = ["class", "valid", "test"]
+    rows: list[list[Any]] = []
+    for name, (hits, actual, said) in zip(names, counts, strict=True):
+        whole = actual + said - hits if kind == "IoU" else (actual + said) / 2
+        valid, test = (scores[split].get(f"{kind.lower()}_{name}") for split in ("valid", "test"))
+        value, precision, recall = (float(hits / of) if of else None for of in (whole, said, actual))
+        rows.append([name, valid, test or value, precision, recall, int(actual), math.inf if value is None else value])
+    rows = [row[:-1] for row in sorted(rows, key=lambda row: row[-1])]
+    heads = ["class", f"{kind}, valid", f"{kind}, test", "precision", "recall", unit]
+    title = f"Precision, recall and {kind} of each of {len(rows)} classes, the lowest on test first"
     return [Table(heading=METRICS, title=title, heads=heads, rows=rows, folded=True)] if rows else []
+
+
+def per_class(counts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Of a confusion matrix, of each class: what was found, what there is, and what was said."""
+    said = [sum(column) for column in zip(*counts, strict=True)]
+    return [[row[i], sum(row), said[i]] for i, row in enumerate(counts)]
 
 
 def confused(names: list[str], counts: list[list[int]], trivial: float | None) -> list[Section]:

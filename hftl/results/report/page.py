@@ -122,7 +122,7 @@ def parts(report: Report) -> list[Part]:
     for section in report.sections:
         drawn.setdefault(section.heading, []).extend(items(section))
     chose = "Valid chose the checkpoint and so flatters it; test" if valid_chose(report) else "Test"
-    note = f"Brackets hold 95 % intervals; n counts {report.unit}s of test. {chose} was read once, at the end."
+    note = f"Brackets hold 95 % intervals; n counts {report.unit}s. {chose} was read once, at the end."
     return [
         Part(FAULTS, drawn.pop(FAULTS, [])),
         Part("Training", curves(report), key="curves"),
@@ -142,7 +142,7 @@ def items(section: Section) -> list[Any]:
         key, title = wording.slug(section.title), f"{section.title} on test: {section.y} by {section.x}"
         if section.bins:
             drawing = plots.reliability(key, title, section)
-        elif section.loose:
+        elif section.guide:
             drawing = plots.against(key, title, section)
         else:
             points = [(x, y) for x, y in section.points]
@@ -195,14 +195,14 @@ def _thin(points: list[plots.Point]) -> list[plots.Point]:
 
 def numbers(report: Report) -> list[Table]:
     """One row a metric, the headline first; the target with its own n where there is one."""
-    splits = ("test", "target") if report.target else ("test",)
+    splits = [split for split in ("valid", "test", "target") if getattr(report, split)]
     rows = []
     for name in report.metrics():
         head = Markup("{} <span class='down'>lower is better</span>" if name in report.lower else "{}")
         found = [getattr(report, split).get(name) for split in splits]
         counted = [cell for score in found for cell in (score, score.n if score else None)]
-        rows.append([head.format(visible(metric_name(name))), report.valid.get(name), *counted])
-    heads = ["metric", "valid", *(head for split in splits for head in (split, "n"))]
+        rows.append([head.format(visible(metric_name(name))), *counted])
+    heads = ["metric", *(head for split in splits for head in (split, "n"))]
     return [Table(heading=METRICS, heads=heads, rows=rows)] if rows else []
 
 

@@ -198,16 +198,17 @@ def reliability(key: str, title: str, curve: Curve) -> Markup:
 
 
 def against(key: str, title: str, curve: Curve) -> Markup:
-    """Points on two axes of one scale, with the diagonal on which they are equal."""
-    every = [value for point in curve.points for value in point]
-    marks, height = ticks(min(every), max(every), 4), 380
-    frame = Frame(marks[0], marks[-1], marks[0], marks[-1], bottom=height - 40)
-    parts = [text(0, 13, curve.y, "label"), *axes(frame, marks, marks, curve.x)]
-    parts.append(rule(frame.x(marks[0]), frame.y(marks[0]), frame.x(marks[-1]), frame.y(marks[-1]), "ideal"))
+    """Points that no line joins, and the dashed line on which they should lie."""
+    xs, ys = (sorted({point[i] for point in [*curve.points, *curve.guide]}) for i in (0, 1))
+    across, up = ticks(xs[0], xs[-1], 5), ticks(ys[0], ys[-1], 4)
+    frame = Frame(across[0], across[-1], up[0], up[-1])
+    parts = [text(0, 13, curve.y, "label"), *axes(frame, across, up, curve.x)]
+    for (x1, y1), (x2, y2) in zip(curve.guide, curve.guide[1:], strict=False):
+        parts.append(rule(frame.x(x1), frame.y(y1), frame.x(x2), frame.y(y2), "ideal"))
     for x, y in curve.points:
         spot = Markup('<circle class="dot soft valid" cx="{}" cy="{}" r="2.5"></circle>')
         parts.append(spot.format(frame.x(x), frame.y(y)))
-    return svg(key, title, parts, WIDTH, height)
+    return svg(key, title, parts)
 
 
 def _bin(frame: Frame, counts: Frame, point: Point, start: float, end: float, n: int) -> list[Markup]:

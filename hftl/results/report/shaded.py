@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ def shade(part: float) -> float:
 
 
 def rates(rows: list[dict]) -> list[Shaded]:
-    """Modules with their rates, shaded by the share of the largest rate in the table."""
+    """Modules with their rates, shaded by the share of the largest; modules in a row that share theirs are one row."""
     if not rows:
         return []
     top = max((rate for row in rows for rate in row["rates"] if rate), default=0) or 1
@@ -69,10 +70,15 @@ def rates(rows: list[dict]) -> list[Shaded]:
     heads = [("", "module"), ("num", "depth"), ("num", "parameters")]
     heads += [("cell", f"{round(100 * i / last)} %") for i in range(len(rows[0]["rates"]))]
     shaded: list[list[Cell]] = []
-    for row in rows:
-        module = Markup("<code>{}</code>").format(Markup(".<wbr>").join(visible(row["module"]).split(".")))
-        depth = "–" if row["depth"] is None else row["depth"]
-        start = [("module", module, None), ("num", depth, None), ("num", wording.count(row["parameters"]), None)]
+    for _, same in itertools.groupby(rows, key=lambda row: row["rates"]):
+        group = list(same)
+        row, names = group[0], [group[0]["module"], *(one["module"] for one in group[1:][-1:])]
+        codes = [Markup("<code>{}</code>").format(Markup(".<wbr>").join(visible(name).split("."))) for name in names]
+        module = Markup(" to ").join(codes) + (f" ({len(group)} modules)" if len(group) > 1 else "")
+        depths = list(dict.fromkeys("–" if one["depth"] is None else one["depth"] for one in (row, group[-1])))
+        depth = depths[0] if len(depths) == 1 else f"{depths[0]} to {depths[1]}"
+        parameters = wording.count(sum(one["parameters"] for one in group))
+        start = [("module", module, None), ("num", depth, None), ("num", parameters, None)]
         found = [
             ("cell" if rate else "cell zero", wording.short(rate), shade((rate or 0) / top)) for rate in row["rates"]
         ]

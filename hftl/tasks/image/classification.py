@@ -125,7 +125,7 @@ class Images(Task):
         return [{"image": Image.fromarray(one)} for one in pixels]
 
     def show(self, row: dict[str, Any], answer: Callable[[], Any] | None = None) -> Example:
-        return Example(images=[data_uri(open_image(row["image"]))])
+        return Example(images=[data_uri(open_image(row["image"]))], name=file_of(row["image"]))
 
 
 @dataclass
@@ -171,6 +171,12 @@ def changed(image: Image.Image, found: Any, rng: np.random.Generator, target: da
     """One image, augmented; `target` has the images that an augmentation may draw from."""
     draw = None if target is None else lambda: open_image(target[int(rng.integers(len(target)))]["image"])
     return found.apply(image, rng, draw)
+
+
+def file_of(value: Any) -> str:
+    """The last two parts of the name of an image's file, its folder being its class as often as not; "" without one."""
+    path = (value.get("path") or "") if isinstance(value, dict) else value if isinstance(value, str) else ""
+    return "/".join(Path(path).parts[-2:])
 
 
 def data_uri(image: Image.Image, most: int = 96) -> str:

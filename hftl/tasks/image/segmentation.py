@@ -18,7 +18,7 @@ from hftl.errors import UserError
 from hftl.settings.fields import IN, flag
 from hftl.tasks.augment import Augmentation
 from hftl.tasks.base import Pretrained, Source
-from hftl.tasks.image.classification import ImageClassification, Images, data_uri, size_of
+from hftl.tasks.image.classification import ImageClassification, Images, data_uri, file_of, size_of
 from hftl.tasks.sections import Example, Gallery, Section
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ class ImageSegmentation(Images):
         for i, ids in enumerate((true, said), 1):
             part = painted(ids).convert("RGB").resize(image.size, Image.Resampling.NEAREST)
             strip.paste(part, (i * (image.width + 4), 0))
-        return Example(images=[data_uri(strip, 3 * SHOWN + 8)])
+        return Example(images=[data_uri(strip, 3 * SHOWN + 8)], name=file_of(row["image"]))
 
 
 def in_place(found: Augmentation | None) -> Augmentation | None:

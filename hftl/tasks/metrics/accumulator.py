@@ -88,9 +88,9 @@ class Accumulator:
         """
         return []
 
-    def sure(self, confidence: float) -> str:
-        """How a mistake's confidence is put in words after its prediction."""
-        return f"with {confidence:.3f}"
+    def sure(self, much: float) -> str:
+        """How the last number of a mistake, a confidence unless a metric says otherwise, is put in words."""
+        return f"with confidence {much:.3f}"
 
     def paired(self) -> Statistic:
         """The headline metric with one cell for each example, to be compared with another model's on the same ones."""

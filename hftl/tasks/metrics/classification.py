@@ -13,10 +13,12 @@ import numpy as np
 
 from hftl.data.types import IGNORED
 from hftl.errors import UserError
+from hftl.settings.visible import cut
 from hftl.tasks.metrics import bootstrap, calibration
 from hftl.tasks.metrics.accumulator import Accumulator, finite, largest, narrow, shapes
 from hftl.tasks.metrics.bootstrap import Score, Statistic, Values
 from hftl.tasks.sections import (
+    FAULTS,
     LIMITS,
     Baseline,
     Section,
@@ -24,6 +26,7 @@ from hftl.tasks.sections import (
     by_class,
     confused,
     neglected,
+    per_class,
     reliability,
 )
 
@@ -96,7 +99,7 @@ class SingleLabel(Accumulator):
         most = max(map(sum, counts)) / sum(map(sum, counts))
         every = ["Every input gets one of the labels above, also one that fits none of them."]
         return [
-            *by_class("F1", self.classes, scores),
+            *by_class("F1", self.names, per_class(counts), scores),
             Words(heading=LIMITS, sentences=every),
             *confused(self.names, counts, most),
             *reliability("confidence", "accuracy", self.calibration()),
@@ -201,13 +204,16 @@ class MultiLabel(Accumulator):
 
     def sections(self, scores: Mapping[str, Mapping[str, Score]]) -> list[Section]:
         label, predicted = self.column("label"), self.column("score") > 0
+        counts = np.stack([(label & predicted).sum(axis=0), label.sum(axis=0), predicted.sum(axis=0)], axis=1).tolist()
+        made: list[Section] = neglected(self.names, [n for _, n, _ in counts], [n for _, _, n in counts])
+        if predicted.any() and (predicted == predicted[0]).all() and not (label == label[0]).all():
+            said = f"The model has collapsed: on test it answers “{cut(self._joined(predicted[0]), 80)}” always."
+            made = [Words(heading=FAULTS, sentences=[said])]
         shares = label.mean(axis=0)
         same = float(shares[shares > 0].mean()) if shares.any() else 0.0  # a ranking by chance finds a label's share
-        return [
-            *neglected(self.names, label.sum(axis=0).tolist(), predicted.sum(axis=0).tolist()),
-            Baseline(heading="", title="The same scores for every row", value=same),
-            *reliability("probability", "frequency", self.calibration()),
-        ]
+        made.append(Baseline(heading="", title="The same scores for every row", value=same))
+        made += by_class("F1", self.names, counts, scores)
+        return made + reliability("probability", "frequency", self.calibration())
 
     def calibration(self, bins: int = 15) -> list[dict[str, float]]:
         """Bins of the probability of a label against its frequency, over all (example, label) pairs."""

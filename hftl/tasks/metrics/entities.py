@@ -10,7 +10,7 @@ from hftl.data.types import IGNORED
 from hftl.tasks.metrics import bootstrap
 from hftl.tasks.metrics.accumulator import Accumulator, finite, largest, shapes, softmax
 from hftl.tasks.metrics.bootstrap import Score, Statistic, Values
-from hftl.tasks.sections import Baseline, Section, neglected
+from hftl.tasks.sections import Baseline, Section, by_class, neglected
 
 LISTED_TYPES = 20  # per-type F1 is listed up to here
 _STARTS, _ENDS = {"B", "S", "U"}, {"E", "S", "L", "U"}
@@ -88,10 +88,11 @@ class Entities(Accumulator):
         self.keep(outside=outside, true=said[0], guess=said[1], row=self.arrived(len(labels)))
 
     def sections(self, scores: Mapping[str, Mapping[str, Score]]) -> list[Section]:
-        actual, found = (self.column(name).sum(axis=0).tolist() for name in ("actual", "found"))
+        each = [self.column(name).sum(axis=0).tolist() for name in ("hits", "actual", "found")]
         outside = float(self.column("outside").sum() / self.column("label").sum())
         none = Baseline(heading="", title="No entity anywhere", value=outside, metric="tag_accuracy")
-        return [*neglected(self.types, actual, found), none]
+        counts = list(zip(*each, strict=True))
+        return [*neglected(self.types, *each[1:]), none, *by_class("F1", self.types, counts, scores, "entities")]
 
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
         """The sentences whose surest wrong tag is the surest, with all their tags."""

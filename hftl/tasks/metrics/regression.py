@@ -51,20 +51,26 @@ class Regression(Accumulator):
         if len(score) > 1 and score.std() < CONSTANT * label.std():
             said = f"The model has collapsed: on test it answers about {score.mean():.4g} always."
             made.append(Words(heading=FAULTS, sentences=[said]))
-        title, note = "Predicted and true", "On the diagonal, they are equal."
-        points = np.stack([label, score], axis=1)[:: len(label) // SCATTERED + 1].tolist()
-        return [
-            *made,
-            Curve(heading=ERRORS, title=title, note=note, x="true", y="predicted", points=points, loose=True),
-        ]
+        ends = [float(min(score.min(), label.min())), float(max(score.max(), label.max()))]
+        note = "On the dashed line, they are equal."
+        few = slice(None, None, len(label) // SCATTERED + 1)
+        for title, x, y, points, guide in (
+            ("Predicted and true", "true", "predicted", (label, score), ends),
+            ("Residuals", "predicted", "predicted − true", (score, score - label), [0.0, 0.0]),
+        ):
+            line = [[end, level] for end, level in zip(ends, guide, strict=True)]
+            drawn = np.stack(points, axis=1)[few].tolist()
+            made.append(Curve(heading=ERRORS, title=title, note=note, x=x, y=y, points=drawn, guide=line))
+        return made
 
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
+        """The largest errors, each in place of a confidence."""
         score, label = self.column("score"), self.column("label")
         error = np.abs(score - label)
         return [(i, f"{label[i]:.4g}", f"{score[i]:.4g}", float(error[i])) for i in largest(error, most)]
 
-    def sure(self, confidence: float) -> str:
-        return f"off by {confidence:.4g}"
+    def sure(self, much: float) -> str:
+        return f"off by {much:.4g}"
 
     def statistics(self) -> list[Statistic]:
         score, label = self.column("score"), self.column("label")

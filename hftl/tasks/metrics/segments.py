@@ -9,7 +9,7 @@ import numpy as np
 from hftl.tasks.metrics import bootstrap
 from hftl.tasks.metrics.accumulator import Accumulator, finite, largest, shapes
 from hftl.tasks.metrics.bootstrap import Score, Statistic, Values
-from hftl.tasks.sections import Section, by_class, confused
+from hftl.tasks.sections import Section, by_class, confused, per_class
 
 WHITE = (255, 255, 255)
 LISTED_CLASSES = 20  # per-class IoU is listed up to here
@@ -52,7 +52,7 @@ class Segments(Accumulator):
         counts = self.confusion()
         pixels = [sum(row) for row in counts]
         trivial = max(pixels) / sum(pixels) / sum(map(bool, pixels))  # IoU of that class; all others' is 0
-        return by_class("IoU", self.classes, scores) + confused(self.names, counts, trivial)
+        return by_class("IoU", self.names, per_class(counts), scores, "pixels") + confused(self.names, counts, trivial)
 
     def update(self, logits: np.ndarray, labels: np.ndarray) -> None:
         """Add a batch of confusion counts. Raises UserError where they do not fit the classes."""
@@ -79,8 +79,8 @@ class Segments(Accumulator):
         worst = largest(wrong, most)
         return [(int(row[i]), self.names[true[i]], self.names[said[i]], float(wrong[i])) for i in worst]
 
-    def sure(self, confidence: float) -> str:
-        return f"({100 * confidence:.1f} % of its pixels wrong)"
+    def sure(self, much: float) -> str:
+        return f"({100 * much:.1f} % of its pixels wrong)"
 
     def statistics(self) -> list[Statistic]:
         hits, actual, guessed = (self.column(name).astype(np.float64) for name in ("hits", "actual", "guessed"))

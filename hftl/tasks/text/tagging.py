@@ -12,7 +12,7 @@ from hftl.data.types import IGNORED, Labels
 from hftl.errors import UserError
 from hftl.settings.fields import IN, RUN, flag
 from hftl.tasks.base import Columns, Source
-from hftl.tasks.sections import Example
+from hftl.tasks.sections import Example, Gallery, Section
 from hftl.tasks.text.texts import Batched, cache_key, padded, rules
 
 if TYPE_CHECKING:
@@ -109,6 +109,16 @@ class TokenClassification(Batched):
         first = batch["labels"].cpu().numpy() != IGNORED
         return [row[kept] for row, kept in zip(logits, first, strict=True)]
 
+    def sections(self, metric: Accumulator, scores: Any, read: Any) -> list[Section]:
+        """As any task; a wrong sentence has its words marked by what they are and what was said of them."""
+        made = super().sections(metric, scores, read)
+        for one in (one for part in made if isinstance(part, Gallery) for one in part.examples):
+            true, said = one.label.split(" "), (one.prediction or "").split(" ")
+            words = [word for word, _, _ in one.tagged[: len(true)]]
+            one.tagged = [[word if len(word) else "␣", *tags] for word, *tags in zip(words, true, said, strict=False)]
+            one.label, one.prediction, one.texts = "", None, []
+        return made
+
     def answers(self, outputs: list[np.ndarray], rows: list[dict[str, Any]], labels: Labels) -> list[dict[str, Any]]:
         """`label`: the tag of each word, fewer than words where the text was cut."""
         return [{"label": [labels.names[i] for i in one.argmax(axis=1)]} for one in outputs]
@@ -118,7 +128,8 @@ class TokenClassification(Batched):
         return [{"tokens": words[i : 2 + 4 * i]} for i in range(n)]
 
     def show(self, row: dict[str, Any], answer: Callable[[], Any] | None = None) -> Example:
-        return Example(texts=[" ".join(row["tokens"])])
+        tokens = row["tokens"].split() if isinstance(row["tokens"], str) else row["tokens"]
+        return Example(texts=[" ".join(tokens)], tagged=[[word, "", ""] for word in tokens])
 
 
 def visible_words(words: list[str], found: list[int | None], processor: Any) -> list[str]:
