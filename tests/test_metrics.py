@@ -24,7 +24,7 @@ from hftl.tasks.metrics import classification as metrics
 from hftl.tasks.metrics.classification import MultiLabel, SingleLabel
 from hftl.tasks.metrics.extra import extra_metric
 from hftl.tasks.metrics.regression import Regression
-from hftl.tasks.sections import FAULTS, Baseline, Words
+from hftl.tasks.sections import FAULTS, Baseline, Table, Words
 from hftl.tasks.text.classification import TextClassification
 from hftl.tasks.text.tagging import TokenClassification
 
@@ -237,6 +237,30 @@ def test_every_kind_of_label_has_a_baseline_without_learning():
     (trivial,) = sections_of(tags, Baseline)
     assert (trivial.metric, trivial.value) == ("tag_accuracy", 0.75)
     assert "finds nothing" in sections_of(tags, Words)[0].sentences[0]
+
+
+def test_every_class_has_precision_recall_and_rows_whatever_is_learned():
+    """F9. Of class b 2 of 3 are found, and 2 of the 4 that are said."""
+    truth, said = np.array([0, 0, 0, 1, 1, 1, 2]), np.array([0, 1, 1, 1, 1, 0, 2])
+    tags = TokenClassification().metric(Labels("tags", ["B-a", "B-b", "B-c"]))
+    tags.update(np.eye(3)[said][None], truth[None])
+    several = TextClassification().metric(Labels("multi_label_classification", ["a", "b", "c"]))
+    several.update(np.eye(3)[said] - 0.5, np.eye(3)[truth])
+    masks = ImageSegmentation().metric(Labels("image_segmentation", ["a", "b", "c"]))
+    counts = np.zeros((1, 3, 3), int)
+    np.add.at(counts[0], (truth, said), 1)
+    masks.update(counts, np.zeros((1, 7)))
+    for metric in (single(np.eye(3)[said], truth), tags, several, masks):
+        (table,) = [one for one in sections_of(metric, Table) if one.heads[-3:-1] == ["precision", "recall"]]
+        (row,) = [row for row in table.rows if row[0] in ("b", NAMES[1])]
+        value = 0.4 if metric is masks else 4 / 7
+        assert row[2:] == [pytest.approx(value), 0.5, pytest.approx(2 / 3), 3]
+
+
+def test_one_set_of_labels_for_every_row_is_a_collapse():
+    several = TextClassification().metric(Labels("multi_label_classification", ["a", "b", "c"]))
+    several.update(np.tile([1.0, 1.0, -1.0], (3, 1)), np.eye(3))
+    assert "it answers “a, b” always" in sections_of(several, Words)[0].sentences[0]
 
 
 def test_always_sure_and_wrong_is_the_whole_error():

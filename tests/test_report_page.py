@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -124,6 +125,30 @@ def test_the_confusion_matrix_is_shaded_by_row_and_falls_back_to_pairs() -> None
     many = page_of(classification(labels=names, sections=confused(names, matrix, None)))
     assert "The 2 largest confusions among 77 classes" in many.text
     assert many.text.index("6 of 15") < many.text.index("4 of 13")
+
+
+def test_wrong_rows_are_shown_by_their_kind_with_the_names_of_their_files() -> None:
+    """F9."""
+    words = [["lung", "B-Disease", "O"], ["cancer", "I-Disease", "I-Disease"], ["grows", "O", "O"]]
+    shown = [Example(tagged=words, words="with confidence 0.998"), Example(images=[PIXEL], name="three/0006.jpg")]
+    text = " ".join(page_of(classification(sections=[Gallery(heading="Wrong", examples=shown)])).text.split())
+    assert "lung B-Disease → O cancer I-Disease grows with confidence 0.998" in text
+    assert "three/0006.jpg" in text
+
+
+def test_modules_that_share_their_rates_are_one_row() -> None:
+    """F9."""
+    text = " ".join(page_of(classification()).text.split())
+    assert "bert.encoder.layer.1 to bert.encoder.layer.6 (6 modules)1 to 610.6 M000.20.40.5" in text
+
+
+def test_the_numbers_have_the_n_of_each_split_and_a_metric_of_fewer_rows_its_own() -> None:
+    report = classification()
+    report.test["ece"] = replace(report.test["ece"], n=9)
+    text = " ".join(page_of(report).text.split())
+    assert "valid, n = 545" in text
+    assert "test, n = 500" in text
+    assert "0.870 [0.825, 0.915], n = 9" in text
 
 
 def test_the_best_epoch_is_the_first_of_the_best_and_the_closing_evaluation_is_no_point() -> None:

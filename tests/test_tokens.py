@@ -18,9 +18,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from hftl import Recipe, Report, load, testing
 from hftl.cli.main import hftl, main
 from hftl.data.load import load as load_data
-from hftl.data.types import IGNORED
+from hftl.data.types import IGNORED, Labels
 from hftl.errors import UserError
 from hftl.tasks.metrics.entities import Entities, spans
+from hftl.tasks.sections import Gallery
 from hftl.tasks.text.tagging import TokenClassification, on_first
 
 QUICK = {"learning_rate": 5e-3, "per_device_train_batch_size": 8, "disable_tqdm": True, "num_train_epochs": 6}
@@ -170,6 +171,18 @@ def test_a_run_learns_to_tag(run):
     assert report.test["f1_entity"].n == 16
     assert report.labels == ["B-NEG", "B-POS", "O"]
     assert "Entity F1" in (run / "report.html").read_text("utf-8")
+
+
+def test_a_sentence_with_wrong_tags_is_shown_with_its_words_marked():
+    """F9."""
+    task, names = TokenClassification(), ["O", "B-x"]
+    metric = task.metric(Labels("tags", names))
+    metric.update(np.eye(2)[[[0, 1, 1]]], np.array([[0, 1, 0]]))
+    made = task.sections(
+        metric, {"valid": {}, "test": {}}, lambda n: ({"tokens": ["the", "good", "film", "cut"]}, None)
+    )
+    (example,) = next(one for one in made if isinstance(one, Gallery)).examples
+    assert example.tagged == [["the", "O", "O"], ["good", "B-x", "B-x"], ["film", "O", "B-x"]]
 
 
 def test_the_folder_of_a_tagger_loads_with_hftl_and_in_a_plain_pipeline(run):

@@ -194,15 +194,16 @@ def _thin(points: list[plots.Point]) -> list[plots.Point]:
 
 
 def numbers(report: Report) -> list[Table]:
-    """One row a metric, the headline first; the target with its own n where there is one."""
-    splits = [split for split in ("valid", "test", "target") if getattr(report, split)]
+    """One row a metric, the headline first; a column a split with its n, and a metric of fewer rows says so."""
+    splits = {split: found for split in ("valid", "test", "target") if (found := getattr(report, split))}
+    sizes = {split: max(score.n for score in found.values()) for split, found in splits.items()}
     rows = []
     for name in report.metrics():
         head = Markup("{} <span class='down'>lower is better</span>" if name in report.lower else "{}")
-        found = [getattr(report, split).get(name) for split in splits]
-        counted = [cell for score in found for cell in (score, score.n if score else None)]
-        rows.append([head.format(visible(metric_name(name))), *counted])
-    heads = ["metric", *(head for split in splits for head in (split, "n"))]
+        cells = [(found.get(name), sizes[split]) for split, found in splits.items()]
+        found = [s if s is None or s.n == n else f"{wording.score(s)}, n = {s.n:,}" for s, n in cells]
+        rows.append([head.format(visible(metric_name(name))), *found])
+    heads = ["metric", *(f"{split}, n = {n:,}" for split, n in sizes.items())]
     return [Table(heading=METRICS, heads=heads, rows=rows)] if rows else []
 
 

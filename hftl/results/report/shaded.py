@@ -67,7 +67,7 @@ def rates(rows: list[dict]) -> list[Shaded]:
         return []
     top = max((rate for row in rows for rate in row["rates"] if rate), default=0) or 1
     last = max(len(rows[0]["rates"]) - 1, 1)
-    heads = [("", "module"), ("num", "depth"), ("num", "parameters")]
+    heads = [("", "module"), ("num extra", "depth"), ("num extra", "parameters")]
     heads += [("cell", f"{round(100 * i / last)} %") for i in range(len(rows[0]["rates"]))]
     shaded: list[list[Cell]] = []
     for _, same in itertools.groupby(rows, key=lambda row: row["rates"]):
@@ -78,7 +78,7 @@ def rates(rows: list[dict]) -> list[Shaded]:
         depths = list(dict.fromkeys("–" if one["depth"] is None else one["depth"] for one in (row, group[-1])))
         depth = depths[0] if len(depths) == 1 else f"{depths[0]} to {depths[1]}"
         parameters = wording.count(sum(one["parameters"] for one in group))
-        start = [("module", module, None), ("num", depth, None), ("num", parameters, None)]
+        start = [("module", module, None), ("num extra", depth, None), ("num extra", parameters, None)]
         found = [
             ("cell" if rate else "cell zero", wording.short(rate), shade((rate or 0) / top)) for rate in row["rates"]
         ]

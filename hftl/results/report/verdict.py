@@ -42,7 +42,8 @@ def verdict(report: Report) -> str:
         where = "" if target is None else " on test"
         reached = not beats(report, trivial, surely=True)
         end = ", which the interval does not exclude." if reached else "."
-        named = f"{metric_name(trivial.metric)} " if trivial.metric else ""
+        name = metric_name(trivial.metric) if trivial.metric else ""
+        named = f"{name[0].lower()}{name[1:]} " if name else ""
         sentence += f" {trivial.title} would give {named}{wording.number(trivial.value)}{where}{end}"
     return sentence + _together(report)
 
