@@ -74,15 +74,15 @@ def test_single_label_metrics_equal_scikit_learn_in_every_batch_split(classes, b
     assert set(found) == set(expected) | {"ece"}
 
 
-@pytest.mark.parametrize("batch", [1, 9, 300])
-def test_multi_label_metrics_equal_scikit_learn_in_every_batch_split(batch):
+@pytest.mark.parametrize(("batch", "threshold"), [(1, 0.5), (9, 0.2), (300, 0.5)])
+def test_multi_label_metrics_equal_scikit_learn_in_every_batch_split(batch, threshold):
     random = np.random.default_rng(3)
     labels = (random.random((300, 4)) < [0.1, 0.3, 0.5, 0.8]).astype(np.float32)
     logits = np.round(random.normal(size=(300, 4)) + 2 * labels - 1, 1)  # rounded: scores tie
-    metric = MultiLabel(list("abcd"))
+    metric = MultiLabel(list("abcd"), threshold)
     for start in range(0, 300, batch):
         metric.update(logits[start : start + batch], labels[start : start + batch])
-    truths, predicted = labels.astype(int), (logits > 0).astype(int)
+    truths, predicted = labels.astype(int), (1 / (1 + np.exp(-logits)) > threshold).astype(int)
     assert metric.values() == pytest.approx(
         {
             "average_precision": sklearn_metrics.average_precision_score(truths, logits, average="macro"),

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hftl import testing
+from hftl import Recipe, testing
 from hftl.data.formats.decode import open_image
 from hftl.data.new_rows import NewRows, new_rows
 from hftl.data.roles import Role
@@ -28,6 +28,7 @@ from hftl.results import given, predict
 from hftl.results.lines import Lines
 from hftl.results.load import Loaded
 from hftl.results.predict import Predictor
+from hftl.results.report import wording
 from hftl.tasks.base import Source, Task
 
 
@@ -267,6 +268,35 @@ def test_images_are_named_by_folder_and_file_and_a_broken_one_is_left_out(colour
     bad: dict[int, str] = {}
     found = list(predictor("image-classification", tiny_cnn).stream(rows.inputs, 4, skip=bad.__setitem__))
     assert [i for i, one in enumerate(found) if one is None] == [*bad] == [3]
+
+
+def test_a_label_is_given_from_the_threshold_on_that_the_folder_keeps(tiny_bert, tmp_path, monkeypatch):
+    """P8."""
+    labels = Labels("multi_label_classification", ["a", "b"])
+    task = Task.known()["text-classification"](threshold=0.2)
+    rows, logits = [{"text": "x"}] * 2, [np.array([-1.0, -2.0]), np.array([-3.0, 1.0])]
+    assert [one["label"] for one in task.answers(logits, rows, labels)] == [["a"], ["b"]]
+    task.cut_at(0.1, labels)
+    assert [one["label"] for one in task.answers(logits, rows, labels)] == [["a", "b"], ["b"]]
+    with pytest.raises(UserError, match="--threshold is for several labels a row"):
+        task.cut_at(0.1, Labels("single_label_classification", ["a", "b"]))
+
+
+def test_a_file_scores_as_the_report_does_at_the_folders_threshold(tiny_bert, tmp_path, capsys):
+    """P2, P8."""
+    for name, seed in (("train", 1), ("test", 2)):
+        texts = [text for text, _ in testing.sentences(60, seed)]
+        rows = {"text": texts, "label": [[str(word) for word in ("w1", "film") if word in text] for text in texts]}
+        pandas.DataFrame(rows).to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
+    data, folder = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl")}, tmp_path / "run"
+    quick = {"num_train_epochs": 1, "disable_tqdm": True, "output_dir": str(folder)}
+    report = Recipe(model=tiny_bert, data=data, threshold=0.3, **quick).run()
+    capsys.readouterr()
+    predict.predict_file(str(folder), data["test"], str(tmp_path / "out.csv"))
+    said = capsys.readouterr().out
+    assert predict.load(folder).task.threshold == 0.3
+    for name, score in report.test.items():
+        assert f"  {name.ljust(20)} {wording.score(score)}" in said
 
 
 # --- what people hand over ---

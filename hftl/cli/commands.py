@@ -29,8 +29,15 @@ PREDICT = _flags(
     ("split", "str | None", None, "which split of data that has several; else test"),
     ("on_bad_row", "str", "error", "error, or skip and count rows that are empty or unreadable"),
     ("only", "bool", False, "write inputs and predictions alone, without the other columns of the data"),
+    (
+        "threshold",
+        "float | None",
+        None,
+        "of several labels a row, give those of this probability or above; else training's",
+    ),
     ("overwrite", "bool", False, "replace the output file"),
     batch_size="[1, inf)",
+    threshold="(0, 1)",
 )
 PREDICT["on_bad_row"] = replace(PREDICT["on_bad_row"], choices=("error", "skip"))
 COLUMNS = {

@@ -59,6 +59,7 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
         raise UserError(f"{name} holds a config.json without labels ({failure}). Pass another folder.") from failure
     data: Any = made["data"] if isinstance(made.get("data"), dict) else {}
     columns, labels.values = data.get("columns"), [int(value) for value in data.get("values") or ()]
+    task.cut_at(data.get("threshold"), labels)
     columns = {str(role): str(name) for role, name in columns.items()} if isinstance(columns, dict) else {}
     where = Source(str(folder), trust_remote_code=trust_remote_code)
     if not adapter.is_file():
@@ -76,8 +77,11 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
 def metric_of(folder: Path) -> Accumulator:
     """The metric of a finished run of a study, holding its rows of test."""
     config = mapping_in(folder / "config.json", folder)
-    task = task_of(str(folder), config, mapping_in(folder / FINISHED, folder).get("task"))
-    metric = task.metric(task.labels_of(config))
+    made = mapping_in(folder / FINISHED, folder)
+    task = task_of(str(folder), config, made.get("task"))
+    labels = task.labels_of(config)
+    task.cut_at(made["data"].get("threshold"), labels)
+    metric = task.metric(labels)
     with np.load(folder / TEST_ROWS, allow_pickle=False) as held:
         metric.restore({name: held[name] for name in held.files})
     return metric

@@ -176,6 +176,7 @@ def predict_file(
     split: str | None = None,
     on_bad_row: str = "error",
     only: bool = False,
+    threshold: float | None = None,
 ) -> None:
     """Predict every row of a file or folder and write a table; rows with a label are scored, too.
 
@@ -186,11 +187,13 @@ def predict_file(
         split: which split of data that has several; else test.
         on_bad_row: "skip" to leave out rows that are empty or unreadable, and count them.
         only: write no columns but inputs and predictions.
+        threshold: of several labels a row, the probability from which one is given; else that of the folder.
 
     Raises:
         UserError: the folder, the data, a column or a row cannot be read.
     """
     predictor = load(folder)
+    predictor.task.cut_at(threshold, predictor.labels)
     rows = _opened(predictor, data, columns or {}, split)
     aside = sys.stderr if output == "-" else sys.stdout
     print(*rows.notes, sep="\n", end="\n" if rows.notes else "", file=aside)

@@ -144,6 +144,7 @@ def described(run: Run, part: Part) -> dict[str, Any]:
             "fingerprints": splits.fingerprints,
             "columns": splits.columns,
             **({"values": splits.labels.values} if splits.labels.values else {}),
+            **({"threshold": part.task.threshold} if part.task.threshold else {}),
             "notes": [*splits.notes, *(trainer.cache.notes if trainer.cache is not None else [])],
         },
         "checks": splits.checks,

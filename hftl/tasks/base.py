@@ -87,6 +87,7 @@ class Task:
     max_tokens_per_batch: int | None = None
     packing: bool = False
     metrics: Sequence[str] = ()
+    threshold: float | None = None
 
     @classmethod
     def known(cls) -> dict[str, type[Task]]:
@@ -118,6 +119,11 @@ class Task:
 
     def settle(self, splits: Splits) -> None:
         """Look at the settings and at the rows, before anything is built; raise `UserError` for what does not read."""
+
+    def cut_at(self, threshold: float | None, labels: Labels) -> None:
+        """Give a label from this probability on; `UserError` where a row has not several. None leaves what is set."""
+        if threshold is not None:
+            raise UserError("--threshold is for several labels a row, and the labels are no such. Leave it out.")
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
         """Load the model with a head for these labels, and its processor."""

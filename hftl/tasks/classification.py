@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.data.readings import Amount, OneClass, Several
-from hftl.data.types import Labels
+from hftl.data.types import Labels, Splits
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, OUT, flag
 from hftl.tasks.base import Task
@@ -50,10 +50,22 @@ class Classification(Task):
     metrics: list[str] = flag(
         None, "further metrics of `evaluate`, by name or path", OUT, of_several="never", factory=list
     )
+    threshold: float | None = flag(
+        None, "several labels a row: the probability from which one is given; else 0.5", OUT, range="(0, 1)"
+    )
 
     @property
     def read_as(self) -> str | None:
         return self.problem_type
+
+    def settle(self, splits: Splits) -> None:
+        super().settle(splits)
+        self.cut_at(self.threshold, splits.labels)
+
+    def cut_at(self, threshold: float | None, labels: Labels) -> None:
+        if labels.read_as != MULTI:
+            super().cut_at(threshold, labels)
+        self.threshold = self.threshold if threshold is None else threshold
 
     def item_losses(
         self, labels: Labels, train: Any, smoothing: float = 0.0
@@ -90,8 +102,9 @@ class Classification(Task):
         from hftl.tasks.metrics.classification import MultiLabel, SingleLabel
         from hftl.tasks.metrics.regression import Regression
 
-        kinds: dict[str, type[Accumulator]] = {SINGLE: SingleLabel, MULTI: MultiLabel, REGRESSION: Regression}
-        return kinds[labels.read_as](labels.names)
+        if labels.read_as == MULTI:
+            return MultiLabel(labels.names, self.threshold or 0.5)
+        return (Regression if labels.read_as == REGRESSION else SingleLabel)(labels.names)
 
     def usage_of(self, model: nn.Module) -> dict[str, str]:
         config: Any = model.config
@@ -99,7 +112,7 @@ class Classification(Task):
         return self.usage | ({"arguments": arguments} if arguments else {})
 
     def answers(self, outputs: list[np.ndarray], rows: list[dict[str, Any]], labels: Labels) -> list[dict[str, Any]]:
-        """`label`, `score` and `scores` by name of each row; of several labels those at 0.5 or above; or a `value`."""
+        """`label`, `score` and `scores` by name of each row; of several those from the threshold on; or a `value`."""
         import numpy as np
 
         from hftl.tasks.metrics.accumulator import softmax
@@ -107,12 +120,17 @@ class Classification(Task):
         logits = np.asarray(outputs)
         if labels.read_as == REGRESSION:
             return [{"value": float(value)} for value in logits.reshape(len(rows), -1)[:, 0]]
-        several = labels.read_as == MULTI
+        several, cut = labels.read_as == MULTI, self.threshold or 0.5
         made: list[dict[str, Any]] = []
         for row in 1 / (1 + np.exp(-logits.astype(np.float64))) if several else softmax(logits):
             scores = dict(zip(labels.names, map(float, row), strict=True))
             if several:
-                made.append({"label": [name for name, score in scores.items() if score >= 0.5], "scores": scores})
+                made.append(
+                    {
+                        "label": [name for name, score in scores.items() if score >= cut],
+                        "scores": scores,
+                    }
+                )
             else:
                 best = max(scores, key=scores.__getitem__)
                 made.append({"label": best, "score": scores[best], "scores": scores})

@@ -6,7 +6,8 @@ Only small columns of each batch are kept, never all logits. Values and 95 % int
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -168,7 +169,7 @@ class MultiLabel(Accumulator):
     """Any number of labels per example. Logits and 0/1 labels [n, labels]; a row holding -100 is dropped.
 
     average_precision, the mean over labels that have a positive (the others have no recall; 0.0 if none has);
-    f1_micro and f1_macro at probability 0.5, the latter over labels that occur among truths or predictions;
+    f1_micro and f1_macro at a threshold, the latter over labels that occur among truths or predictions;
     auroc, the mean over labels with positives and negatives; exact_match, the share of rows with every label right.
     Past RANKING_CAP scores the metrics are those of a uniform random sample of rows, and n is the sample's.
     """
@@ -176,10 +177,13 @@ class MultiLabel(Accumulator):
     headline = "average_precision"
     reported = ("average_precision", "auroc", "f1_micro", "f1_macro", "exact_match")
 
-    @staticmethod
-    def decided(outputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __init__(self, names: Sequence[str] = (), threshold: float = 0.5) -> None:
+        super().__init__(names)
+        self.cut = math.log(threshold / (1 - threshold))  # of a logit
+
+    def decided(self, outputs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         kept = (labels != IGNORED).all(axis=1)
-        return (outputs > 0).astype(np.int64)[kept], labels[kept]
+        return (outputs > self.cut).astype(np.int64)[kept], labels[kept]
 
     def reset(self) -> None:
         super().reset()
@@ -203,7 +207,7 @@ class MultiLabel(Accumulator):
             self._columns = {name: [self.column(name)[chosen]] for name in self._columns}
 
     def sections(self, scores: Mapping[str, Mapping[str, Score]]) -> list[Section]:
-        label, predicted = self.column("label"), self.column("score") > 0
+        label, predicted = self.column("label"), self.column("score") > self.cut
         counts = np.stack([(label & predicted).sum(axis=0), label.sum(axis=0), predicted.sum(axis=0)], axis=1).tolist()
         made: list[Section] = neglected(self.names, [n for _, n, _ in counts], [n for _, _, n in counts])
         if predicted.any() and (predicted == predicted[0]).all() and not (label == label[0]).all():
@@ -222,7 +226,7 @@ class MultiLabel(Accumulator):
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
         """The rows whose surest wrong decision on a label is the surest; labels are joined by a comma."""
         row, label, probability = self.column("row"), self.column("label"), self._probability()
-        predicted = probability > 0.5
+        predicted = self.column("score") > self.cut
         sure = np.where(label == predicted, 0, np.maximum(probability, 1 - probability)).max(axis=1)
         return [
             (int(row[i]), self._joined(label[i]), self._joined(predicted[i]), float(sure[i]))
@@ -238,7 +242,7 @@ class MultiLabel(Accumulator):
 
     def statistics(self) -> list[Statistic]:
         score, label = self.column("score"), self.column("label")
-        predicted = score > 0
+        predicted = score > self.cut
         # float32 counts exactly up to 2**24 rows, and more are never kept
         hits, truths, guesses = (part.astype(np.float32) for part in (label & predicted, label, predicted))
         exact = (label == predicted).all(axis=1)
