@@ -268,6 +268,10 @@ def test_images_are_named_by_folder_and_file_and_a_broken_one_is_left_out(colour
     bad: dict[int, str] = {}
     found = list(predictor("image-classification", tiny_cnn).stream(rows.inputs, 4, skip=bad.__setitem__))
     assert [i for i, one in enumerate(found) if one is None] == [*bad] == [3]
+    stream = predictor("image-classification", tiny_cnn).stream(rows.inputs, 4)
+    assert len([next(stream) for _ in range(3)]) == 3
+    with pytest.raises(UserError, match=rf"Row 4: .*{names[3]}"):
+        next(stream)
 
 
 def test_a_label_is_given_from_the_threshold_on_that_the_folder_keeps(tiny_bert, tmp_path, monkeypatch):

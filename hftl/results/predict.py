@@ -109,8 +109,8 @@ class Predictor:
             yield from (answers.get(i) for i in numbers)
             for i, why in sorted(bad.items()):
                 if skip is None:
-                    here = f"Expected a {empty[i]} in row {i + 1} of the data; there is none. Correct it."
-                    raise UserError(here if i in empty else f"Row {i + 1}: {why}")
+                    there = f"Expected a {empty.get(i)} in row {i + 1} of the data; there is none. Correct it."
+                    raise UserError(there if i in empty else f"Row {i + 1}: {why}")
                 skip(i, why)
                 tell(1)
 
