@@ -368,6 +368,7 @@ def test_a_stack_of_images_is_several():
         (np.zeros((2, 2, 7)), IMAGE, "Expected pixels of shape"),
         (np.full((4, 4, 3), 300), IMAGE, "Expected integers from 0 to 255"),
         ({"txt": "a"}, TEXT, "Expected the key"),
+        ({"tokens": ["a", 3]}, {"tokens": Role("words", ("tokens",))}, "Expected a list of texts for tokens; a int"),
     ],
 )
 def test_what_no_role_reads_is_one_short_sentence(value, roles, sentence):
@@ -376,8 +377,47 @@ def test_what_no_role_reads_is_one_short_sentence(value, roles, sentence):
     assert len(str(caught.value)) < 120
 
 
-def test_a_pair_may_be_called_so():
-    assert given.row({"text": "a", "pair": "b"}, PAIR) == {"text": "a", "text_pair": "b"}
+@pytest.mark.parametrize(
+    ("value", "trained"),
+    [
+        ({"text": "a", "pair": "b"}, {}),
+        ({"question": "a", "sentence": "b", "text": "c"}, {"text": "question", "text_pair": "sentence"}),
+        ({"text": "a", "text_pair": "b"}, {"text": "question", "text_pair": "text"}),
+    ],
+)
+def test_a_pair_may_be_called_so_and_as_in_training(value, trained):
+    """P1."""
+    assert given.row(value, PAIR, trained) == {"text": "a", "text_pair": "b"}
+
+
+def test_what_was_done_before_ctrl_c_is_given_out(tiny_bert, texts):
+    """P3: of a window as well, whose batches go by length."""
+    classify, done = predictor("text-classification", tiny_bert), []
+
+    def tell(count: int) -> None:
+        done.append(count)
+        if sum(done) == 8:
+            raise KeyboardInterrupt
+
+    found = []
+    with pytest.raises(KeyboardInterrupt):
+        found.extend(one for one in classify.stream([{"text": text} for text in texts], 4, tell) if one)
+    assert len(found) == 8
+
+
+def test_loose_images_are_named_relative_to_their_folder_and_other_files_are_said(tmp_path, monkeypatch):
+    """P2."""
+    (tmp_path / "new" / "deep").mkdir(parents=True)
+    for name in ("one.png", "deep/two.png"):
+        Image.fromarray(PIXELS).save(tmp_path / "new" / name)
+    (tmp_path / "new" / "three.heic").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    rows = new_rows("new", IMAGE)
+    assert [rows.line(i)["image"] for i in range(2)] == ["one.png", "deep/two.png"]
+    assert rows.notes == [
+        "images lie in the folder itself, so the folders in it were not read as labels",
+        "files that were not read: 1 (1 .heic)",
+    ]
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out.tsv", "out.jsonl", "out.parquet"])

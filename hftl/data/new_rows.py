@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 import datasets
 
 from hftl.data.columns import find_columns, inputs, several_columns, several_names, split_by_column
-from hftl.data.formats.images import loose_images
+from hftl.data.formats.images import files_under, loose_images, unread
 from hftl.data.load import quiet
-from hftl.data.roles import Role
+from hftl.data.roles import Reading, Role
 from hftl.data.scan import check_paths
 from hftl.data.source import Opened, RawSplit, open_source
 from hftl.data.types import WORDS, Labels
@@ -48,9 +49,8 @@ class NewRows:
         roles = {column: role for role, column in self.columns.items() if role != "label"}
         row = self.inputs[number]
         found = {column: self._named(row[role]) for column, role in roles.items()}
-        if not only and self._beside.column_names:
-            features = self._beside.features
-            found |= {name: _cell(cell, features[name]) for name, cell in self._beside[number].items()}
+        if not only and self._features:
+            found |= {name: _cell(cell, self._features[name]) for name, cell in self._beside[number].items()}
         return {name: found[name] for name in self._raw.data.column_names if name in found}
 
     @functools.cached_property
@@ -60,6 +60,10 @@ class NewRows:
         inputs = {column for role, column in self.columns.items() if role != "label"}
         kept = [n for n, one in data.features.items() if n not in inputs and not isinstance(one, datasets.Image)]
         return data.select_columns(kept)
+
+    @functools.cached_property
+    def _features(self) -> dict[str, Any]:
+        return dict(self._beside.features)  # which datasets copies whole each time
 
     def _named(self, value: Any) -> Any:
         """A text or its words as they are, an image by the name of its file, relative to the data."""
@@ -117,9 +121,7 @@ def new_rows(
         UserError: as `hftl.data.load.load`, and a split that is not there; empty and unreadable rows are left in.
     """
     with quiet(True):
-        loose, reads = loose_images(source), roles["label"].reads if "label" in roles else {}
-        paired = next((found for one in reads.values() if (found := one.folders(source))), None)
-        opened = paired or open_source(source if loose is None else loose, revision)
+        opened = _opened(source, roles["label"].reads if "label" in roles else {}, revision)
         needs = {role: replace(need, required=need.required and need.kind != "label") for role, need in roles.items()}
         mapped = {**(trained or {}), **(columns or {})}
         raw, note = _asked(opened, split, roles, mapped)
@@ -134,6 +136,22 @@ def new_rows(
     folder = raw.root or (place and next((path for path in (place, place.parent) if path.is_dir()), None))
     notes = [*note, *opened.notes, *opened.unread]
     return NewRows(given, chosen | ({"label": label} if bits else {}), notes, raw, folder.resolve() if folder else None)
+
+
+def _opened(source: Any, reads: Mapping[str, Reading], revision: str | None) -> Opened:
+    """What training opens, and images that lie in a folder without a label."""
+    place = expanded(source).resolve() if isinstance(source, str | Path) and source else None
+    loose = None if place is None else loose_images(place)
+    if loose is None or place is None:
+        paired = next((found for one in reads.values() if (found := one.folders(source))), None)
+        return paired or open_source(source, revision)
+    opened = replace(open_source(loose), name=str(source))
+    if place.is_dir():
+        used = {cell["path"] for raw in opened.splits.values() for cell in raw.data["image"]}
+        opened.unread += unread(files_under(place), used, "image(s) outside the splits")
+        if len(opened.splits) == 1 and any(Path(path).parent != place for path in used):
+            opened.notes.append("images lie in the folder itself, so the folders in it were not read as labels")
+    return opened
 
 
 def _asked(

@@ -35,14 +35,20 @@ def many(inputs: Any, first: Role) -> list[Any] | None:
     return None
 
 
-def row(value: Any, roles: Mapping[str, Role]) -> dict[str, Any]:
+def row(value: Any, roles: Mapping[str, Role], trained: Mapping[str, str] | None = None) -> dict[str, Any]:
     """One input by role.
+
+    Args:
+        trained: role -> the column that training read: where a mapping has all of these, they are read again.
 
     Raises:
         UserError: a value too many, a role without one, or what no role of this kind reads.
     """
     names, needed = [*roles], [name for name, role in roles.items() if role.required]
     if isinstance(value, Mapping):
+        columns = {role: name for role, name in (trained or {}).items() if role in roles}
+        if columns and columns.keys() >= {*needed} and {*columns.values()} <= value.keys():
+            value = {role: value[name] for role, name in columns.items()}
         pair = {"pair": "text_pair"} if "text_pair" in roles and "text_pair" not in value else {}
         given = {pair.get(key, key): cell for key, cell in value.items()}
         if "text_pair" not in roles and "text" in roles and {"pair", "text_pair"} & given.keys():
@@ -65,6 +71,11 @@ def cell(value: Any, name: str, role: Role) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     if role.kind == "text" and not isinstance(value, str):
         raise UserError(f"Expected a text for {name}; {_kind(value)} came.")
+    if role.kind == "words" and not isinstance(value, str):
+        words = list(value) if isinstance(value, list | tuple | np.ndarray) else [value]
+        if wrong := [word for word in words if not isinstance(word, str)]:
+            raise UserError(f"Expected a list of texts for {name}; {_kind(wrong[0])} came.")
+        return [str(word) for word in words]
     return value
 
 

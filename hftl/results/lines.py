@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -70,9 +71,13 @@ class Lines:
                 self._writer.writeheader()
             self._writer.writerow({name: _flat(cell, name in self.words) for name, cell in line.items()})
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> bool:
         if self.scratch is None:
-            return
+            try:
+                sys.stdout.flush()
+            except BrokenPipeError:  # who reads has enough, as head has; Python flushes once more at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return kind is BrokenPipeError
         self._file.close()
         if self.form == ".parquet" and self.count:
             import pyarrow as pa
@@ -87,3 +92,4 @@ class Lines:
             )
         else:
             self.scratch.unlink(missing_ok=True)
+        return False

@@ -70,7 +70,7 @@ class Predictor:
         `label` alone of words, `mask` and `shares` of an image whose pixels have classes.
         """
         several = given.many(inputs, self.reads[self.roles[0]])
-        rows = [given.row(value, self.reads) for value in ([inputs] if several is None else several)]
+        rows = [given.row(value, self.reads, self.columns) for value in ([inputs] if several is None else several)]
         found = list(self.stream(rows, batch_size))
         return found[0] if several is None else found
 
@@ -100,13 +100,19 @@ class Predictor:
             numbers = numbers if skip is not None else range(start, min(bad, default=numbers.stop))
             order = sorted(encoded.keys() & {*numbers}, key=lambda i: (-encoded[i].get("length", 0), i))
             found: dict[int, np.ndarray] = {}
-            for first in range(0, len(order), batch_size):
-                some = order[first : first + batch_size]
-                found |= zip(some, self._logits([encoded[i] for i in some], scored), strict=True)
-                tell(len(some))
-            kept = sorted(order)
+            stopped: BaseException | None = None
+            try:
+                for first in range(0, len(order), batch_size):
+                    some = order[first : first + batch_size]
+                    found |= zip(some, self._logits([encoded[i] for i in some], scored), strict=True)
+                    tell(len(some))
+            except (KeyboardInterrupt, Exception) as failure:  # raised once what is done has been given out
+                stopped = failure
+            kept = sorted(found)
             answers = dict(zip(kept, self._answers(found, part, kept), strict=True))
             yield from (answers.get(i) for i in numbers)
+            if stopped is not None:
+                raise stopped
             for i, why in sorted(bad.items()):
                 if skip is None:
                     there = f"Expected a {empty.get(i)} in row {i + 1} of the data; there is none. Correct it."
