@@ -19,6 +19,7 @@ from hftl.errors import UserError
 from hftl.results import load as hub
 from hftl.run import outcome
 from hftl.run.prepare import Run
+from hftl.run.steps import of_steps
 from hftl.train import kernels
 
 CPU = torch.device("cpu")
@@ -106,10 +107,12 @@ def test_the_precision_that_was_chosen_is_written_down(fast, text, tmp_path):
     assert json.loads((tmp_path / "run" / "report.json").read_text())["settings"]["bf16"] is True
 
 
-def test_what_was_measured_is_what_the_folder_gives_in_the_precision_it_is_loaded_in(text, tmp_path, monkeypatch):
+@pytest.mark.parametrize("strategy", ["Full", "Features"])
+def test_what_was_measured_is_what_the_folder_gives_in_the_precision_it_is_loaded_in(strategy, text, tmp_path):
     """P7."""
-    monkeypatch.setattr(kernels, "native_bf16", lambda device: False)
-    run = Recipe(**text, bf16=True).prepare()
+    steps = strategy == "Full"
+    given = {name: value for name, value in text.items() if steps or not of_steps(name)}
+    run = Recipe(**given, strategy=strategy, bf16=True).prepare()
     run.train()
     report = outcome.measure(run)
     run.write(report)
@@ -118,6 +121,7 @@ def test_what_was_measured_is_what_the_folder_gives_in_the_precision_it_is_loade
     names = run.part.splits.labels.names
     losses = [-np.log(one["scores"][names[rows[i]["label"]]]) for i, one in enumerate(answers)]
     assert report.test["log_loss"].value == pytest.approx(np.mean(losses), abs=1e-6)
+    assert report.settings["bf16"] is steps
 
 
 def test_where_bfloat16_is_slow_the_recipe_says_float32(text, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -30,6 +31,7 @@ from hftl.results.load import Loaded
 from hftl.results.predict import Predictor
 from hftl.results.report import wording
 from hftl.tasks.base import Source, Task
+from hftl.train import kernels
 
 
 def predictor(task: str, model: str) -> Predictor:
@@ -439,17 +441,43 @@ def test_predictions_are_written_in_the_form_that_the_name_tells(name, tmp_path)
 
 def test_images_of_several_forms_may_stand_in_one_list(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "one.png")
-    mixed = [str(tmp_path / "one.png"), Image.fromarray(PIXELS), PNG.getvalue(), tmp_path / "one.png"]
+    undecoded = {"bytes": None, "path": str(tmp_path / "one.png")}
+    mixed = [str(tmp_path / "one.png"), Image.fromarray(PIXELS), PNG.getvalue(), tmp_path / "one.png", undecoded]
     column = [given.row(value, IMAGE)["image"] for value in mixed]
     assert all(np.array_equal(np.asarray(open_image(one)), PIXELS) for one in column)
 
 
-def test_many_threads_get_what_one_gets_and_nothing_is_printed(tiny_bert, texts, capfd):
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_many_threads_get_what_one_gets_and_nothing_is_printed(kind, tiny_bert, tiny_cnn, texts, colour_folder, capfd):
     """P6."""
-    classify = predictor("text-classification", tiny_bert)
+    asked: list[Any] = texts if kind == "text" else sorted(Path(colour_folder).rglob("*.png"))[:40]
+    call = predictor(*(("text-classification", tiny_bert) if kind == "text" else ("image-classification", tiny_cnn)))
     capfd.readouterr()
-    asked = [text * (1 + 20 * (i % 3 == 0)) for i, text in enumerate(texts)]  # a third is cut, which a tokenizer holds
-    alone = [classify(text) for text in asked]
+    alone = [call(one) for one in asked]
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(classify, asked)) == alone
+        assert list(pool.map(call, asked)) == alone
     assert capfd.readouterr() == ("", "")
+
+
+def test_texts_are_cut_alike_by_many_threads(tiny_bert):
+    """Without a lock one in a hundred is cut where another thread's is, or not at all."""
+    read = predictor("text-classification", tiny_bert)
+    asked = [{"text": "good film " * (60 if i % 3 else 2)} for i in range(1500)]
+    wanted = [read.batch([row])["input_ids"].shape for row in asked[:3]] * 500
+    before = sys.getswitchinterval()
+    try:
+        sys.setswitchinterval(1e-6)
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(lambda row: read.batch([row])["input_ids"].shape, asked)) == wanted
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_images_are_laid_out_and_parted_as_a_cpu_computes_them_fastest(tiny_cnn, colour_folder, monkeypatch):
+    monkeypatch.setattr(kernels, "ENOUGH", 0)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    classify = predictor("image-classification", tiny_cnn)
+    classify(sorted(Path(colour_folder).rglob("*.png"))[:10])
+    assert [shape[0] for shape in classify.widths] == [8, 2]
+    four = [weight for weight in classify.model.parameters() if weight.ndim == 4]
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in four)

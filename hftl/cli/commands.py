@@ -25,7 +25,7 @@ def _flags(*settings: tuple[str, str, object, str], **ranges: str) -> dict[str, 
 PREDICT = _flags(
     ("data", "str", None, "any source of training, without labels; - reads a text or path a line"),
     ("output", "str", None, "the file to write: .csv, .tsv, .jsonl or .parquet; - is csv on stdout"),
-    ("batch_size", "int", 32, "rows a step"),
+    ("batch_size", "int | None", None, "rows a step; else 32, or 8 where a CPU reads images"),
     ("split", "str | None", None, "which split of data that has several; else test"),
     ("on_bad_row", "str", "error", "error, or skip and count rows that are empty or unreadable"),
     ("only", "bool", False, "write inputs and predictions alone, without the other columns of the data"),

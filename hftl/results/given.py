@@ -45,7 +45,8 @@ def row(value: Any, roles: Mapping[str, Role], trained: Mapping[str, str] | None
         UserError: a value too many, a role without one, or what no role of this kind reads.
     """
     names, needed = [*roles], [name for name, role in roles.items() if role.required]
-    if isinstance(value, Mapping):
+    undecoded = isinstance(value, Mapping) and value.keys() == {"bytes", "path"}  # an image as `datasets` holds it
+    if isinstance(value, Mapping) and not undecoded:
         columns = {role: name for role, name in (trained or {}).items() if role in roles}
         if columns and columns.keys() >= {*needed} and {*columns.values()} <= value.keys():
             value = {role: value[name] for role, name in columns.items()}

@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hftl.results import given
 from hftl.results.lines import Lines
 from hftl.results.load import Loaded, load_folder
 from hftl.results.scored import Scored
+from hftl.train import kernels
 from hftl.train.progress import quiet
 
 WINDOW = 64
@@ -51,9 +53,8 @@ class Predictor:
 
     def __init__(self, loaded: Loaded) -> None:
         self.model, self.processor = loaded.model, loaded.processor
-        if torch.accelerator.is_available():
-            self.model.to(torch.accelerator.current_accelerator())
         self.task, self.labels = loaded.task, loaded.labels
+        self.batch_size = kernels.rows_a_pass(self.task.decoded, kernels.placed(self.model))
         self.columns = loaded.columns
         self.reads = {
             role: replace(need, required=need.required or role in loaded.columns)
@@ -61,10 +62,13 @@ class Predictor:
             if role != "label" and (need.required or not loaded.columns or role in loaded.columns)
         }
         self.roles = [*self.reads]
-        self._alone = threading.Lock()  # a fast tokenizer holds how it cuts, and fails where two threads set that
+        # a fast tokenizer holds how it cuts, which two threads would set over each other; images need no such care
+        self._alone = nullcontext() if self.task.decoded else threading.Lock()
 
-    def __call__(self, inputs: Any, batch_size: int = 32) -> Any:
+    def __call__(self, inputs: Any, batch_size: int | None = None) -> Any:
         """Predict one input (a dict comes back) or several (a list comes back, in the same order).
+
+        `batch_size` is the rows that the model computes at once; without it, what suits the device.
 
         What a prediction holds is the task's to say (its `answers`): `label`, `score` and `scores` by name of a class,
         `label` alone of words, `mask` and `shares` of an image whose pixels have classes.
@@ -77,7 +81,7 @@ class Predictor:
     def stream(
         self,
         rows: Sequence[dict[str, Any]],
-        batch_size: int = 32,
+        batch_size: int | None = None,
         tell: Callable[[int], Any] = lambda done: None,
         skip: Callable[[int, str], Any] | None = None,
         scored: Scored | None = None,
@@ -90,6 +94,7 @@ class Predictor:
                 ends it, after the predictions of those before it.
             scored: is fed the rows that have labels.
         """
+        batch_size = self.batch_size if batch_size is None else batch_size
         window = batch_size * (1 if any(need.kind == "image" for need in self.reads.values()) else WINDOW)
         for start in range(0, len(rows), window):
             numbers = range(start, min(start + window, len(rows)))
@@ -178,7 +183,7 @@ def predict_file(
     data: str,
     output: str,
     columns: Mapping[str, str] | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     split: str | None = None,
     on_bad_row: str = "error",
     only: bool = False,

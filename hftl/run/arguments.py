@@ -116,9 +116,9 @@ def suit_machine(
     Raises:
         UserError: float16 was asked of a CPU.
     """
-    if recipe.bf16 is False and not args.fp16:
+    if not steps or (recipe.bf16 is False and not args.fp16):
         args.mixed_precision = "no"  # over what `accelerate launch` has put into the environment
-    elif steps and recipe.bf16 is None and args.mixed_precision == "no" and args.deepspeed_plugin is None:
+    elif recipe.bf16 is None and args.mixed_precision == "no" and args.deepspeed_plugin is None:
         args.mixed_precision = "bf16" if kernels.bf16_pays(model, args.device) else "no"
     if args.mixed_precision == "fp16" and args.device.type == "cpu":
         raise UserError("Expected a GPU for float16; a CPU would go on in float32. Leave --fp16 out, or pass --bf16.")

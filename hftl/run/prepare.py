@@ -99,6 +99,8 @@ class Run:
             part, splits = self.part, self.part.splits
             classes, fresh = len(splits.labels.names), part.pretrained.fresh
             self.look = Look(self.trainer, part.rows, classes, fresh, part.scorer, splits.notes)
+            if self.recipe.bf16:
+                self.look.note("--bf16 has no say: features are computed in float32, as loaded folders do.", aloud=True)
             return self.look.fit()
         shown = self.trainer.pop_callback(PrinterCallback if self.trainer.args.disable_tqdm else ProgressCallback)
         if shown is not None:

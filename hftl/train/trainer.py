@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -73,7 +72,7 @@ class Trainer(RatedTrainer):
         self.strategy = strategy or Strategy()
         self.forward = forward or (lambda model, inputs: model(**inputs))
         self.item_losses, self.beside = item_losses, None
-        self._told, self._plain = (anatomy, fresh), False
+        self._told = anatomy, fresh
         if model is not None:
             model = self._prepared(model)
             if self.strategy.streams:
@@ -122,7 +121,7 @@ class Trainer(RatedTrainer):
         Sharded weights (FSDP, DeepSpeed) keep the precision that they train in.
         """
         if self.accelerator.mixed_precision != "no" and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            self._plain = True
+            self.accelerator.native_amp = False  # for what is prepared from here on, and its `autocast`
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)  # takes autocast off its `forward`
 
     # --- the loss: a mean over the items of the whole update -------------------------------------------------------
@@ -140,7 +139,7 @@ class Trainer(RatedTrainer):
             self.packing.check(inputs)
         own, labels = self.compute_loss_func, inputs.get("labels")
         apart = labels is not None and (own is not None or self.label_smoother is not None)
-        with nullcontext() if self._plain else self.accelerator.autocast():
+        with self.accelerator.autocast():
             outputs = self.forward(model, {k: v for k, v in inputs.items() if k != "labels"} if apart else inputs)
         if own is not None:
             loss = own(outputs, labels, num_items_in_batch=num_items_in_batch)

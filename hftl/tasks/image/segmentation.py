@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from PIL import Image
 
-from hftl.data.formats.decode import open_image, read_mask
+from hftl.data.formats.decode import open_image, opened, read_mask, upright_size
 from hftl.data.masks import Masks
 from hftl.data.roles import Role
 from hftl.data.types import IGNORED, Labels, Splits
@@ -190,7 +190,8 @@ class ImageSegmentation(Images):
         import numpy as np
 
         for ids, row in zip(outputs, rows, strict=True):
-            mask = painted(ids).resize(open_image(row["image"]).size, Image.Resampling.NEAREST)
+            with opened(row["image"]) as image:
+                mask = painted(ids).resize(upright_size(image), Image.Resampling.NEAREST)
             counts = np.bincount(ids.ravel(), minlength=len(labels.names))
             yield {"mask": mask, "shares": dict(zip(labels.names, (counts / ids.size).tolist(), strict=True))}
 
