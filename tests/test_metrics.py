@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -18,6 +19,7 @@ from hftl.data.types import Labels
 from hftl.errors import UserError
 from hftl.run.arguments import selection
 from hftl.run.scorer import Scorer
+from hftl.tasks.base import Source
 from hftl.tasks.image.segmentation import ImageSegmentation
 from hftl.tasks.metrics import bootstrap
 from hftl.tasks.metrics import classification as metrics
@@ -27,6 +29,7 @@ from hftl.tasks.metrics.regression import Regression
 from hftl.tasks.sections import FAULTS, Baseline, Table, Words
 from hftl.tasks.text.classification import TextClassification
 from hftl.tasks.text.tagging import TokenClassification
+from hftl.tasks.tiny import tiny_bert
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 
@@ -255,6 +258,25 @@ def test_every_class_has_precision_recall_and_rows_whatever_is_learned():
         (row,) = [row for row in table.rows if row[0] in ("b", NAMES[1])]
         value = 0.4 if metric is masks else 4 / 7
         assert row[2:] == [pytest.approx(value), 0.5, pytest.approx(2 / 3), 3]
+
+
+def test_pairs_with_a_number_are_compared_with_the_cosine_in_the_untrained_encoder(tmp_path):
+    """D10, D2."""
+    source = Source(tiny_bert(tmp_path))
+    labels, task = Labels("regression", [], amount=True), TextClassification()
+    texts, others = ["good film", "bad pan", "the book was fine"], ["good film", "the book", "it is very sad"]
+    made, scores = task.build(source, labels), [5.0, 1.0, 3.0]
+    test = datasets.Dataset.from_dict({"text": texts, "text_pair": others, "label": scores})
+    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+    (found,) = task.untrained(made, test, labels)
+    assert all(torch.equal(before[name], value) for name, value in made.model.state_dict().items())
+    encoder, cosines = transformers.AutoModel.from_pretrained(source.model).eval(), []
+    for pair in zip(texts, others, strict=True):
+        with torch.no_grad():
+            one, two = (encoder(**made.processor(t, return_tensors="pt"))[0][0].mean(0) for t in pair)
+        cosines.append(float(one @ two / one.norm() / two.norm()))
+    assert found.value == pytest.approx(np.corrcoef(cosines, scores)[0, 1], abs=1e-4)
+    assert task.untrained(made, test.remove_columns("text_pair"), labels) == []
 
 
 def test_one_set_of_labels_for_every_row_is_a_collapse():

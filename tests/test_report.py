@@ -171,6 +171,8 @@ def test_the_verdict_names_the_interval_and_the_trivial_baseline() -> None:
     )
     report.test = scores(500, ["accuracy"], 0.81)
     assert verdict(report).endswith("would give 0.800, which the interval does not exclude.")
+    report.test = scores(500, ["accuracy"], 0.8)
+    assert verdict(report).endswith("would give 0.800, which this model does not beat.")
     assert "recall 0.600, n = 100" in limits(report)[-1]
     assert "no test result" in " ".join(limits(classification(test={}, sections=[])))
 

@@ -60,7 +60,7 @@ def measure_part(run: Run, part: Part) -> Report:
         unit=metric.unit,
         lower=sorted(part.scorer.lower),
         classes=metric.classes,
-        sections=sections(run, part, {"valid": valid, "test": test}) + augmented(run, part),
+        sections=sections(run, part, {"valid": valid, "test": test}) + part.untrained + augmented(run, part),
         peak_memory=peak_memory(run.trainer),
         processes=run.trainer.args.world_size,
         startup=run.clock.seconds,

@@ -18,6 +18,7 @@ from hftl.run.settings import RecipeSettings, task_class
 from hftl.settings import spec
 from hftl.strategies import Strategy
 from hftl.tasks.base import Pretrained, Source, Task
+from hftl.tasks.sections import Section
 from hftl.train.rows import Rows
 from hftl.train.several import TaskRows
 from hftl.train.startup import Clock
@@ -36,6 +37,8 @@ class Part:
     rows: dict[str, Any]
     """The splits as model inputs, by name."""
     scorer: Scorer
+    untrained: list[Section]
+    """What test shows of the model as it came."""
 
 
 def read(
@@ -66,9 +69,11 @@ def read(
         splits.checks.append(length_check(rows["train"].lengths, pretrained.processor.model_max_length))
     if args.process_index == 0:
         print(*([f"{name}: {splits.source}"] if name else []), render(splits.checks), sep="\n")
+    untrained = [] if name else task.untrained(pretrained, splits.test, splits.labels)
+    clock.mark("model")
     if name:
         rows = {split: TaskRows(part, name) for split, part in rows.items()}
-    return Part(recipe, task, splits, pretrained, rows, Scorer(task.metric(splits.labels), task.metrics))
+    return Part(recipe, task, splits, pretrained, rows, Scorer(task.metric(splits.labels), task.metrics), untrained)
 
 
 def check(recipe: RecipeSettings, task: Task, strategy: Strategy) -> None:

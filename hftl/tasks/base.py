@@ -174,6 +174,10 @@ class Task:
         ]
         return metric.sections(scores) + ([Gallery(heading=metric.wrong, examples=examples)] if examples else [])
 
+    def untrained(self, pretrained: Pretrained, test: Any, labels: Labels) -> list[Section]:
+        """What the model gives of test rows as it came, to compare with; [] where that is nothing, or costs much."""
+        return []
+
     def outputs(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
         """What metrics need of a model's outputs, a row each; encoder-decoders also return hidden states."""
         return logits[0] if isinstance(logits, tuple) else logits

@@ -52,7 +52,7 @@ def cure(report: Report) -> tuple[set[str], str] | None:
     given, chance = "--learning_rate" in report.command, math.log(max(len(report.labels), 2))
     last = next((row["eval_loss"] for row in reversed(report.history) if "eval_loss" in row), None)
     loss = report.test["log_loss"].value if "log_loss" in report.test else last if report.labels else None
-    if little and rate and ((wording.known(loss) and loss > 1.05 * chance) or (given and rate > 5e-4)):
+    if little and rate and ((wording.known(loss) and loss > 1.05 * chance) or (given and not 1e-6 < rate < 5e-4)):
         return {"--learning_rate"}, "" if given else f"--learning_rate {rate / 10 if rate < 0.1 else 5e-5:g}"
     if not little and "class_weights" in settings and not settings["class_weights"]:
         return {"--class_weights"}, "--class_weights balanced"

@@ -40,8 +40,8 @@ def verdict(report: Report) -> str:
         if test is None:
             break
         where = "" if target is None else " on test"
-        reached = not beats(report, trivial, surely=True)
-        end = ", which the interval does not exclude." if reached else "."
+        end = ", which the interval does not exclude." if not beats(report, trivial, surely=True) else "."
+        end = end if beats(report, trivial) else ", which this model does not beat."
         name = metric_name(trivial.metric) if trivial.metric else ""
         named = f"{name[0].lower()}{name[1:]} " if name else ""
         sentence += f" {trivial.title} would give {named}{wording.number(trivial.value)}{where}{end}"

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hftl.data.roles import Role
+from hftl.data.types import Labels
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, RUN, flag
 from hftl.tasks.augment import Augmentation, augmentation_of
-from hftl.tasks.base import some
-from hftl.tasks.classification import PROBLEM_TYPES, Classification
-from hftl.tasks.sections import Example
-from hftl.tasks.text.texts import Texts, altered
+from hftl.tasks.base import Pretrained, some
+from hftl.tasks.classification import PROBLEM_TYPES, REGRESSION, Classification
+from hftl.tasks.sections import Baseline, Example, Section
+from hftl.tasks.text.texts import Texts, altered, read_part
 
 if TYPE_CHECKING:
     import datasets
@@ -25,6 +26,8 @@ PAIRS = (
     *(("sentence_a", "sentence_b"), ("text_a", "text_b"), ("text1", "text2"), ("claim", "evidence")),
 )
 """Columns that are the two texts of a row, as GLUE, SuperGLUE and retrieval data name them."""
+CHEAP = 2 * 10**11
+"""Parameters times rows up to which an untrained encoder is asked first: a minute of one core on short texts."""
 LABELS = ("label", "labels", "target", "class", "category", "sentiment", "intent", "score", "coarse_label")
 
 
@@ -57,6 +60,36 @@ class TextClassification(Classification, Texts):
 
     def augmentation(self) -> Augmentation | None:
         return augmentation_of(self.augment, "text", self._target)
+
+    def untrained(self, pretrained: Pretrained, test: datasets.Dataset, labels: Labels) -> list[Section]:
+        """Of pairs with a number: the correlation with it of the cosine of two texts, each the mean of its tokens."""
+        model, tokenizer = pretrained.model, pretrained.processor
+        encoder, size = getattr(model, "base_model", model), sum(p.numel() for p in model.parameters())
+        pairs = labels.read_as == REGRESSION and "text_pair" in test.column_names and encoder is not model
+        if not pairs or model.config.is_encoder_decoder or size * len(test) > CHEAP:  # type: ignore[union-attr]
+            return []
+        import numpy as np
+        import torch
+
+        from hftl.models.untouched import untouched
+
+        def pooled(texts: list[str | None]) -> torch.Tensor:
+            read, limit = read_part([one or "" for one in texts]), self.limit(tokenizer, False)
+            inputs = tokenizer(read, truncation=True, max_length=limit, padding=True, return_tensors="pt")
+            mask = inputs["attention_mask"][..., None]
+            return (encoder(**inputs).last_hidden_state * mask).sum(dim=1) / mask.sum(dim=1)
+
+        with untouched(model), torch.no_grad():
+            model.eval()
+            found = [
+                torch.nn.functional.cosine_similarity(pooled(batch["text"]), pooled(batch["text_pair"]))
+                for batch in test.iter(32)
+            ]
+        cosines, truth = torch.cat(found).float().numpy(), np.asarray(test["label"][:], float)
+        if min(np.ptp(cosines), np.ptp(truth)) == 0:
+            return []
+        title = "The cosine of the two texts in the untrained encoder"
+        return [Baseline(heading="", title=title, value=float(np.corrcoef(cosines, truth)[0, 1]))]
 
     def before_after(self, encoded: Any) -> list[Example]:
         import numpy as np
