@@ -283,6 +283,11 @@ def test_one_set_of_labels_for_every_row_is_a_collapse():
     several = TextClassification().metric(Labels("multi_label_classification", ["a", "b", "c"]))
     several.update(np.tile([1.0, 1.0, -1.0], (3, 1)), np.eye(3))
     assert "it answers “a, b” always" in sections_of(several, Words)[0].sentences[0]
+    several = TextClassification().metric(Labels("multi_label_classification", ["a", "b"]))
+    several.update(np.array([[1.0, -1.0], [-1.0, -1.0]]), np.eye(2))
+    assert sections_of(several, Words)[0].sentences == ["Never predicted on test: “b” (n = 1)."], (
+        "a is right where it is"
+    )
 
 
 def test_always_sure_and_wrong_is_the_whole_error():

@@ -294,11 +294,3 @@ def generator() -> np.random.Generator:
     import torch
 
     return np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-
-
-def some(encoded: Any, most: int = 8) -> list[dict[str, Any]]:
-    """Rows from all over a data set, with its columns as they are stored."""
-    import numpy as np
-
-    plain = encoded.with_format(None)
-    return [plain[int(i)] for i in np.linspace(0, len(plain) - 1, min(most, len(plain)))]

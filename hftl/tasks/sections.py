@@ -173,22 +173,21 @@ def confused(names: list[str], counts: list[list[int]], trivial: float | None) -
     return made
 
 
-def neglected(names: Sequence[str], actual: Sequence[int], guessed: Sequence[int]) -> list[Section]:
-    """A warning where a model answers one class alone, or never some that test has; [] where it does neither."""
+def neglected(names: Sequence[str], actual: Sequence[int], guessed: Sequence[int], one: bool = True) -> list[Section]:
+    """A warning where a model answers one class alone, or never some that test has; [] where it does neither.
+
+    Args:
+        one: whether all that is counted gets exactly one answer, which is the same always where one is all there is.
+    """
     never = [(name, n) for name, n, g in zip(names, actual, guessed, strict=True) if n and not g]
     answered = [name for name, g in zip(names, guessed, strict=True) if g]
-    if not never:
-        return []
-    if len(answered) <= 1:
-        said = (
-            f"The model has collapsed: on test it answers “{cut(answered[0], 80)}” always."
-            if answered
-            else ("The model has collapsed: on test it finds nothing.")
-        )
-    else:
-        some = ", ".join(f"“{cut(name, 40)}” (n = {n:,})" for name, n in never[:5])
-        said = f"Never predicted on test: {some}{f' and {len(never) - 5} more' if len(never) > 5 else ''}."
-    return [Words(heading=FAULTS, sentences=[said])]
+    some = ", ".join(f"“{cut(name, 40)}” (n = {n:,})" for name, n in never[:5])
+    said = f"Never predicted on test: {some}{f' and {len(never) - 5} more' if len(never) > 5 else ''}."
+    if not answered:
+        said = "The model has collapsed: on test it finds nothing."
+    elif one and len(answered) == 1:
+        said = f"The model has collapsed: on test it answers “{cut(answered[0], 80)}” always."
+    return [Words(heading=FAULTS, sentences=[said])] if never else []
 
 
 def reliability(x: str, y: str, bins: list[dict[str, Any]]) -> list[Section]:

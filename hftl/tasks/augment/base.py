@@ -137,6 +137,14 @@ def augmentation_of(text: str, kind: str, target: Any = None) -> Augmentation | 
     return found
 
 
+def some(encoded: Any, most: int = 8) -> list[dict[str, Any]]:
+    """Rows from all over a data set, with its columns as they are stored."""
+    import numpy as np
+
+    plain = encoded.with_format(None)
+    return [plain[int(i)] for i in np.linspace(0, len(plain) - 1, min(most, len(plain)))]
+
+
 def check_share(value: float, what: str) -> None:
     """Raise UserError unless the value lies in [0, 1]."""
     if not 0 <= value <= 1:

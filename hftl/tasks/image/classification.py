@@ -18,8 +18,9 @@ from hftl.data.roles import Role
 from hftl.data.types import Labels, Splits
 from hftl.settings.fields import HOW, IN, flag
 from hftl.tasks.augment import Augmentation, augmentation_of
+from hftl.tasks.augment.base import some
 from hftl.tasks.augment.image import RandAugment
-from hftl.tasks.base import Columns, Pretrained, Source, Task, generator, some
+from hftl.tasks.base import Columns, Pretrained, Source, Task, generator
 from hftl.tasks.classification import PROBLEM_TYPES, Classification
 from hftl.tasks.sections import Example
 

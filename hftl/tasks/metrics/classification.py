@@ -209,7 +209,7 @@ class MultiLabel(Accumulator):
     def sections(self, scores: Mapping[str, Mapping[str, Score]]) -> list[Section]:
         label, predicted = self.column("label"), self.column("score") > self.cut
         counts = np.stack([(label & predicted).sum(axis=0), label.sum(axis=0), predicted.sum(axis=0)], axis=1).tolist()
-        made: list[Section] = neglected(self.names, [n for _, n, _ in counts], [n for _, _, n in counts])
+        made: list[Section] = neglected(self.names, [n for _, n, _ in counts], [n for _, _, n in counts], False)
         if predicted.any() and (predicted == predicted[0]).all() and not (label == label[0]).all():
             said = f"The model has collapsed: on test it answers “{cut(self._joined(predicted[0]), 80)}” always."
             made = [Words(heading=FAULTS, sentences=[said])]

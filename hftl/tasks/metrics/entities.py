@@ -92,7 +92,11 @@ class Entities(Accumulator):
         outside = float(self.column("outside").sum() / self.column("label").sum())
         none = Baseline(heading="", title="No entity anywhere", value=outside, metric="tag_accuracy")
         counts = list(zip(*each, strict=True))
-        return [*neglected(self.types, *each[1:]), none, *by_class("F1", self.types, counts, scores, "entities")]
+        return [
+            *neglected(self.types, each[1], each[2], one=False),
+            none,
+            *by_class("F1", self.types, counts, scores, "entities"),
+        ]
 
     def mistakes(self, most: int) -> list[tuple[int, str, str, float]]:
         """The sentences whose surest wrong tag is the surest, with all their tags."""

@@ -11,7 +11,8 @@ from hftl.data.types import Labels
 from hftl.errors import UserError
 from hftl.settings.fields import HOW, IN, RUN, flag
 from hftl.tasks.augment import Augmentation, augmentation_of
-from hftl.tasks.base import Pretrained, some
+from hftl.tasks.augment.base import some
+from hftl.tasks.base import Pretrained
 from hftl.tasks.classification import PROBLEM_TYPES, REGRESSION, Classification
 from hftl.tasks.sections import Baseline, Example, Section
 from hftl.tasks.text.texts import Texts, altered, read_part
