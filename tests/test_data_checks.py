@@ -144,7 +144,7 @@ def test_rows_words_copies_and_overlap_are_counted() -> None:
     assert check(splits, "rows").details[0] == {"class": "a", "train": 3, "valid": 1, "test": 2}
     assert check(splits, "words").details[0] == {"split": "train", "min": 1, "median": 2, "95 %": 2, "max": 3}
     copies = check(splits, "duplicates")
-    assert (copies.level, copies.sentence) == ("note", "1 rows of train repeat an earlier one")
+    assert (copies.level, copies.sentence) == ("note", "1 row of train repeats an earlier one")
     assert copies.details == [{"copies": 2, "row": "one"}]
     overlap = check(splits, "overlap")
     assert overlap.level == "warn"

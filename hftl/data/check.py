@@ -16,7 +16,7 @@ import numpy as np
 from hftl.data.roles import Reading
 from hftl.data.scan import DARK
 from hftl.data.split import Split
-from hftl.data.types import Check
+from hftl.data.types import Check, counted, verb
 from hftl.settings.visible import visible
 
 _SHOWN = 12  # rows of a small table on the terminal
@@ -29,7 +29,26 @@ def split_checks(splits: dict[str, Split], reading: Reading | None) -> list[Chec
     found.append(_overlap(splits))
     if reading is not None and reading.balanced:
         found.append(_balance(splits["train"], reading))
+        found += _unmeasured(splits, reading)
     return found
+
+
+def _unmeasured(splits: dict[str, Split], reading: Reading) -> list[Check]:
+    """Classes that are learned and never measured: such as one whose only row is in train."""
+    zeros = np.zeros(len(reading.names), np.int64)
+    train, test = (sum(map(reading.count, splits[name].label_batches()), zeros) for name in ("train", "test"))
+    never = [
+        f"{reading.names[i]} ({counted(int(train[i]), 'row')} in train)"
+        for i in np.flatnonzero((test == 0) & (train > 0))
+    ]
+    if not never:
+        return []
+    more = f" and {len(never) - 5} more" if len(never) > 5 else ""
+    return [
+        Check(
+            "measured", "warn", f"no row of test has the class {', '.join(never[:5])}{more}: nothing is measured of it"
+        )
+    ]
 
 
 def _rows(splits: dict[str, Split], reading: Reading | None) -> Check:
@@ -90,7 +109,9 @@ def _duplicates(train: Split) -> Check:
         return Check("duplicates", "ok", "no row of train is there twice")
     most = [i for i in np.argsort(-sizes, kind="stable")[:_EXAMPLES] if sizes[i] > 1]
     details = [{"copies": int(sizes[i]), "row": _show(train, int(first[i]))} for i in most]
-    return Check("duplicates", "note", f"{copies:,} rows of train repeat an earlier one", details)
+    return Check(
+        "duplicates", "note", f"{counted(copies, 'row')} of train {verb(copies, 'repeat')} an earlier one", details
+    )
 
 
 def _disagreement(train: Split) -> list[Check]:
@@ -110,7 +131,8 @@ def _disagreement(train: Split) -> list[Check]:
     if not odd:
         return []
     details = [{"row": _show(train, row)} for row in odd[:_EXAMPLES]]
-    sentence = f"{len(odd):,} rows of train equal another one whose label differs: no answer is right for both"
+    some = f"{counted(len(odd), 'row')} of train {verb(len(odd), 'equal')}"
+    sentence = f"{some} another one whose label differs: no answer is right for both"
     return [Check("labels", "warn", sentence, details)]
 
 
@@ -119,7 +141,8 @@ def _overlap(splits: dict[str, Split]) -> Check:
     for one, other in itertools.combinations(splits, 2):
         inside = np.isin(splits[other].scan.keys, splits[one].scan.keys)
         if inside.any():
-            found.append(f"{int(inside.sum()):,} of {other} are in {one} too")
+            n = int(inside.sum())
+            found.append(f"{n:,} of {other} {'is' if n == 1 else 'are'} in {one} too")
             rows = np.flatnonzero(inside)[:_EXAMPLES]
             details += [{"splits": f"{one}, {other}", "row": _show(splits[other], int(row))} for row in rows]
     if not found:
@@ -147,24 +170,30 @@ def bad_rows(dropped: dict[str, dict[int, str]], total: int) -> Check:
     """What `on_bad_row="skip"` left out: split -> row -> reason."""
     count = sum(len(reasons) for reasons in dropped.values())
     if not count:
-        return Check("bad rows", "ok", f"all {total:,} rows can be read, and none is empty")
+        return Check("bad rows", "ok", f"all {total:,} rows, of all splits, can be read, and none is empty")
     details = [
         {"split": split, "row": row + 1, "reason": why}
         for split, reasons in dropped.items()
         for row, why in reasons.items()
     ]
-    return Check("bad rows", "warn", f"{count:,} of {total:,} rows were left out (--on_bad_row skip)", details[:20])
+    sentence = (
+        f"{count:,} of {total:,} rows of all splits {'was' if count == 1 else 'were'} left out (--on_bad_row skip)"
+    )
+    return Check("bad rows", "warn", sentence, details[:20])
 
 
-def length_check(lengths: Iterable[int], limit: int) -> Check:
-    """How many texts are cut: `lengths` are in tokens, before the cut at `limit`."""
+def length_check(lengths: Iterable[int], limit: int, asked: int | None = None) -> Check:
+    """How many texts are cut: `lengths` are in tokens, before the cut at `limit`; `asked` is --max_length."""
     found = np.fromiter(lengths, np.int64)
     total, longer, longest = len(found), int((found > limit).sum()), int(found.max(initial=0))
+    most = f" (--max_length {asked} is more than the model takes)" if asked is not None and asked > limit else ""
     if not longer:
-        return Check("lengths", "ok", f"no text is cut: the longest has {longest:,} tokens, the limit is {limit:,}")
+        said = f"no text is cut: the longest has {longest:,} tokens, the limit is {limit:,}{most}"
+        return Check("lengths", "note" if most else "ok", said)
     share = longer / total
-    sentence = f"{longer:,} of {total:,} texts ({share:.1%}) are cut at {limit:,} tokens; the longest has {longest:,}"
-    return Check("lengths", "warn" if share > 0.05 else "note", sentence)
+    cut = f"{longer:,} of {counted(total, 'text')} ({share:.1%}) {'is' if longer == 1 else 'are'} cut"
+    sentence = f"{cut} at {limit:,} tokens{most}; the longest has {longest:,}"
+    return Check("lengths", "warn" if share > 0.05 or most else "note", sentence)
 
 
 def _show(one: Split, row: int) -> str:

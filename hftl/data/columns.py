@@ -125,7 +125,18 @@ def _like_labels(raw: RawSplit, free: list[str]) -> str | None:
     return again[-1] if again else None
 
 
+def _like_data(raw: RawSplit) -> str | None:
+    """A name that is a value of its own column, or a sentence: the file begins with a row of data."""
+    head = raw.data.select(range(min(len(raw.data), 200))).with_format(None)
+    plain = [name for name in head.column_names if getattr(head.features[name], "dtype", "") == "string"]
+    again = [name for name in plain if name in set(head[name]) and not name.isdigit()]
+    return next(iter(again), next((name for name in plain if len(name.split()) > 4), None))
+
+
 def _missing(wanted: str, role: str, raw: RawSplit, found: dict[str, str], near: str) -> str:
+    if not near and (data := _like_data(raw)):
+        held = f"{quoted(data)} in the first row of {raw.name}, which reads like data"
+        return f"Expected names of columns, such as text and label; there is {held}. Add a header."
     there = [name if len(name) <= 30 else name[:27] + "..." for name in raw.data.column_names]
     free = [name for name in there if name not in found.values()]
     # labels tend to come last, inputs first

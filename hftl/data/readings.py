@@ -172,17 +172,18 @@ class Amount(Reading):
             raise UserError(
                 f"Expected numbers in {train.where}{asked}; it has {quoted(train.not_number)}. Correct it{cure}."
             )
-        if len(train.values) == 1:
+        if len({number(value) for value in train.values}) == 1:
             raise UserError(f"Expected different numbers in {train.where}; every row of train has {min(train.values)}.")
         return self
 
     def notes(self, train: Survey, offered: Mapping[str, Reading]) -> list[Check]:
         cure = other_word(offered, OneClass, "if they are classes, pass --problem_type {}")
-        few = len(train.values) <= 20 and (train.decimal or (train.kind == "float" and not train.fraction))
+        amounts = {number(value) for value in train.values}  # 1 and 1.0 are one
+        few = len(amounts) <= 20 and (train.decimal or (train.kind == "float" and not train.fraction))
         if not cure or not few:
             return []
         kind = "were taken" if train.fraction else "are all whole and were taken"
-        here = f"the {len(train.values)} different numbers in {train.where} {kind} as amounts"
+        here = f"the {len(amounts)} different numbers in {train.where} {kind} as amounts"
         return [Check("labels", "note", f"{here}{other_word(offered, Amount, ' ({})')}; {cure}")]
 
     def _new(self, train: Survey, other: Survey) -> set[str]:

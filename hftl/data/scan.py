@@ -19,7 +19,7 @@ from PIL import UnidentifiedImageError
 from hftl.data.formats.decode import LARGE, UNREADABLE, as_rgb, is_animated, opened
 from hftl.errors import UserError
 
-_SCAN = 4  # part of the cache key: raise it when what a scan finds changes
+_SCAN = 5  # part of the cache key: raise it when what a scan finds changes
 _BATCH = 10_000
 _SIZES = ("words", "width", "height")
 _FLAGS = ("animated", "blank", "dark")
@@ -107,6 +107,8 @@ def _scan(
                 words[i] += _count(raw)
                 if not text or text.isspace():
                     reason[i] = reason[i] or f"an empty {role}"
+                elif kind == "words" and None in cell:
+                    reason[i] = reason[i] or f"a null among its {role}"
         else:
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # PIL decodes outside Python's lock
                 images = list(pool.map(functools.partial(_look, roots=roots), batch[role]))

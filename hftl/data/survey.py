@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hftl.data.types import Check
+from hftl.data.types import Check, quoted
 from hftl.errors import UserError
 
 if TYPE_CHECKING:
@@ -107,9 +107,19 @@ def _empty_survey(column: datasets.Dataset, where: str) -> Survey:
     dtype = inner.dtype if isinstance(inner, datasets.Value) else type(inner).__name__
     kind = _KINDS.get(re.sub(r"(\d+)?(\(.*\))?$", "", dtype))
     if kind is None:
-        held = "values of several kinds" if dtype == "Json" else f"{dtype} values"
+        held = _two_kinds(column) if dtype == "Json" else f"{dtype} values"
         raise UserError(f"Expected texts, numbers or lists of them in {where}; it holds {held}. Pass --label COLUMN.")
     return Survey(where, kind, listed)
+
+
+def _two_kinds(column: datasets.Dataset) -> str:
+    """Two rows whose values are of two kinds."""
+    first: tuple[int, Any] | None = None
+    for row, value in enumerate(column[column.column_names[0]][:], start=1):
+        if first is not None and value is not None and type(value) is not type(first[1]):
+            return f"{quoted(first[1])} in row {first[0]:,} and {quoted(value)} in row {row:,}; write all as one kind"
+        first = first or (None if value is None else (row, value))
+    return "values of several kinds"
 
 
 def _add(found: Survey, value: Any) -> None:

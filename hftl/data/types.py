@@ -29,6 +29,11 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def verb(n: int, word: str) -> str:
+    """1 repeats, 2 repeat."""
+    return f"{word}s" if n == 1 else word
+
+
 def split_of(name: str) -> str | None:
     """The split that a file, a folder or a Hub split is named after: `reviews-dev.csv` -> "valid"."""
     words = [WORDS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in WORDS]

@@ -66,7 +66,8 @@ def read(
         rows: dict[str, Any] = encode(task, splits, pretrained.processor, recipe)
     clock.mark("data")
     if rows["train"].lengths is not None:  # encoding train has set the model's limit
-        splits.checks.append(length_check(rows["train"].lengths, pretrained.processor.model_max_length))
+        limit, asked = pretrained.processor.model_max_length, getattr(task, "max_length", None)
+        splits.checks.append(length_check(rows["train"].lengths, limit, asked))
     if args.process_index == 0:
         print(*([f"{name}: {splits.source}"] if name else []), render(splits.checks), sep="\n")
     untrained = [] if name else task.untrained(pretrained, splits.test, splits.labels)

@@ -10,6 +10,7 @@ import csv
 import errno
 import glob
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
+from hftl.data.formats.json_types import features_of
 from hftl.data.formats.loading import load_dataset
 from hftl.errors import UserError
 
@@ -28,6 +30,8 @@ _PACKED_STARTS = (
     *(b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"7z\xbc\xaf\x27\x1c", b"Rar!"),
 )
 _LONGEST_NAME = 1000
+_ESCAPED = re.compile(rb'(?:^|,)"(?:[^"\\\r\n]|\\.)*\\"[^",\r\n]')
+"""A cell in quotes with a quote in it that neither ends it nor is doubled."""
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
@@ -46,11 +50,28 @@ def read_files(paths: list[Path]) -> datasets.Dataset:
     options = _csv_options(paths) if builder == "csv" else {"encoding": "utf-8-sig"} if builder == "json" else {}
     files = [glob.escape(str(path.resolve())) for path in paths]
     try:
-        return load_dataset(builder, data_files={"train": files}, split="train", **options)
+        made = load_dataset(builder, data_files={"train": files}, split="train", **options)
+        dates = builder == "json" and any("timestamp" in str(one) for one in made.features.values())
+        return _json(paths, files, options) if dates else made
     except (DatasetGenerationError, ValueError, StopIteration, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's; Arrow's own have no number
             raise
-        _explain(paths, builder, error.__cause__ or error)
+        cause = error.__cause__ or error
+        if builder == "json" and "corresponds to no data" not in str(cause):
+            for path in paths:
+                _find_bad_json(path)  # ends with a sentence where a line is none
+            try:
+                return _json(paths, files, options)
+            except (DatasetGenerationError, ValueError, OSError, TypeError, RecursionError) as again:
+                cause = again.__cause__ or again
+        _explain(paths, builder, cause)
+
+
+def _json(paths: list[Path], files: list[str], options: dict[str, Any]) -> datasets.Dataset:
+    """Rows whose columns have the types that the whole files tell."""
+    features = features_of(paths)
+    texts = [name for name, one in features.items() if one == datasets.Value("string")]
+    return load_dataset("json", data_files={"train": files}, split="train", features=features, texts=texts, **options)
 
 
 def unpack_first(path: Path) -> UserError:
@@ -84,6 +105,7 @@ def _csv_options(paths: list[Path]) -> dict[str, Any]:
     return {
         "sep": separator(paths[0]),
         "quoting": max(_quoting(path) for path in paths),
+        "escapechar": "\\" if any(map(_escapes, paths)) else None,
         "features": datasets.Features({name: datasets.Value("string") for name in heads[0]}),
         "column_names": heads[0],
         "header": 0,
@@ -133,7 +155,8 @@ def _rows(path: Path) -> Iterator[Iterator[list[str]]]:
     limit = csv.field_size_limit(2**31 - 1)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield (row for row in csv.reader(file, delimiter=separator(path), quoting=_quoting(path)) if row)
+            how: dict[str, Any] = {"quoting": _quoting(path), "escapechar": "\\" if _escapes(path) else None}
+            yield (row for row in csv.reader(file, delimiter=separator(path), **how) if row)
     except UnicodeDecodeError as error:
         raise UserError(explain_encoding(path)) from error
     except csv.Error as error:
@@ -158,6 +181,14 @@ def _quoting(path: Path) -> Any:
             if b'"' in line and len(cells) == width and any(map(_stray_quote, cells)):
                 return csv.QUOTE_NONE
     return csv.QUOTE_MINIMAL
+
+
+def _escapes(path: Path) -> bool:
+    r"""Whether a csv writes a quote inside of quotes as \", as programs of the C family do."""
+    if separator(path) != ",":
+        return False
+    with path.open("rb") as file:
+        return any(_ESCAPED.search(line) for line in file)
 
 
 def _stray_quote(cell: bytes) -> bool:
