@@ -325,9 +325,14 @@ PREDICT = {
         ("a text in row 2",),
         {"a.jsonl": '{"text": "a"}\n{"text": null}\n'},
         command="hftl",
+        leaves=("p.csv.partial",),
     ),
     "a broken image to predict": Case(
-        "predict {cnn} --data photos --output p.csv", ("cat/cut.jpg",), given=broken_jpeg, command="hftl"
+        "predict {cnn} --data photos --output p.csv",
+        ("cat/cut.jpg",),
+        given=broken_jpeg,
+        command="hftl",
+        leaves=("p.csv.partial",),
     ),
     "a missing image to predict": Case(
         "predict {cnn} --data - --output p.csv",
@@ -433,8 +438,8 @@ def test_bad_rows_are_left_out_and_counted_where_that_is_asked_for(world: World)
     (world.here / "a.csv").write_text(GOOD + " ,positive\nthe pan,\n")
     broken_jpeg(world)
     for command, data, sentence in (
-        ("text", "a.csv", "2 of 42 rows were left out"),
-        ("image", "photos", "1 of 21 rows were left out"),
+        ("text", "a.csv", "2 of 42 rows of all splits were left out"),
+        ("image", "photos", "1 of 21 rows of all splits was left out"),
     ):
         run(command, ["--data", data, "--on_bad_row", "skip"], world)
         report = report_of(world.here / "earlier")

@@ -293,7 +293,7 @@ def test_unreadable_images_are_named_counted_and_can_be_skipped(tmp_path: Path) 
     splits = load(tmp_path, IMAGES, on_bad_row="skip")
     assert len(splits.train) + len(splits.valid) + len(splits.test) == 40
     check = next(check for check in splits.checks if check.name == "bad rows")
-    assert (check.level, check.sentence) == ("warn", "3 of 43 rows were left out (--on_bad_row skip)")
+    assert (check.level, check.sentence) == ("warn", "3 of 43 rows of all splits were left out (--on_bad_row skip)")
     reasons = {row["reason"] for row in check.details}
     assert "the unreadable image dog/zero.png (the file is empty)" in reasons
     assert "the unreadable image dog/text.png (not an image)" in reasons

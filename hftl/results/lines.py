@@ -6,6 +6,7 @@ What was written before a failure stays beside its place, under a name that says
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import sys
@@ -71,7 +72,7 @@ class Lines:
                 self._writer.writeheader()
             self._writer.writerow({name: _flat(cell, name in self.words) for name, cell in line.items()})
 
-    def __exit__(self, kind: Any, *_: Any) -> bool:
+    def __exit__(self, kind: Any, failure: Any, *_: Any) -> bool:
         if self.scratch is None:
             try:
                 sys.stdout.flush()
@@ -86,10 +87,15 @@ class Lines:
             pq.write_table(pa.Table.from_pylist(self._held), self.scratch)
         if kind is None:
             self.scratch.replace(self.output)
-        elif self.count:
+        elif self.count and not _is_full(failure):
             print(
                 f"what was written until then is kept: {counted(self.count, 'row')} in {self.scratch}", file=sys.stderr
             )
         else:
             self.scratch.unlink(missing_ok=True)
         return False
+
+
+def _is_full(failure: Any) -> bool:
+    """Whether a disk has no room: then the part that was written is in the way."""
+    return isinstance(failure, OSError) and failure.errno == errno.ENOSPC

@@ -59,6 +59,8 @@ def read_files(paths: list[Path]) -> datasets.Dataset:
         cause = error.__cause__ or error
         if builder == "json" and "corresponds to no data" not in str(cause):
             for path in paths:
+                if sentence := explain_encoding(path):
+                    raise UserError(sentence) from error
                 _find_bad_json(path)  # ends with a sentence where a line is none
             try:
                 return _json(paths, files, options)
