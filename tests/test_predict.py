@@ -232,14 +232,14 @@ def test_splits_of_a_column_or_of_files_are_said_and_can_be_asked_for(tmp_path):
     roles = TEXT | {"label": Task.known()["text-classification"].roles["label"]}
     (tmp_path / "one.csv").write_text("text,split\na,train\nb,dev\nc,train\n")
     whole = new_rows(tmp_path / "one.csv", roles)
-    assert (len(whole), whole.notes) == (3, ["all rows were read, of the splits train, valid; --split takes one"])
+    assert (len(whole), whole.notes[1:]) == (3, ["all rows were read, of the splits train, valid; --split takes one"])
     assert len(new_rows(tmp_path / "one.csv", roles, split="validation")) == 1
     (tmp_path / "files").mkdir()
     for name in ("train", "dev", "readme"):
         (tmp_path / "files" / f"{name}.csv").write_text("text\na\n")
     with pytest.raises(UserError, match="Pass --split NAME"):
         new_rows(tmp_path / "files", roles)
-    notes = new_rows(tmp_path / "files", roles, split="dev").notes
+    notes = new_rows(tmp_path / "files", roles, split="dev").notes[1:]
     assert notes == [
         "the split valid was read; --split takes train, too",
         "readme.csv was not read: its name names no split",
@@ -392,6 +392,13 @@ def test_a_pair_may_be_called_so_and_as_in_training(value, trained):
     assert given.row(value, PAIR, trained) == {"text": "a", "text_pair": "b"}
 
 
+def test_rows_that_are_cut_are_counted(told):
+    """T15."""
+    said = told({"text": ["a", "b " * 100, "c " * 62, "d " * 63]})[1]
+    assert "2 rows with more than the 64 tokens that are read of each: the rest was left out (first: row 2)" in said
+    assert "columns: text = text" in said
+
+
 def test_what_was_done_before_ctrl_c_is_given_out(tiny_bert, texts):
     """P3: of a window as well, whose batches go by length."""
     classify, done = predictor("text-classification", tiny_bert), []
@@ -417,6 +424,7 @@ def test_loose_images_are_named_relative_to_their_folder_and_other_files_are_sai
     rows = new_rows("new", IMAGE)
     assert [rows.line(i)["image"] for i in range(2)] == ["one.png", "deep/two.png"]
     assert rows.notes == [
+        "columns: image = image",
         "images lie in the folder itself, so the folders in it were not read as labels",
         "files that were not read: 1 (1 .heic)",
     ]

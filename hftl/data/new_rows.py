@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,8 +134,16 @@ def new_rows(
         check_paths(given, [role for role in given.column_names if needs[role].kind == "image"], raw.roots)
     place = expanded(source) if isinstance(source, str | Path) else None
     folder = raw.root or (place and next((path for path in (place, place.parent) if path.is_dir()), None))
-    notes = [*note, *opened.notes, *opened.unread]
-    return NewRows(given, chosen | ({"label": label} if bits else {}), notes, raw, folder.resolve() if folder else None)
+    chosen |= {"label": label} if bits else {}
+    read = ", ".join(f"{role} = {column}" for role, column in chosen.items())
+    notes = [f"columns: {read}", *note, *opened.notes, *opened.unread]
+    return NewRows(given, chosen, notes, raw, folder.resolve() if folder else None)
+
+
+def typed_rows(role: str, lines: Iterable[str]) -> NewRows:
+    """Rows of a text or a path a line."""
+    table = datasets.Dataset.from_dict({role: [line.rstrip("\n") for line in lines]})
+    return NewRows(table, {role: role}, [], RawSplit(table, "stdin"), None)
 
 
 def _opened(source: Any, reads: Mapping[str, Reading], revision: str | None) -> Opened:

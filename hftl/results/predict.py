@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import threading
@@ -15,9 +16,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from hftl.data.new_rows import NewRows, new_rows
-from hftl.data.roles import Role
-from hftl.data.types import Labels, counted
+from hftl.data.new_rows import NewRows, new_rows, typed_rows
+from hftl.data.types import counted
 from hftl.errors import UserError
 from hftl.results import given
 from hftl.results.lines import Lines
@@ -85,6 +85,7 @@ class Predictor:
         tell: Callable[[int], Any] = lambda done: None,
         skip: Callable[[int, str], Any] | None = None,
         scored: Scored | None = None,
+        long: Callable[[int], Any] = lambda number: None,
     ) -> Iterator[dict[str, Any] | None]:
         """Predict dicts of role columns, in order; texts are computed longest first within a window of 64 batches.
 
@@ -93,8 +94,10 @@ class Predictor:
             skip: is told the number of a row that cannot be read, and why; None is its prediction. Without, such a row
                 ends it, after the predictions of those before it.
             scored: is fed the rows that have labels.
+            long: is told the number of each row that has more tokens than the model reads.
         """
         batch_size = self.batch_size if batch_size is None else batch_size
+        most = getattr(self.processor, "model_max_length", math.inf)
         window = batch_size * (1 if any(need.kind == "image" for need in self.reads.values()) else WINDOW)
         for start in range(0, len(rows), window):
             numbers = range(start, min(start + window, len(rows)))
@@ -104,6 +107,7 @@ class Predictor:
             encoded = self._held({i: row for i, row in part.items() if i not in empty}, bad, scored)
             numbers = numbers if skip is not None else range(start, min(bad, default=numbers.stop))
             order = sorted(encoded.keys() & {*numbers}, key=lambda i: (-encoded[i].get("length", 0), i))
+            any(long(i) for i in order if encoded[i].get("length", 0) > most)
             found: dict[int, np.ndarray] = {}
             stopped: BaseException | None = None
             try:
@@ -208,29 +212,36 @@ def predict_file(
     rows = _opened(predictor, data, columns or {}, split)
     aside = sys.stderr if output == "-" else sys.stdout
     print(*rows.notes, sep="\n", end="\n" if rows.notes else "", file=aside)
-    bad: dict[int, str] = {}
+    bad, cut = dict[int, str](), list[int]()
     scored, unscored = _scored(predictor, rows)
     skip = bad.__setitem__ if on_bad_row == "skip" else None
     formulas, bar = 0, tqdm(total=len(rows), desc="predicting", unit="row")
     words = [column for role, column in rows.columns.items() if predictor.task.roles[role].kind == "words"]
     with Lines(output, words) as lines, bar:
-        for i, prediction in enumerate(predictor.stream(rows.inputs, batch_size, bar.update, skip, scored)):
+        stream = predictor.stream(rows.inputs, batch_size, bar.update, skip, scored, cut.append)
+        for i, prediction in enumerate(stream):
             if prediction is None:
                 continue
-            line = rows.line(i, only)
-            for name, cell in predictor.task.cells(prediction, Path(output), i + 1).items():
-                while name in line:  # a column of the data's own stays
-                    name += "_by_model"
-                line[name] = cell
+            line = _beside(rows.line(i, only), predictor.task.cells(prediction, Path(output), i + 1))
             lines.add(line)
             formulas += sum(map(is_formula, line.values()))
     if output != "-":
         print(f"{counted(lines.count, 'prediction')} in {output}")
     table = lines.form in (".csv", ".tsv")
-    print(*_told(bad, scored, unscored, formulas * table), sep="\n", end="", file=aside)
+    long = (cut, getattr(predictor.processor, "model_max_length", 0))
+    print(*_told(bad, long, scored, unscored, formulas * table), sep="\n", end="", file=aside)
 
 
-def _scored(predictor: Predictor, rows: NewRows | _Typed) -> tuple[Scored | None, str]:
+def _beside(line: dict[str, Any], cells: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with what was predicted of it; a column of the data's own stays."""
+    for name, cell in cells.items():
+        while name in line:
+            name += "_by_model"
+        line[name] = cell
+    return line
+
+
+def _scored(predictor: Predictor, rows: NewRows) -> tuple[Scored | None, str]:
     """What measures predictions where the rows have labels; else why nothing does, "" where there are none."""
     column = rows.columns.get("label", "")
     try:
@@ -240,11 +251,17 @@ def _scored(predictor: Predictor, rows: NewRows | _Typed) -> tuple[Scored | None
     return (None if cells is None else Scored(predictor.task, predictor.labels, cells, column)), ""
 
 
-def _told(bad: dict[int, str], scored: Scored | None, unscored: str, formulas: int) -> Iterator[str]:
-    """Lines on rows that were left out, on what the predictions are worth, and on what a spreadsheet would do."""
+def _told(
+    bad: dict[int, str], long: tuple[list[int], int], scored: Scored | None, unscored: str, formulas: int
+) -> Iterator[str]:
+    """Lines on rows that were left out or cut, on what predictions are worth, and on what a spreadsheet would do."""
     if bad:
         named = "; ".join(f"row {number + 1}: {why}" for number, why in sorted(bad.items())[:3])
         yield f"{counted(len(bad), 'row')} left out: {named}{' ...' if len(bad) > 3 else ''}"
+    cut, most = long
+    if cut:
+        what = f"more than the {most:,} tokens that are read of each"
+        yield f"{counted(len(cut), 'row')} with {what}: the rest was left out (first: row {min(cut) + 1})"
     if unscored:
         yield unscored
     if scored is not None:
@@ -254,12 +271,12 @@ def _told(bad: dict[int, str], scored: Scored | None, unscored: str, formulas: i
     yield ""
 
 
-def _opened(predictor: Predictor, data: str, columns: Mapping[str, str], split: str | None) -> NewRows | _Typed:
+def _opened(predictor: Predictor, data: str, columns: Mapping[str, str], split: str | None) -> NewRows:
     """The rows of a source, read as training read its own."""
     needed = [role for role, need in predictor.reads.items() if need.required]
     if data == "-" and len(needed) > 1:
         raise UserError(f"--data - reads one text a line; this model needs {', '.join(needed)}. Pass a file.")
-    rows = _Typed(predictor.roles[0], sys.stdin) if data == "-" else _of_source(predictor, data, columns, split)
+    rows = typed_rows(predictor.roles[0], sys.stdin) if data == "-" else _of_source(predictor, data, columns, split)
     if not len(rows):
         raise UserError(f"{'stdin' if data == '-' else data} holds no rows to predict. Pass --data with some.")
     return rows
@@ -270,25 +287,6 @@ def _of_source(predictor: Predictor, data: str, columns: Mapping[str, str], spli
     reads = predictor.reads | label
     wanted = {role: name for role, name in predictor.columns.items() if role in reads and reads[role].kind != "image"}
     return new_rows(data, reads, columns=dict(columns), trained=wanted, split=split)
-
-
-class _Typed:
-    """Rows of a text or a path a line."""
-
-    def __init__(self, role: str, lines: Iterable[str]) -> None:
-        self.inputs: Any = [{role: line.rstrip("\n")} for line in lines]
-        self.notes: list[str] = []
-        self.columns: dict[str, str] = {}
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def line(self, number: int, only: bool = False) -> dict[str, Any]:
-        """The row as it was typed."""
-        return dict(self.inputs[number])
-
-    def labels(self, role: Role, labels: Labels) -> None:
-        """None: nobody types labels."""
 
 
 _FORMULA = re.compile(r"=|\t|\r|[+\-@][\w+\-*/.]*[(|!]|[+\-][\d.]+[+\-*/]")
