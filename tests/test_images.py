@@ -408,3 +408,12 @@ def test_names_that_are_off_by_one_get_a_word(tmp_path: Path) -> None:
     )
     (folder / "masks" / "0.png").rename(folder / "masks" / "8.png")
     assert said(masks(folder, on_bad_row="skip"), "files") == "files that were not read: 1 (1 mask(s) without an image)"
+
+
+def test_an_image_of_a_report_is_named_by_its_file_and_folder(tmp_path):
+    """F9."""
+    path = tmp_path / "three" / "image_0006.png"
+    path.parent.mkdir()
+    Image.new("RGB", (8, 8)).save(path)
+    assert ImageClassification().show({"image": {"bytes": None, "path": str(path)}}).name == "three/image_0006.png"
+    assert ImageClassification().show({"image": {"bytes": path.read_bytes(), "path": None}}).name == ""
