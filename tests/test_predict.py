@@ -217,9 +217,11 @@ def test_labels_that_read_in_another_way_are_kept_and_said(told):
 
 def test_cells_keep_their_kind_where_the_form_has_kinds(told):
     columns = {"text": ["x", "y"], "n": [1, None], "tags": [["a", "b"], []], "prediction_by_model": [0, 0]}
+    columns |= {"meta": [{"k": "é"}, {"k": "e"}]}
     table, _ = told(columns | {"prediction": [1, 2]})
     assert table["n"].tolist() == ["1.0", ""]
     assert table["tags"].tolist() == ["a|b", ""]
+    assert table["meta"].tolist() == ['{"k": "é"}', '{"k": "e"}']
     assert "prediction_by_model_by_model" in table
     held, _ = told(columns, "out.parquet")
     assert held["score_a"].dtype == np.float64
@@ -255,6 +257,7 @@ def test_columns_of_0_and_1_stay_columns_and_are_read_as_several_labels(tmp_path
         rows.labels(role, Labels("multi_label_classification", ["toxic", "threat"]))
     with pytest.raises(UserError, match="Expected a column 'nope'"):
         new_rows(tmp_path / "one.csv", TEXT | {"label": role}, columns={"label": "nope"})
+    assert new_rows(tmp_path / "one.csv", TEXT, trained={"text": "Text"}).columns == {"text": "text"}
 
 
 def test_images_are_named_by_folder_and_file_and_a_broken_one_is_left_out(colour_folder, tmp_path, tiny_cnn):

@@ -6,6 +6,7 @@ import copy
 import csv
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -342,6 +343,11 @@ def test_predictions_are_masks_beside_a_table(run, scenes, tmp_path, capsys):
     capsys.readouterr()
     hftl(["predict", str(run), "--data", scenes, "--output", str(tmp_path / "scored.csv")])
     assert "against the labels in 'mask', 80 rows:" in capsys.readouterr().out
+    for name in ("a", "b"):
+        shutil.copytree(f"{scenes}/images", tmp_path / "classes" / name)
+    hftl(["predict", str(run), "--data", str(tmp_path / "classes"), "--output", str(tmp_path / "classes.csv")])
+    assert "no row has a label in 'label' that the model knows: nothing was scored" in capsys.readouterr().out
+    assert len((tmp_path / "classes.csv").read_text().splitlines()) == 161
 
 
 def test_an_image_and_a_mask_side_by_side_have_the_colours_of_their_classes():

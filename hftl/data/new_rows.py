@@ -123,11 +123,14 @@ def new_rows(
     with quiet(True):
         opened = _opened(source, roles["label"].reads if "label" in roles else {}, revision)
         needs = {role: replace(need, required=need.required and need.kind != "label") for role, need in roles.items()}
-        mapped = {**(trained or {}), **(columns or {})}
-        raw, note = _asked(opened, split, roles, mapped)
+        learnt, asked = trained or {}, columns or {}
+        raw, note = _asked(opened, split, roles, {**learnt, **asked})
+        there = raw.data.column_names
+        folded = {name.lower(): name for name in reversed(there)} | {name: name for name in there}
+        mapped = {role: folded.get(name, folded.get(name.lower(), name)) for role, name in learnt.items()} | asked
         label = mapped.get("label", "")
         bits = several_names(raw, label)
-        if bits or (label not in raw.data.column_names and "label" not in (columns or {})):
+        if bits or (label not in there and "label" not in asked):
             mapped.pop("label", None)
         chosen = find_columns(raw, {role: need for role, need in needs.items() if not bits or role != "label"}, mapped)
         given = inputs(raw, chosen, needs)

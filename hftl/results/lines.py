@@ -34,6 +34,8 @@ def form_of(output: str) -> str:
 
 def _flat(cell: Any, words: bool) -> Any:
     """A list as one cell: words of a text with spaces between, all else such as a|b, which reads as several again."""
+    if isinstance(cell, dict) or (isinstance(cell, list) and any(isinstance(part, dict | list) for part in cell)):
+        return json.dumps(cell, ensure_ascii=False, default=str)
     if not isinstance(cell, list):
         return cell
     parts = [str(part) for part in cell]

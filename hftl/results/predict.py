@@ -148,6 +148,8 @@ class Predictor:
         except UserError as failure:
             if len(rows) > 1:
                 return {n: row for i in rows for n, row in self._held({i: rows[i]}, bad, scored).items()}
+            if scored is not None and (found := self._held(rows, {}, None)):  # it is the label that cannot be read
+                return {i: self._encoded([rows[i]], [None])[0] for i in found}
             bad |= dict.fromkeys(rows, str(failure))
             return {}
 

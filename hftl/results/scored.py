@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hftl.data.types import Labels, counted
+from hftl.data.types import IGNORED, Labels, counted
 from hftl.results.report import wording
 from hftl.tasks.base import Task
 
@@ -33,7 +33,7 @@ class Scored:
     def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """One batch; a label that is missing counts for nothing."""
         there = ~labels.isnan() if labels.is_floating_point() else labels != -1
-        keep = there.reshape(len(labels), -1).all(dim=1)
+        keep = there.reshape(len(labels), -1).all(dim=1) & (labels != IGNORED).reshape(len(labels), -1).any(dim=1)
         self.rows += int(keep.sum())
         self.unknown += int((~keep).sum())
         if keep.any():

@@ -142,10 +142,12 @@ class ImageSegmentation(Images):
         return lambda masks, pixels: None if masks is None else [self._ids(mask, size) for mask in masks]
 
     def _ids(self, mask: Any, size: tuple[int, int]) -> torch.Tensor:
-        """(height, width) class ids of a mask, brought to a size without mixing classes."""
+        """(height, width) class ids of a mask, resized without mixing classes; IGNORED where there is none."""
         import numpy as np
         import torch
 
+        if mask is None:
+            return torch.full(size, IGNORED)
         pixels = Image.fromarray(read_mask(mask).astype(np.uint8))
         return torch.from_numpy(self.ids[np.asarray(pixels.resize(size[::-1], Image.Resampling.NEAREST))])
 
