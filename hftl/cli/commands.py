@@ -23,7 +23,7 @@ def _flags(*settings: tuple[str, str, object, str], **ranges: str) -> dict[str, 
 
 
 PREDICT = _flags(
-    ("data", "str", None, "any source of training, without labels; - reads a text or path a line"),
+    ("data", "str", None, "any source that training takes, with labels or without; - reads a text or path a line"),
     ("output", "str", None, "the file to write: .csv, .tsv, .jsonl or .parquet; - is csv on stdout"),
     ("batch_size", "int | None", None, "rows a step; else 32, or 8 where a CPU reads images"),
     ("split", "str | None", None, "which split of data that has several; else test"),
@@ -41,7 +41,7 @@ PREDICT = _flags(
 )
 PREDICT["on_bad_row"] = replace(PREDICT["on_bad_row"], choices=("error", "skip"))
 COLUMNS = {
-    name: replace(setting, group="Columns, where their names differ from training")
+    name: replace(setting, help=f"the column that is read as {name}", group="Columns, where names differ from training")
     for task in Task.known().values()
     for name, setting in own_settings(task).items()
     if name in task.roles
