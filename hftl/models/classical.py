@@ -41,12 +41,15 @@ def _numbers(labels: np.ndarray) -> bool:
     return labels.ndim == 1 and not np.issubdtype(labels.dtype, np.integer)
 
 
-def fit(classifier: str, value: float, features: np.ndarray, labels: np.ndarray, classes: int) -> Decision:
+def fit(
+    classifier: str, value: float, features: np.ndarray, labels: np.ndarray, classes: int, balanced: bool = False
+) -> Decision:
     """Fit one classifier on features of shape (rows, width), which it standardises.
 
     Args:
         value: C or k.
         labels: (rows,) integers, a class each; (rows,) floats, a number each; or (rows, classes) of 0 and 1.
+        balanced: whether a logistic regression weighs each class by the inverse of its share.
 
     Raises:
         UserError: this classifier does not take such labels, or train has one class alone.
@@ -72,7 +75,7 @@ def fit(classifier: str, value: float, features: np.ndarray, labels: np.ndarray,
         elif several:
             kind, arrays = _one_vs_rest(classifier, value, x, labels)
         else:
-            kind, arrays = _linear(classifier, value, x, labels, classes)
+            kind, arrays = _linear(classifier, value, x, labels, classes, balanced)
     if kind == "linear":  # the scaler folded in: w (f - mean) / scale + b
         weight = arrays["weight"] / scale
         arrays = {"weight": weight, "bias": arrays["bias"] - weight @ mean}
@@ -91,20 +94,20 @@ def _ridge(c: float, x: np.ndarray, y: np.ndarray) -> Fitted:
     return "linear", {"weight": fitted.coef_.reshape(1, -1), "bias": np.reshape(fitted.intercept_, 1)}
 
 
-def _estimator(classifier: str, c: float) -> Any:
+def _estimator(classifier: str, c: float, balanced: bool = False) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
     if classifier == "logistic":
-        return LogisticRegression(C=c, max_iter=1000)
+        return LogisticRegression(C=c, max_iter=1000, class_weight="balanced" if balanced else None)
     return LinearSVC(C=c, dual="auto", max_iter=5000, random_state=0)
 
 
-def _linear(classifier: str, c: float, x: np.ndarray, y: np.ndarray, classes: int) -> Fitted:
+def _linear(classifier: str, c: float, x: np.ndarray, y: np.ndarray, classes: int, balanced: bool = False) -> Fitted:
     """A row of weights a class; of two classes, softmax of -d/2 and d/2 is the sigmoid of the one decision d."""
     if len(np.unique(y)) < 2:
         raise UserError("Expected two classes in train; there is one. Pass more data.")
-    fitted = _estimator(classifier, c).fit(x, y)
+    fitted = _estimator(classifier, c, balanced).fit(x, y)
     weight, bias = np.zeros((classes, x.shape[1])), np.full(classes, NEVER)
     if len(fitted.classes_) == 2:
         for number, sign in zip(fitted.classes_, (-0.5, 0.5), strict=True):

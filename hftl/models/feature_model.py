@@ -52,7 +52,7 @@ class Taps:
         return {name: found[name] for name in self.names if name in found}
 
     def _hook(self, name: str, mask: torch.Tensor | None, found: dict[str, torch.Tensor]) -> Any:
-        pool, path = name.split(" ")
+        how, path = name.split(" ")
         module = self.model.get_submodule(path)
 
         def read(module: nn.Module, args: Any) -> None:
@@ -60,11 +60,11 @@ class Taps:
                 found[name] = args[0].float().clone()  # the model may go on in place
 
         def give(module: nn.Module, args: Any, output: Any) -> None:
-            pooled = {"mean": _mean, "first": _first}[pool](_tensor(output).float(), mask)
+            pooled = pool(how, _tensor(output).float(), mask)
             if pooled is not None:
                 found[name] = pooled
 
-        return module.register_forward_pre_hook(read) if pool == "head" else module.register_forward_hook(give)
+        return module.register_forward_pre_hook(read) if how == "head" else module.register_forward_hook(give)
 
 
 def _tensor(output: Any) -> torch.Tensor:
@@ -72,6 +72,11 @@ def _tensor(output: Any) -> torch.Tensor:
     if torch.is_tensor(output):
         return output
     return next(iter(output.values() if hasattr(output, "values") else output))
+
+
+def pool(how: str, state: torch.Tensor, mask: torch.Tensor | None) -> Any:
+    """The mean of what a module gives over real tokens or positions, or its first real token; None for other shapes."""
+    return {"mean": _mean, "first": _first}[how](state, mask)
 
 
 def _mean(state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -37,7 +37,7 @@ TEST_ROWS = "test_rows.npz"
 REPLACED = (
     *(FINISHED, "*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json", "features.json"),
     *("generation_config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json"),
-    *("cell.json", TEST_ROWS),
+    *("cell.json", TEST_ROWS, "modules.json", "1_Pooling/config.json", "2_Dense/*"),
 )
 """What of an earlier run would be read with a new one, were it left; a person's own files in the folder stay."""
 
@@ -196,8 +196,11 @@ def finish_adapter(folder: Path, model: Any, report: Report) -> None:
     A bare `timm:NAME` is no name that peft could load, so its weights go along, in `base/`.
     """
     base = model.get_base_model()
-    base.config.architectures = [type(base).__name__]
-    base.config.save_pretrained(folder)
+    if hasattr(base, "pooling"):  # a PooledModel, whose adapter does not say what is pooled
+        base.say(folder)
+    else:
+        base.config.architectures = [type(base).__name__]
+        base.config.save_pretrained(folder)
     settings = json.loads((folder / "adapter_config.json").read_text("utf-8"))
     settings["base_model_name_or_path"] = report.model
     settings["revision"] = report.revision if len(report.revision) == 40 else None  # a commit, not a digest

@@ -15,6 +15,7 @@ from torch import nn
 from hftl.data.types import Labels
 from hftl.errors import UserError, explain
 from hftl.models.feature_model import restored
+from hftl.models.pooled import pooled
 from hftl.paths import expanded
 from hftl.results.folder import FINISHED, TEST_ROWS
 from hftl.tasks.base import Source, Task
@@ -64,13 +65,13 @@ def load_folder(name: str | Path, revision: str | None = None, trust_remote_code
     where = Source(str(folder), trust_remote_code=trust_remote_code)
     if not adapter.is_file():
         built = task.build(where, labels)
-        return Loaded(restored(built.model, folder).eval(), built.processor, task, labels, columns)
+        return Loaded(restored(pooled(built.model, folder), folder).eval(), built.processor, task, labels, columns)
     if not any(folder.glob("adapter_model*.safetensors")):
         raise UserError(
             f"{name} holds an adapter, but no adapter_model.safetensors. Convert its weights to safetensors."
         )
     base = base_of(folder, name)
-    model = peft.PeftModel.from_pretrained(task.build(base, labels).model, str(folder))
+    model = peft.PeftModel.from_pretrained(pooled(task.build(base, labels).model, folder), str(folder))
     return Loaded(model.eval(), task.processor(where, model), task, labels, columns)
 
 

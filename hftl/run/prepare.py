@@ -109,6 +109,7 @@ class Run:
         self.trainer.add_callback(FirstStep(self.clock))
         self.trainer.add_callback(Finite())
         self.trainer.keeps_arguments, self.trainer.breaks_ties = False, True
+        self.trainer.starts_solved = bool(self.trainer.args.eval_on_start)
         checkpoint = self._checkpoint() if self.recipe.resume else None
         if checkpoint is None and self.trainer.args.should_save:
             self.folder.forget_checkpoints()

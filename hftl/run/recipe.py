@@ -43,7 +43,7 @@ class Recipe(RecipeSettings):
         clock = clock or Clock()
         with imports():
             from hftl.results.folder import OutputFolder
-            from hftl.run import arguments, part, push, several, steps
+            from hftl.run import arguments, part, push, several, start, steps
             from hftl.run import prepare as run
             from hftl.train import memory
         clock.mark("imports")
@@ -60,6 +60,9 @@ class Recipe(RecipeSettings):
         for name, recipe in alone.items():
             with several.about(name, recipe):
                 parts[name] = part.read(recipe, strategy, args, clock, name)
+        if strategy.steps and not self.several and not self.show_rates:
+            parts[""] = start.solve_head(self, strategy, parts[""], args)
+            clock.mark("head")
         if self.several:
             trainer: Trainer = several.make_trainer(self, args, strategy, parts)
             clock.mark("trainer")

@@ -82,6 +82,13 @@ class RecipeSettings:
     learning_rate: float | None = flag(
         None, "peak learning rate; else the strategy's own, else 5e-5", HOW, range="(0, inf)"
     )
+    head: str = flag(
+        "auto",
+        "what a fresh output layer starts from: auto (solved on frozen features, pooled as held-out rows say), own "
+        "(solved, in the model's own class), or random",
+        HOW,
+        choices=("auto", "own", "random"),
+    )
     num_train_epochs: float = flag(3.0, "passes over the training rows", HOW, range="(0, inf)")
     per_device_train_batch_size: int = flag(16, "rows a step on each device", HOW, range="[1, inf)")
     gradient_accumulation_steps: int = flag(1, "micro-batches summed into one update", HOW, range="[1, inf)")

@@ -74,6 +74,8 @@ class Task:
     Python (`example_pair` a pair), `processor` and `arguments` what a pipeline needs; `next` goes on from there."""
     pooled: ClassVar[bool] = False
     """Whether logits are one vector a row, (n, classes), which a classifier of features of the row can give as well."""
+    pools: ClassVar[tuple[str, ...]] = ()
+    """Poolings of its tokens that an output layer may read in place of what the model's own head does."""
     decoded: ClassVar[bool] = False
     """Whether reading an encoded row does work that is worth keeping, such as decoding an image."""
     of_several: ClassVar[str] = "each"

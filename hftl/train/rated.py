@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class RatedTrainer(RowReader):
 
     Attributes:
         groups: the parameters that train at any time of the run, by rate.
+        starts_solved: whether the model is worth keeping before its first step, which `eval_on_start` measures.
         breaks_ties: whether of checkpoints that are equal in the metric the one with the lowest loss is the best.
     """
 
@@ -41,6 +43,7 @@ class RatedTrainer(RowReader):
     anatomy: Anatomy
     groups: list[RateGroup]
     breaks_ties = False
+    starts_solved = False
     packing: Packing | None
     beside: Beside | None
 
@@ -67,6 +70,15 @@ class RatedTrainer(RowReader):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         with self.frozen():
             return super()._inner_training_loop(*args, **kwargs)
+
+    def _evaluate(self, trial: Any, ignore_keys: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """As the base class does; where a run `starts_solved`, the model before the first step may be the best."""
+        found = super()._evaluate(trial, ignore_keys, skip_scheduler)
+        if self.starts_solved and self.state.global_step == 0 and self._determine_best_metric(found, trial):
+            self.state.best_global_step = 0
+            self._save_checkpoint(self.model, trial)
+            self.state.best_model_checkpoint = str(Path(self._get_output_dir(trial)) / "checkpoint-0")
+        return found
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """As the base class does; a run that `breaks_ties` takes of equals the one with the lower loss."""
@@ -206,6 +218,9 @@ class RatedTrainer(RowReader):
     def trained(self) -> int:
         """Numbers of the model that have trained by the step whose weights are kept; without those of a partner."""
         kept, steps = self.state.best_global_step, self.state.max_steps
+        if kept == 0 and self.starts_solved:  # the output layer was solved, and no step has made it better
+            parameters = self.model.named_parameters()
+            return sum(p.numel() for name, p in parameters if self.anatomy.place(name).fresh)
         until = kept / steps if kept and steps > 0 else 1.0
         seen = sum(at < until for at in POINTS)
         moved = (group.parameters for group in self.groups if max(group.signature[:seen]) > 0)

@@ -38,6 +38,7 @@ class TextClassification(Classification, Texts):
 
     name: ClassVar[str] = "text-classification"
     auto: ClassVar[str] = "AutoModelForSequenceClassification"
+    pools: ClassVar[tuple[str, ...]] = ("mean", "first")
     usage: ClassVar[dict[str, str]] = {
         "auto": auto,
         "script": "recipes/text_cls.py",

@@ -154,7 +154,9 @@ class ResumableTrainer(transformers.Trainer):
         trained, inside = super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
         if checkpoint is None:
             return trained, inside
-        if best := self.state.best_global_step:  # the folder may have been moved, or is named from elsewhere
+        if (
+            best := self.state.best_global_step
+        ) is not None:  # the folder may have been moved, or is named from elsewhere
             folder = Path(self._get_output_dir(trial)) / f"checkpoint-{best}"
             self.state.best_model_checkpoint = str(folder) if folder.is_dir() else None
         # a run that had ended, early or not, has no step left; the base class would make one more
