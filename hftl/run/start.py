@@ -142,7 +142,7 @@ def _chosen(
         return "", None, ""
     own, best = tried[0], min(tried, key=lambda one: one.loss)
     gain = own.losses - best.losses
-    if gain.mean() <= gain.std() / np.sqrt(len(gain)):  # within a standard error the plain class is worth more
+    if gain.mean() <= 2 * gain.std() / np.sqrt(len(gain)):  # then the plain class is worth more
         best = own
     decision = classical.fit("logistic", best.strength, features[best.name], labels, classes, weighted)
     shown = "; ".join(f"{_spoken(one.name)} {one.loss:.3f}" for one in tried)

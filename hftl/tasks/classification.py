@@ -109,7 +109,8 @@ class Classification(Task):
     def usage_of(self, model: nn.Module) -> dict[str, str]:
         config: Any = model.config
         arguments = self.usage.get("arguments", "") + ARGUMENTS.get(config.problem_type, "")
-        return self.usage | ({"arguments": arguments} if arguments else {})
+        how = {"mean": "the mean of all tokens", "first": "the first token"}.get(getattr(model, "how", ""))
+        return self.usage | ({"arguments": arguments} if arguments else {}) | ({"pooled": how} if how else {})
 
     def answers(self, outputs: list[np.ndarray], rows: list[dict[str, Any]], labels: Labels) -> list[dict[str, Any]]:
         """`label`, `score` and `scores` by name of each row; of several those from the threshold on; or a `value`."""

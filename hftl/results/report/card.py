@@ -72,6 +72,13 @@ def markdown(report: Report) -> str:
     return f"---\n{head}---\n\n{body}"
 
 
+def _library(report: Report) -> str:
+    """The library that loads the folder, as the Hub names it."""
+    if "only" in report.usage or ("pooled" in report.usage and report.adapter):
+        return "hftl"
+    return "sentence-transformers" if "pooled" in report.usage else "peft" if report.adapter else "transformers"
+
+
 def metadata(report: Report) -> dict[str, Any]:
     """The YAML block. What is not known is left out: the Hub shows an absent field better than a guessed one."""
     base, data = _hub_id(report.model), _hub_id(str(report.data.get("source") or "").split(":")[0])
@@ -79,7 +86,7 @@ def metadata(report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if report.license:
         found["license"] = report.license
-    found["library_name"] = "hftl" if "only" in report.usage else "peft" if report.adapter else "transformers"
+    found["library_name"] = _library(report)
     if base and not scratch:
         found["base_model"] = base
         found["base_model_relation"] = "adapter" if report.adapter else "finetune"
