@@ -26,7 +26,8 @@ from hftl.run.recipe import Recipe
 from hftl.train.trainer import Trainer
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-QUICK = "--num_train_epochs 1 --per_device_train_batch_size 64 --disable_tqdm true --output_dir earlier --overwrite"
+QUICK = "--head random --num_train_epochs 1 --per_device_train_batch_size 64 --disable_tqdm true"
+QUICK += " --output_dir earlier --overwrite"
 """Every run is aimed at a folder that holds a finished run and is allowed to replace it; when it fails, it must not."""
 
 ROWS = "".join(

@@ -123,14 +123,14 @@ def model() -> torch.nn.Module:
 
 @pytest.fixture
 def on_text(tiny_bert: str, reviews_csv: str) -> dict[str, str]:
-    """Settings of a recipe that trains the tiny BERT on the sentences."""
-    return {"model": tiny_bert, "data": reviews_csv}
+    """Settings of a recipe that trains the tiny BERT on the sentences, its head at random."""
+    return {"model": tiny_bert, "data": reviews_csv, "head": "random"}
 
 
 @pytest.fixture
 def on_images(tiny_cnn: str, colour_folder: str) -> dict[str, str]:
     """Settings of a recipe that trains the tiny ResNet on the colours."""
-    return {"task": "image-classification", "model": tiny_cnn, "data": colour_folder}
+    return {"task": "image-classification", "model": tiny_cnn, "data": colour_folder, "head": "random"}
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,13 @@ import pytest
 
 from hftl import Recipe
 
-TEXT = {"num_train_epochs": 3, "per_device_train_batch_size": 16, "learning_rate": 3e-3, "disable_tqdm": True}
+TEXT = {
+    "head": "random",
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 16,
+    "learning_rate": 3e-3,
+    "disable_tqdm": True,
+}
 IMAGE = TEXT | {"task": "image-classification"}
 
 

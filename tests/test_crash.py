@@ -25,7 +25,7 @@ from hftl.train.resume.resuming import rotate
 from hftl.train.trainer import Trainer
 
 QUICK = {"num_train_epochs": 3, "learning_rate": 5e-3, "per_device_train_batch_size": 8, "disable_tqdm": True}
-QUICK["save_total_limit"] = 1
+QUICK |= {"save_total_limit": 1, "head": "random"}
 EPOCH = 16
 """Steps of one over the 128 training rows."""
 

@@ -160,7 +160,18 @@ def test_the_readme_recipe_is_short_and_runs(
     assert len(own_recipe().splitlines()) <= 20
     script, folder = tmp_path / "my_recipe.py", tmp_path / "run"
     script.write_text(own_recipe())
-    flags = ["--model", tiny_bert, "--data", reviews_csv, "--output_dir", str(folder), "--num_train_epochs", "1"]
+    flags = [
+        "--model",
+        tiny_bert,
+        "--data",
+        reviews_csv,
+        "--output_dir",
+        str(folder),
+        "--num_train_epochs",
+        "1",
+        "--head",
+        "random",
+    ]
     monkeypatch.setattr(sys, "argv", [str(script), *flags, "--disable_tqdm"])
     runpy.run_path(str(script), run_name="__main__")
     report = json.loads((folder / "report.json").read_text())

@@ -39,7 +39,13 @@ from hftl.train.pcgrad import Surgery, projected
 from hftl.train.sampling import LengthGrouped
 
 SIZES = [3000, 500, 40]
-QUICK = {"learning_rate": 5e-3, "per_device_train_batch_size": 8, "disable_tqdm": True, "num_train_epochs": 2}
+QUICK = {
+    "head": "random",
+    "learning_rate": 5e-3,
+    "per_device_train_batch_size": 8,
+    "disable_tqdm": True,
+    "num_train_epochs": 2,
+}
 
 
 @pytest.fixture(scope="module")

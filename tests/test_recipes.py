@@ -24,7 +24,17 @@ from hftl.errors import UserError
 from hftl.tasks.sections import Matrix
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-QUICK = ["--num_train_epochs", "3", "--learning_rate", "0.005", "--per_device_train_batch_size", "8", "--disable_tqdm"]
+QUICK = [
+    "--head",
+    "random",
+    "--num_train_epochs",
+    "3",
+    "--learning_rate",
+    "0.005",
+    "--per_device_train_batch_size",
+    "8",
+    "--disable_tqdm",
+]
 
 
 def launch(recipe: str, *flags: str) -> None:
@@ -250,7 +260,13 @@ def rows_of(n: int, label) -> datasets.Dataset:
 
 
 def quick(model: str, data, folder: Path, **settings) -> Recipe:
-    common = {"num_train_epochs": 3, "learning_rate": 5e-3, "per_device_train_batch_size": 8, "disable_tqdm": True}
+    common = {
+        "head": "random",
+        "num_train_epochs": 3,
+        "learning_rate": 5e-3,
+        "per_device_train_batch_size": 8,
+        "disable_tqdm": True,
+    }
     return Recipe(model=model, data=data, output_dir=str(folder), **common | settings)
 
 

@@ -21,6 +21,7 @@ TASKS = {"model": "{bert}", "tasks": ["mood={reviews}", "pairs={pairs}"], "mixin
 
 ROWS: dict[str, dict[str, Any]] = {
     "rates by depth": TEXT | {"strategy": "LayerDecay(0.7)"},
+    "a head that is solved": TEXT | {"head": "auto"},
     "an adapter": TEXT | {"strategy": "LoRA(r=4)"},
     "layers that join in one by one": TEXT | {"strategy": "GradualUnfreeze"},
     "what frozen layers gave is kept": TEXT | {"strategy": "LastLayers(1)"},
@@ -36,7 +37,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "masked tokens": TEXT | {"task": "fill-mask"},
 }
 QUICK = {"num_train_epochs": 2, "per_device_train_batch_size": 16, "learning_rate": 5e-3, "logging_steps": 1}
-QUICK |= {"disable_tqdm": True, "save_total_limit": 1}
+QUICK |= {"head": "random", "disable_tqdm": True, "save_total_limit": 1}
 
 
 @pytest.fixture(scope="module")

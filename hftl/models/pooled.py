@@ -63,6 +63,11 @@ class PooledModel(nn.Module):
         loss = None if labels is None else ForSequenceClassificationLoss(labels, logits, self.config)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
+    @property
+    def device(self) -> torch.device:
+        """As a model of transformers."""
+        return self.classifier.weight.device
+
     def get_input_embeddings(self) -> nn.Module:
         """As a model of transformers."""
         return self.encoder.get_input_embeddings()

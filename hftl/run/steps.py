@@ -14,7 +14,7 @@ from hftl.strategies import Chain, Strategy
 ONLY = (
     *("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps"),
     *("weight_decay", "warmup_steps", "lr_scheduler_type", "early_stopping_patience", "class_weights", "augment"),
-    *("max_tokens_per_batch", "packing", "fit_batch", "cache_dtype", "resume", "show_rates"),
+    *("head", "max_tokens_per_batch", "packing", "fit_batch", "cache_dtype", "resume", "show_rates"),
     *own_settings(Target),
     *own_settings(Adaptation),
     *own_settings(Together),

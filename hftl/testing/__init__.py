@@ -62,7 +62,12 @@ class Outcome:
 def train_tiny(strategy: Strategy | str, settings: dict[str, Any], folder: Path) -> Outcome:
     """Run one strategy on one tiny task into a folder; a target's rows are the task's own, without labels."""
     target = {"unlabelled": settings["data"]} if strategy_of(strategy).streams else {}
-    recipe = Recipe(**target | settings | {"strategy": strategy, "output_dir": str(folder), "disable_tqdm": True})
+    recipe = Recipe(
+        **{"head": "random"}
+        | target
+        | settings
+        | {"strategy": strategy, "output_dir": str(folder), "disable_tqdm": True}
+    )
     run = recipe.prepare()
     run.trainer.args.learning_rate /= run.trainer.groups[0].peak  # whatever the strategy, nothing trains faster
     before, last = _state(run.trainer.model), _Last()
