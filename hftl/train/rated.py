@@ -73,6 +73,8 @@ class RatedTrainer(RowReader):
 
     def _evaluate(self, trial: Any, ignore_keys: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """As the base class does; where a run `starts_solved`, the model before the first step may be the best."""
+        if self.starts_solved and skip_scheduler and self.state.global_step > 0:
+            return {}  # a run that goes on has measured its start
         found = super()._evaluate(trial, ignore_keys, skip_scheduler)
         if self.starts_solved and self.state.global_step == 0 and self._determine_best_metric(found, trial):
             self.state.best_global_step = 0
