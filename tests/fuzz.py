@@ -13,8 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -29,7 +31,11 @@ from hftl.data.formats.decode import open_image, read_mask
 from hftl.data.load import load
 from hftl.data.new_rows import new_rows
 from hftl.data.scan import _look
+from hftl.data.types import Labels
 from hftl.errors import UserError
+from hftl.results import predict
+from hftl.results.lines import FORMS
+from hftl.results.predict import Predictor
 from hftl.results.report.card import markdown
 from hftl.results.report.page import html
 from hftl.results.report.report import Report
@@ -39,6 +45,9 @@ from hftl.settings.fields import training_settings
 from hftl.strategies import Strategy
 from hftl.tasks import augment
 from hftl.tasks.augment.base import known
+from hftl.tasks.classification import PROBLEM_TYPES
+from hftl.tasks.image.classification import ImageClassification
+from hftl.tasks.image.segmentation import ImageSegmentation
 from hftl.tasks.text.classification import TextClassification
 
 KNOWN = training_settings() | Recipe().own(Recipe().task)
@@ -246,6 +255,94 @@ def read_picture(content: bytes) -> None:
     read_mask(cell)
 
 
+signed = st.text(alphabet="ab01 [](){}|,;:/'\".-\n\u200bé", max_size=8)
+one_cell = st.sampled_from([st.integers(-3, 3), st.floats(), st.booleans(), st.integers(), st.text(max_size=5), signed])
+some_cells = one_cell.flatmap(
+    lambda cell: st.sampled_from([cell, st.lists(cell, max_size=3), signed.map("[{}]".format)]).flatmap(
+        lambda kind: st.lists(st.none() | kind, min_size=2, max_size=6)
+    )
+)
+
+
+def read_labels(example: tuple[str | None, list[Any]]) -> None:
+    """What training reads of a label is what scoring reads of it."""
+    read_as, cells = example
+    try:
+        table = datasets.Dataset.from_dict({"text": [f"t{i}" for i in range(len(cells))], "label": cells})
+    except (pa.ArrowException, OverflowError):  # numbers that no column holds
+        return
+    roles = TextClassification.roles
+    splits = datasets.DatasetDict.fromkeys(("train", "valid", "test"), table)
+    found = load(splits, roles, read_as=read_as, on_bad_row="skip")
+    scored = new_rows(table, roles).labels(roles["label"], found.labels)
+    learnt = dict(zip(found.train["text"], found.train["label"], strict=True))
+    assert scored is not None
+    assert learnt == {f"t{i}": cell for i, cell in enumerate(scored["label"]) if f"t{i}" in learnt}
+    if found.labels.read_as == "multi_label_classification":
+        assert {bit for bits in learnt.values() for bit in bits} <= {0, 1}
+
+
+places = st.lists(
+    st.sampled_from(
+        ["train", "Testing", "val_set", "a", "b", "images", "masks", "a_mask", "__MACOSX", ".x", "é ", "1", "labels"]
+    ),
+    max_size=3,
+).map("/".join)
+file_names = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(["1", "2", "img_1", "x y", "Thumbs", ".DS_Store", "._1", "metadata", "-1"]),
+    st.sampled_from(["", "_mask", "_seg", "_L"]),
+    st.sampled_from([".png", ".JPG", ".tif", ".db", ".csv", ".jsonl", "", ".heic"]),
+)
+contents = (
+    st.sampled_from([*PICTURES[:1], image_bytes("PNG", "L"), image_bytes("PNG", "P")])
+    | st.just(b"file_name,label\n1.png,a\n2.png,b\n")
+    | st.binary(max_size=20)
+)
+trees = st.dictionaries(st.tuples(places, file_names), contents, min_size=1, max_size=12)
+
+
+def read_tree(example: tuple[dict[tuple[str, str], bytes], type]) -> None:
+    files, task = example
+    with tempfile.TemporaryDirectory() as folder:
+        for (place, name), content in files.items():
+            path = Path(folder, place, name)
+            with contextlib.suppress(FileExistsError, NotADirectoryError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+        with contextlib.suppress(UserError):
+            assert len(new_rows(folder, task.roles).inputs) > 0
+        found = load(folder, task.roles, on_bad_row="skip")
+        assert len(found.train) > 0
+        assert all(open_image(cell) for cell in found.train["image"])
+
+
+class Constant(Predictor):
+    """A predictor of a model that finds all texts good."""
+
+    def __init__(self) -> None:
+        self.task, self.labels = TextClassification(), Labels("single_label_classification", ["bad", "good"])
+        self.processor, self.batch_size, self.columns = None, 4, {"text": "text", "label": "label"}
+        self.reads, self.roles = {"text": self.task.roles["text"]}, ["text"]
+
+    def _encoded(self, rows: Any, labels: Any = None) -> list[dict[str, Any]]:
+        return [{"length": len(row["text"])} for row in rows]
+
+    def _logits(self, encoded: Any, scored: Any = None) -> Any:
+        return [np.array([0.0, 1.0]) for _ in encoded]
+
+
+def predict_table(example: tuple[tuple[str, bytes], str]) -> None:
+    (kind, content), form = example
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
+        path, output = Path(folder, f"a.{kind}"), Path(folder, f"new{form}")
+        path.write_bytes(content)
+        with contextlib.redirect_stderr(said), mock.patch.object(predict, "load", return_value=Constant()):
+            predict.predict_file("", str(path), str(output), on_bad_row="skip")
+        written = new_rows(str(output), {"text": TextClassification.roles["text"]}, columns={"text": "text"})
+        assert len(written) > 0
+
+
 # --- the report ---
 
 strange = (
@@ -286,6 +383,13 @@ TARGETS = {
     **{kind: Target(read_table, table_of(kind)) for kind in TABLES},
     "saved data sets": Target(read_saved, st.tuples(st.sampled_from(sorted(SAVED)), edits)),
     "images": Target(read_picture, st.builds(edited, st.sampled_from(PICTURES), edits) | st.binary(max_size=200)),
+    "label cells": Target(read_labels, st.tuples(st.sampled_from([None, *PROBLEM_TYPES]), some_cells)),
+    "folders": Target(read_tree, st.tuples(trees, st.just(ImageClassification))),
+    "masks": Target(read_tree, st.tuples(trees, st.just(ImageSegmentation))),
+    "predict": Target(
+        predict_table,
+        st.tuples(st.sampled_from([*TABLES]).flatmap(table_of), st.sampled_from(FORMS)),
+    ),
     "report": Target(
         write_report, st.tuples(st.lists(strange, min_size=2, max_size=4, unique=True), strange, strange, strange)
     ),

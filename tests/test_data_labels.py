@@ -53,6 +53,15 @@ CASES: dict[str, tuple[list[Any], dict[str, Any], str, list[str], list[Any]]] = 
     ),
     "vectors with bars": (["1|0|0", "0|1|1"], {"read_as": MULTI}, MULTI, ["0", "1", "2"], [[1, 0, 0], [0, 1, 1]]),
     "text as pandas has it": (["['a', 'b']", "['b']"], {"read_as": MULTI}, MULTI, ["a", "b"], [[1, 1], [0, 1]]),
+    "text as tuples": (["('a', 'b')", "('b',)"], {"read_as": MULTI}, MULTI, ["a", "b"], [[1, 1], [0, 1]]),
+    "arrays of texts": (["['a' 'b']", "['b']"], {"read_as": MULTI}, MULTI, ["a", "b"], [[1, 1], [0, 1]]),
+    "arrays of bits": (
+        ["[1. 0. 0.]", "[0. 1. 1.]"],
+        {"read_as": MULTI},
+        MULTI,
+        ["0", "1", "2"],
+        [[1, 0, 0], [0, 1, 1]],
+    ),
     "text with bars": (["a|b", "b", "[]"], {"read_as": MULTI}, MULTI, ["a", "b"], [[1, 1], [0, 1], [0, 0]]),
     "a blank text": (["a|b", " ", "b"], {"read_as": MULTI}, MULTI, ["a", "b"], [[1, 1], [0, 0], [0, 1]]),
     "text with json": (['["a", 2]', "[2]"], {"read_as": MULTI}, MULTI, ["2", "a"], [[1, 1], [1, 0]]),
@@ -162,6 +171,11 @@ def test_a_csv_and_a_typed_file_read_the_same(tmp_path: Path) -> None:
         ([[0, 1], [1, 0]], {}, "a vector of two classes, or the ids of both"),
         (["a,b", "a", "b"], {"read_as": MULTI}, r"such as 'a,b' may be several classes .* Write several as a\|b"),
         (["a;b", "a", "b"], {"read_as": MULTI}, r"such as 'a;b' may be several classes"),
+        (["a;b", "b;c", "a;c"], {"read_as": MULTI}, r"such as 'a;b' may be several classes"),
+        (["a b", "b c", "a"], {"read_as": MULTI}, r"such as 'a b' may be several classes"),
+        (["1,0,0", "0,1,1"], {"read_as": MULTI}, r"such as '0,1,1' may be several classes"),
+        (["100", "011"], {"read_as": MULTI}, r"such as '011' may be several classes"),
+        (["[joy, fear]", "joy|fear"], {"read_as": MULTI}, r"such as '\[joy, fear\]' may be several classes"),
     ],
 )
 def test_a_cell_that_reads_in_two_ways_is_refused_with_both(labels, settings, sentence) -> None:
@@ -178,6 +192,21 @@ def test_what_was_read_is_said_first() -> None:
     assert form.sentence == "column 'label' reads as single_label_classification: 'x' is 'x'; 'y' is 'y'"
 
 
+@pytest.mark.parametrize(
+    ("names", "columns", "read"),
+    [
+        ("sent1 sent2 label", {}, "text = sent1, text_pair = sent2, label = label"),
+        ("claim evidence label", {"text": "claim"}, "text = claim, text_pair = evidence, label = label"),
+        ("text sentence label", {}, "text = text, label = label; not read: sentence"),
+        ("review document label", {}, "text = review, label = label; not read: document"),
+    ],
+)
+def test_two_columns_are_a_pair_only_where_they_are_known_to_go_together(names, columns, read) -> None:
+    data = datasets.Dataset.from_dict({name: [f"{name} {i % 2}" for i in range(4)] for name in names.split()})
+    found = load({"train": data, "valid": data, "test": data}, ROLES, columns=columns)
+    assert [check.sentence for check in found.checks if check.name == "columns"] == [read]
+
+
 def test_columns_of_0_and_1_are_several_labels() -> None:
     rows = {"text": list("abcd"), "toxic": [1, 0, 1, 0], "id": [7, 8, 9, 10], "threat": ["1", "1", "0", "0"]}
     data = {split: datasets.Dataset.from_dict(rows) for split in ("train", "valid", "test")}
@@ -190,10 +219,15 @@ def test_columns_of_0_and_1_are_several_labels() -> None:
         load(data, ROLES, columns={"label": "toxic,id"})
 
 
+def test_class_names_with_signs_are_classes_where_each_stands_in_a_list_or_shares_no_part():
+    for labels in (['["a b"]', '["b c"]', '["a"]'], ["sci-fi, new", "food & drink", "sci-fi, old"]):
+        assert len(with_labels(labels, read_as=MULTI).labels.names) == 3
+
+
 def test_the_column_that_reads_like_text_is_the_one_that_is_offered() -> None:
     words = ["one thing", "another thing", "a third", "a fourth"]
     data = datasets.Dataset.from_dict({"id": list("abcd"), "Tweet Body": words, "Emotion": ["joy", "fear"] * 2})
-    with pytest.raises(UserError, match="Pass --text Tweet Body"):
+    with pytest.raises(UserError, match="Pass --text 'Tweet Body'"):
         load(data, ROLES)
     with pytest.raises(UserError, match="Pass --label Emotion"):
         load(data, ROLES, columns={"text": "Tweet Body"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,15 +54,16 @@ def find_columns(raw: RawSplit, roles: dict[str, Role], mapped: dict[str, str]) 
 
 
 def _find_pairs(roles: dict[str, Role], folded: dict[str, str], found: dict[str, str]) -> None:
-    """Take two columns that are known to go together, where neither role is mapped and the first has no better one."""
+    """Take two columns that are known to go together, unless the first role has a better one, or is another's."""
     order = [*roles]
     for role, need in roles.items():
         first = order[order.index(role) - 1]
-        if not need.pairs or role in found or first in found or roles[first].candidates[0] in folded:
+        if not need.pairs or role in found or roles[first].candidates[0] in folded:
             continue
-        here = next(((folded[a], folded[b]) for a, b in need.pairs if a in folded and b in folded), None)
-        if here is not None:
-            found[first], found[role] = here
+        here = [(folded[a], folded[b]) for a, b in need.pairs if a in folded and b in folded]
+        here = [pair for pair in here if found.get(first, pair[0]) == pair[0] and pair[1] not in found.values()]
+        if here:
+            found[first], found[role] = here[0]
 
 
 def columns_check(raw: RawSplit, columns: dict[str, str]) -> Check:
@@ -105,13 +107,14 @@ def several_columns(raw: RawSplit, wanted: str) -> RawSplit:
 
 
 def _like_text(raw: RawSplit, free: list[str]) -> str | None:
-    """The column with the most text that does not come again, in the first rows."""
+    """The column with the most text that does not come again, in the first rows; addresses and codes are no text."""
     head = raw.data.select(range(min(len(raw.data), 100))).with_format(None)
     lengths = {}
     for name in free:
         if getattr(raw.data.features.get(name), "dtype", "") in ("string", "large_string"):
-            lengths[name] = sum(len(cell) for cell in {*head[name]} if cell)
-    return max(lengths, key=lengths.__getitem__) if lengths and len(raw.data) > 2 else None
+            cells = {cell for cell in head[name] if cell and (" " in cell.strip() or not cell.isascii())}
+            lengths[name] = sum(map(len, cells)) if 2 * len(cells) > len(head) else 0
+    return max(lengths, key=lengths.__getitem__) if any(lengths.values()) and len(raw.data) > 2 else None
 
 
 def _like_labels(raw: RawSplit, free: list[str]) -> str | None:
@@ -144,7 +147,7 @@ def _missing(wanted: str, role: str, raw: RawSplit, found: dict[str, str], near:
     guess = (like and like(raw, free)) or (free[-1] if role == "label" else free[0]) if free else "COLUMN"
     listed = ", ".join(there[:12]) + (" ..." if len(there) > 12 else "")
     hint = suggest(near, there) if near else ""
-    return f"Expected a column {wanted!r} in {raw.name}; it has {listed}.{hint} Pass --{role} {guess}."
+    return f"Expected a column {wanted!r} in {raw.name}; it has {listed}.{hint} Pass --{role} {shlex.quote(guess)}."
 
 
 def inputs(raw: RawSplit, columns: dict[str, str], roles: dict[str, Role]) -> datasets.Dataset:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from hftl.data.roles import Reading, other_word
-from hftl.data.survey import MOST_CLASSES, Survey, key, number, ordered, split_cell, survey
+from hftl.data.survey import MOST_CLASSES, Survey, bracketed, glued, key, number, ordered, split_cell, survey
 from hftl.data.types import IGNORED, Check, Labels, quoted
 from hftl.errors import UserError
 
@@ -44,9 +44,8 @@ class OneClass(Reading):
     def notes(self, train: Survey, offered: Mapping[str, Reading]) -> list[Check]:
         cure = other_word(offered, Several, "if they are several classes, pass --problem_type {}")
         sign = next((sign for sign in ("|", "[") if any(sign in name for name in self.names)), None)
-        if not cure or sign is None:
-            return []
-        return [Check("labels", "note", f"some labels in {train.where} hold {sign!r}; {cure}")]
+        held = repr(sign) if sign else glued({*self.names}, "[,;]") and "names of others"
+        return [Check("labels", "note", f"some labels in {train.where} hold {held}; {cure}")] if cure and held else []
 
     def _new(self, train: Survey, other: Survey) -> set[str]:
         new = super()._new(train, other)
@@ -92,10 +91,10 @@ class Several(Reading):
         if not values:
             raise UserError(f"Expected classes in {train.where}; no row of train has one.")
         _check_many(train, values, offered)
-        if train.kind == "string" and max(train.lengths, default=0) <= 1 and (glued := _glued(values)):
+        if bad := bracketed(train.whole) or (max(train.lengths, default=0) <= 1 and glued(train.whole)):
             raise UserError(
-                f"Cells of {train.where} such as {quoted(glued)} may be several classes or one whose name has such a "
-                'sign. Write several as a|b or ["a", "b"].'
+                f"Cells of {train.where} such as {quoted(bad)} may be several classes or one whose name has such a "
+                'sign. Write several as a|b or ["a", "b"], and one as ["a"].'
             )
         return replace(self, names=tuple(train.class_names or ordered(values)))
 
@@ -250,16 +249,6 @@ class Tags(Reading):
 
 
 _BITS = {"true": 1.0, "false": 0.0}
-
-
-def _glued(values: set[str]) -> str | None:
-    """A class name that is others with a comma or semicolon between; None where there is none."""
-    for value in sorted(values):
-        for sign in (",", ";"):
-            parts = [part.strip() for part in value.split(sign)]
-            if len(parts) > 1 and any(part in values for part in parts):
-                return value
-    return None
 
 
 def _check_single(train: Survey, noun: str, offered: Mapping[str, Reading]) -> None:

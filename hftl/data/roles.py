@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from hftl.data.source import Opened, RawSplit
 
-_ENCODING = 3  # part of the cache key of encoded columns: raise it when `cells` of a reading changes
+_ENCODING = 4  # part of the cache key of encoded columns: raise it when `cells` of a reading changes
 
 
 @dataclass(frozen=True)

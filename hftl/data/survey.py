@@ -10,6 +10,7 @@ import json
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ _BATCH = 10_000
 _LARGEST = 3.4028234e38  # of float32, in which labels are kept
 # A leading zero makes a code, not a number: 007 and 7 are two classes.
 _NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)?(\.\d*)?([eE][+-]?\d+)?")
+_ITEM = r"'[^'\\]*'|\"[^\"\\]*\"|True|False|[+-]?(?:0|[1-9]\d*)(?:\.\d*)?"
+_ARRAY = re.compile(rf"\[\s*(?:{_ITEM})(?:\s+(?:{_ITEM}))+\s*\]")
 _WHOLE = re.compile(r"0|-?[1-9]\d*")
 _KINDS = {"bool": "boolean", "int": "integer", "uint": "integer", "float": "float", "decimal": "float"}
 _KINDS |= {"string": "string", "large_string": "string", "null": "string"}
@@ -47,6 +50,7 @@ class Survey:
     fraction: bool = False  # some number is not whole
     lengths: set[int] = field(default_factory=set)  # of lists
     repeats: bool = False  # some list holds a value twice, so it cannot be a set of classes
+    whole: set[str] = field(default_factory=set)  # texts that may hold several classes, and were read as one
 
     @property
     def words_are_missing(self) -> bool:
@@ -75,7 +79,10 @@ def survey(column: datasets.Dataset, where: str, split: bool = False) -> Survey:
         found.rows += len(cells)
         if found.listed or split:
             for cell in cells.to_pylist():
-                _add_list(found, split_cell(cell) if split else cell)
+                parts = split_cell(cell) if split else cell
+                _add_list(found, parts)
+                if split and cell is not None and parts == [cell.strip()] and len(found.whole) <= MOST_CLASSES:
+                    found.whole.update(parts)
         else:
             for value in pc.unique(cells).to_pylist():
                 _add(found, value)
@@ -177,24 +184,43 @@ def split_cell(cell: str | None) -> list[Any] | None:
     """`a|b` or a JSON list -> its parts; none of a blank cell, as of `[]`: no class applies. A null is no label."""
     if cell is None:
         return None
-    if cell.lstrip().startswith("["):
+    if cell.lstrip().startswith(("[", "(", "{")):
         try:
-            parts = list(json.loads(cell))
-            return [json.dumps(part) if isinstance(part, list | dict) else part for part in parts]
+            parts = json.loads(cell)
         except (json.JSONDecodeError, RecursionError):
-            return _python_list(cell)
+            parts = _python_list(cell.strip())
+        if not isinstance(parts, list | tuple | set):
+            return [cell.strip()]
+        return [part if isinstance(part, str | int | float | None) else json.dumps(part, default=str) for part in parts]
     return [part.strip() for part in cell.split("|") if part.strip()]
 
 
-def _python_list(cell: str) -> list[Any]:
-    """A list as pandas writes it, `['joy', 'fear']`; any other text is one class."""
+def _python_list(cell: str) -> Any:
+    """A list, tuple or set as pandas writes it, `['joy', 'fear']`, or an array, `[1 0 0]`; else None."""
     try:
-        parts = ast.literal_eval(cell.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return [cell.strip()]
-    return (
-        [part if isinstance(part, str) else str(part) for part in parts] if isinstance(parts, list) else [cell.strip()]
-    )
+        if _ARRAY.fullmatch(cell):  # not by Python, to which 'a' 'b' is 'ab'
+            return [ast.literal_eval(one) for one in re.findall(_ITEM, cell)]
+        return ast.literal_eval(cell)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def bracketed(values: set[str]) -> str | None:
+    """A text that looks like a list or an array, and cannot be read as one."""
+    return min((v for v in values if v[0] + v[-1] in ("[]", "()", "{}") and re.search(r"[,;:\s]", v)), default=None)
+
+
+def glued(values: set[str], signs: str = r"[,;/&+]|\s") -> str | None:
+    """A class name that is made of parts of others with a sign between, or of bits; None where there is none."""
+    if len({*map(len, values)}) == 1 < len(values) and all(re.fullmatch("[01]{3,}", value) for value in values):
+        return min(values)
+    for sign in signs.split("|"):
+        parts = {value: {part.strip() for part in re.split(sign, value)} for value in values}
+        often = Counter(part for found in parts.values() for part in found)
+        made = [value for value, found in parts.items() if found != {value} and all(often[part] > 1 for part in found)]
+        if made:
+            return min(made)
+    return None
 
 
 def near_names(names: Sequence[str]) -> list[Check]:

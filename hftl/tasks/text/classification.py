@@ -25,6 +25,7 @@ PAIRS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence")),
     *(("question", "passage"), ("question", "context"), ("query", "passage"), ("query", "document")),
     *(("sentence_a", "sentence_b"), ("text_a", "text_b"), ("text1", "text2"), ("claim", "evidence")),
+    *(("sent1", "sent2"), ("#1 string", "#2 string")),
 )
 """Columns that are the two texts of a row, as GLUE, SuperGLUE and retrieval data name them."""
 CHEAP = 2 * 10**11
@@ -50,7 +51,7 @@ class TextClassification(Classification, Texts):
     }
     roles: ClassVar[dict[str, Role]] = {
         "text": Role("text", ("text", "sentence", "sentence1", "premise", "question1", "question", "review")),
-        "text_pair": Role("text", ("text_pair", *(second for _, second in PAIRS)), required=False, pairs=PAIRS),
+        "text_pair": Role("text", ("text_pair", "sentence2", "hypothesis", "question2"), required=False, pairs=PAIRS),
         "label": Role("label", LABELS, reads=PROBLEM_TYPES),
     }
 
