@@ -203,7 +203,7 @@ def test_what_was_read_is_said_first() -> None:
 )
 def test_two_columns_are_a_pair_only_where_they_are_known_to_go_together(names, columns, read) -> None:
     data = datasets.Dataset.from_dict({name: [f"{name} {i % 2}" for i in range(4)] for name in names.split()})
-    found = load({"train": data, "valid": data, "test": data}, ROLES, columns=columns)
+    found = load({"train": data, "valid": data, "test": data}, TextClassification.roles, columns=columns)
     assert [check.sentence for check in found.checks if check.name == "columns"] == [read]
 
 
