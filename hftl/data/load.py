@@ -111,7 +111,7 @@ class _Loading:
         splits = self._drop_bad(splits, on_bad_row)
         origin = whole_fingerprint(splits, labels)
         unlabelled = splits.pop(UNLABELLED, None)
-        self._carve(splits, labels)
+        self.checks.insert(1 if reading is None else 2, self._carve(splits, labels))
         if max_train_samples is not None:
             train = splits["train"]
             rows = subset(max_train_samples, train.classes, len(train.data), self.seed)
@@ -220,8 +220,9 @@ class _Loading:
             splits[split] = one.take(keep)
         return splits
 
-    def _carve(self, splits: dict[str, Split], labels: Labels) -> None:
-        whole = len(splits["train"].data)
+    def _carve(self, splits: dict[str, Split], labels: Labels) -> Check:
+        """Set aside what is missing of train, valid and test, and say which were given."""
+        whole, said = len(splits["train"].data), f"given: {', '.join(split for split in SPLITS if split in splits)}"
         for split in ("test", "valid"):
             if split in splits:
                 continue
@@ -231,10 +232,12 @@ class _Loading:
             splits[split], splits["train"] = train.take(taken), train.take(rest)
             part_of = f"{100 * len(taken) / whole:.0f} % of train ({len(taken):,} rows)"
             self.notes.append(f"no {split} split was given: {part_of} was set aside, seed {self.seed}")
+            said += f"; {split} is {part_of}, set aside with seed {self.seed}"
             small = scarce(train.scan.keys, train.classes) if train.classes is not None else []
             if small:
                 names = ", ".join(repr(labels.names[i]) for i in small[:5]) + (" ..." if len(small) > 5 else "")
                 self.notes.append(f"{split} may lack the classes {names}: with fewer than 3 rows, too few to share out")
+        return Check("splits", "ok", said)
 
 
 def _open(source: Any, revision: str | None, reading: Reading | None) -> Opened:

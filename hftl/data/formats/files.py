@@ -146,7 +146,8 @@ def _header(path: Path) -> list[str]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise UserError(
-            f"Expected each column of {path.name} once; its header has {twice!r} more than once. Rename the others."
+            f"Expected each column of {path.name} once; its header has {twice!r} more than once. Rename the others, "
+            "or add a header where the first row is data."
         )
     return names
 

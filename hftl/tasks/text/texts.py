@@ -97,6 +97,13 @@ class Texts(Batched):
 
     _target: Any = field(default=None, init=False, repr=False)
     """Unlabelled texts of the target, from which an augmentation draws words."""
+    _end: str = field(default="", init=False, repr=False)
+    """The token of which every row must have as many: the head of an encoder with a decoder reads the last one."""
+
+    def processor(self, source: Source, model: nn.Module, **options: Any) -> Any:
+        made, config = super().processor(source, model, **options), model.config
+        self._end = made.eos_token or "" if getattr(config, "is_encoder_decoder", False) else ""
+        return made
 
     def build(self, source: Source, labels: Labels) -> Pretrained:
         made = super().build(source, labels)
@@ -130,7 +137,7 @@ class Texts(Batched):
             tokenise,
             batched=True,
             remove_columns=rows.column_names,
-            new_fingerprint=cache_key(rows, rules(processor), limit),
+            new_fingerprint=cache_key(rows, rules(processor), limit, self._end),
             desc=f"Tokenising {len(rows):,} rows",
         )
         if found is None:
@@ -147,9 +154,13 @@ class Texts(Batched):
 
     def encoder(self, processor: Any, columns: Collection[str], train: bool = False) -> Callable[[Columns], Columns]:
         limit = self.limit(processor, train, pairs="text_pair" in columns)
+        end, apart = self._end, " ".join(self._end)
+
+        def part(texts: list[str]) -> list[str]:
+            return [text.replace(end, apart) if end else text for text in read_part(texts)]
 
         def tokenise(batch: Columns) -> Columns:
-            texts, pairs = read_part(batch["text"]), batch.get("text_pair") and read_part(batch["text_pair"])
+            texts, pairs = part(batch["text"]), batch.get("text_pair") and part(batch["text_pair"])
             made = dict(processor(texts, pairs, verbose=False))
             lengths = [len(ids) for ids in made["input_ids"]]
             for i in (i for i, length in enumerate(lengths) if length > limit):
