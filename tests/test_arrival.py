@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from families import adaptable
 from safetensors.torch import load_file, save_file
 
 from hftl.data.types import Labels
@@ -119,3 +120,23 @@ def test_a_dropout_that_leaves_nothing_is_said(tuned, tmp_path):
     config = transformers.AutoConfig.from_pretrained(folder, classifier_dropout=0.999)
     config.save_pretrained(folder)
     assert "dropout drops 99.9% of what it reads in training" in said(built(folder, "Positive", "negative"))
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_an_end_token_inside_a_text_is_text_to_a_head_that_reads_the_last_one(tiny_bert, tmp_path, name):
+    """T12."""
+    model = adaptable(name, 2)
+    model.config.eos_token_id = 3
+    model.save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_bert)
+    tokenizer.add_special_tokens({"eos_token": "[SEP]"})
+    tokenizer.save_pretrained(tmp_path)
+    task = TextClassification()
+    built = task.build(Source(str(tmp_path)), Labels("single_label_classification", ["a", "b"]))
+    rows = {"text": ["good [SEP] film", "a film", "[SEP][SEP]"], "text_pair": ["bad", "a [SEP]", "b"]}
+    made = task.encoder(built.processor, rows)(rows)
+    assert [ids.count(3) for ids in made["input_ids"]] == [2, 2, 2]
+    encoded = [dict(zip(made, row, strict=True)) for row in zip(*made.values(), strict=True)]
+    batch = task.collate(built.processor)(encoded)
+    batch.pop("token_type_ids", None)
+    assert built.model(**batch).logits.isfinite().all()

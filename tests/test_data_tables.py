@@ -65,6 +65,9 @@ def test_a_file_without_a_header_is_told_so(tmp_path):
     rows = "\n".join(f"text number {i},{'pos' if i % 2 else 'neg'}" for i in range(20))
     with pytest.raises(UserError, match=r"there is 'neg' in the first row of a.csv, which reads like data. Add a head"):
         read(tmp_path / "a.csv", rows)
+    rows = "\n".join(f"{i},text number {i},{i % 2}" for i in range(20))
+    with pytest.raises(UserError, match=r"'0' more than once. Rename .* or add a header where the first row is data"):
+        read(tmp_path / "b.csv", rows)
 
 
 def test_a_quote_after_a_backslash_is_a_quote(tmp_path):
@@ -97,3 +100,28 @@ def test_a_null_among_words_is_a_bad_row(tmp_path):
     rows = [{"tokens": ["a", None if i == 3 else "b"], "label": ["O", "B-x"]} for i in range(20)]
     with pytest.raises(UserError, match=r"data row 4 of a.jsonl; it has a null among its tokens"):
         read(tmp_path / "a.jsonl", lines(rows), TokenClassification)
+
+
+@pytest.mark.parametrize(
+    ("role", "usual", "odd", "task"),
+    [("text", "a", 5, TextClassification), ("tokens", ["a", "b"], ["a", 5], TokenClassification)],
+)
+def test_a_number_among_texts_or_words_is_named_with_its_row(tmp_path, role, usual, odd, task):
+    rows = [{role: odd if i == 3 else usual, "label": ["O", "B-x"]} for i in range(20)]
+    with pytest.raises(UserError, match=rf"column '{role}' of a.jsonl; it holds 'a' in row 1 and 5 in row 4; "):
+        read(tmp_path / "a.jsonl", lines(rows), task)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["train", "valid", "test"], "given: train, valid, test"),
+        (["train", "test"], "given: train, test; valid is 10 % of train (4 rows), set aside with seed 42"),
+    ],
+)
+def test_splits_that_were_given_and_set_aside_are_said_among_the_first(tmp_path, given, said):
+    for split in given:
+        rows = [f"{split} {i},{'ab'[i % 2]}" for i in range(40)]
+        (tmp_path / f"{split}.csv").write_text("\n".join(["text,label", *rows]))
+    third = load(str(tmp_path), TextClassification.roles).checks[2]
+    assert (third.name, third.sentence) == ("splits", said)

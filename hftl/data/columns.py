@@ -14,6 +14,7 @@ import numpy as np
 from hftl.data.formats.images import IMAGE, as_images
 from hftl.data.roles import Role
 from hftl.data.source import Opened, RawSplit
+from hftl.data.survey import two_kinds
 from hftl.data.types import SPLITS, WORDS, Check, quoted, split_of
 from hftl.errors import UserError, suggest
 
@@ -172,9 +173,15 @@ def inputs(raw: RawSplit, columns: dict[str, str], roles: dict[str, Role]) -> da
 def _check(raw: RawSplit, role: str, column: str, kind: str) -> None:
     feature, texts = raw.data.features[column], ("string", "large_string")
     dtype = getattr(feature, "dtype", type(feature).__name__)
+    inner = getattr(feature, "feature", None)
+    inner = getattr(inner, "dtype", type(inner).__name__)
     if kind == "text" and dtype not in texts:
-        raise UserError(f"Expected text in column {column!r} of {raw.name}; it holds {dtype}. Pass --{role} COLUMN.")
-    if kind == "words" and getattr(getattr(feature, "feature", None), "dtype", "") not in texts:
+        held = two_kinds(raw.data[column][:]) if dtype == "Json" else dtype
+        raise UserError(f"Expected text in column {column!r} of {raw.name}; it holds {held}. Pass --{role} COLUMN.")
+    if kind == "words" and inner == "Json":
+        held = two_kinds(raw.data[column][:])
+        raise UserError(f"Expected words alone in column {column!r} of {raw.name}; it holds {held}.")
+    if kind == "words" and inner not in texts:
         raise UserError(
             f"Expected a list of words in each row of column {column!r} of {raw.name}, as jsonl and parquet have it. "
             f"Pass --{role} COLUMN."

@@ -111,7 +111,8 @@ class _Loading:
         splits = self._drop_bad(splits, on_bad_row)
         origin = whole_fingerprint(splits, labels)
         unlabelled = splits.pop(UNLABELLED, None)
-        self.checks.insert(1 if reading is None else 2, self._carve(splits, labels))
+        first = 1 + sum(one.name == "label form" for one in self.checks)
+        self.checks.insert(first, self._carve(splits, labels))
         if max_train_samples is not None:
             train = splits["train"]
             rows = subset(max_train_samples, train.classes, len(train.data), self.seed)

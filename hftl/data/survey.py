@@ -114,15 +114,17 @@ def _empty_survey(column: datasets.Dataset, where: str) -> Survey:
     dtype = inner.dtype if isinstance(inner, datasets.Value) else type(inner).__name__
     kind = _KINDS.get(re.sub(r"(\d+)?(\(.*\))?$", "", dtype))
     if kind is None:
-        held = _two_kinds(column) if dtype == "Json" else f"{dtype} values"
+        held = two_kinds(column[column.column_names[0]][:]) if dtype == "Json" else f"{dtype} values"
         raise UserError(f"Expected texts, numbers or lists of them in {where}; it holds {held}. Pass --label COLUMN.")
     return Survey(where, kind, listed)
 
 
-def _two_kinds(column: datasets.Dataset) -> str:
-    """Two rows whose values are of two kinds."""
+def two_kinds(cells: list[Any]) -> str:
+    """Two values of two kinds with their rows; of lists, two that are in them."""
     first: tuple[int, Any] | None = None
-    for row, value in enumerate(column[column.column_names[0]][:], start=1):
+    listed = all(isinstance(cell, list | None) for cell in cells)
+    values = ((row, one) for row, cell in enumerate(cells, start=1) for one in ((cell or []) if listed else [cell]))
+    for row, value in values:
         if first is not None and value is not None and type(value) is not type(first[1]):
             return f"{quoted(first[1])} in row {first[0]:,} and {quoted(value)} in row {row:,}; write all as one kind"
         first = first or (None if value is None else (row, value))
