@@ -196,11 +196,11 @@ def test_what_decoding_shows_is_said(tmp_path: Path) -> None:
 # --- folders ---
 
 
-@pytest.mark.parametrize("train", ["seg_train/seg_train", "Training", "train_set", "train/train"])
+@pytest.mark.parametrize("train", ["seg_train/seg_train", "Training", "train_set", "train/train", "trainset", "trn"])
 def test_folders_that_are_named_after_splits_are_given_splits(train: str, tmp_path: Path) -> None:
     """V7: they became the classes."""
     classes(tmp_path / train)
-    classes(tmp_path / train.lower().replace("train", "test"), 2)
+    classes(tmp_path / train.lower().replace("train", "test").replace("trn", "tst"), 2)
     put(tmp_path / "seg_pred" / "1.png")
     splits = load(tmp_path, IMAGES)
     assert splits.labels.names == ["blue", "red"]

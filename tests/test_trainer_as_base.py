@@ -146,6 +146,7 @@ def test_no_trace_is_left_outside_of_a_training(tmp_path):
     assert shown[-1] in (PrinterCallback, ProgressCallback)
     assert all(p.requires_grad for p in model.parameters())
     assert len(model._forward_pre_hooks) == hooks
+    assert len({module.training for module in model.modules()}) == 1
     assert args.to_dict() == before
     assert trainer.args is args
     assert len(pickle.dumps(model)) < 200_000

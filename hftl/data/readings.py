@@ -100,7 +100,7 @@ class Several(Reading):
 
     def _holds_vectors(self, found: Survey) -> bool:
         one_length = len(found.lengths) == 1 and max(found.lengths, default=0) > 1
-        bits = found.listed and one_length and found.values <= {"0", "1", "true", "false"}
+        bits = found.listed and one_length and set() < found.values <= {"0", "1", "true", "false"}
         if bits and found.kind != "class" and not found.repeats and found.kind not in ("float", "boolean"):
             raise UserError(
                 f"Every row of {found.where} holds 0 and 1 once: that may be a vector of two classes, or the ids of "
@@ -128,7 +128,8 @@ class Several(Reading):
         if cell is None:
             return [math.nan] * len(ids)
         if self.vectors:
-            return [float(_BITS.get(str(value).lower(), value)) for value in cell]
+            bits = [key(value) for value in cell]
+            return [math.nan] * len(ids) if None in bits else [float(_BITS.get(bit, bit)) for bit in bits if bit]
         vector = [0.0] * len(ids)
         for value in cell if isinstance(cell, list) else [cell]:
             name = key(value, class_names)

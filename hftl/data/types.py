@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "valid", "test")
 WORDS = {"train": "train", "training": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "valid"}
-WORDS |= {"test": "test", "testing": "test"}
+WORDS |= {"test": "test", "testing": "test", "trn": "train", "tst": "test", "trainset": "train", "testset": "test"}
+WORDS |= {"valset": "valid", "validset": "valid", "devset": "valid"}
 IGNORED = -100
 """The label of what enters neither loss nor metric, as torch's cross-entropy has it."""
 

@@ -104,6 +104,8 @@ class RatedTrainer(RowReader):
             yield
         finally:
             hook.remove()
+            for module in self._eval_modules:
+                module.training = self.model.training
             for parameter in held:
                 parameter.requires_grad_(True)
 
