@@ -36,6 +36,7 @@ _HOMES = {
     "load_adapters": "hftl.results.adapters",
     "main": "hftl.cli.main",
 }
+__all__ = [*_HOMES]
 _GONE = {
     "FeatureRecipe": "Write hftl.Recipe(strategy=\"Features(classifier='svm')\").",
     "MultiTaskRecipe": "Write hftl.Recipe(tasks=[...]), and hftl.EachAlone(hftl.Recipe(tasks=[...])) to compare.",
@@ -60,7 +61,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES, *_strategies()])
+    return sorted([*_HOMES, *_strategies(), *(name for name in globals() if name.startswith("__"))])
 
 
 def _strategies() -> dict[str, type]:

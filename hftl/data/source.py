@@ -29,6 +29,7 @@ from hftl.data.formats.images import (
     unread,
 )
 from hftl.data.formats.loading import load_dataset, load_from_disk
+from hftl.data.formats.memory import in_memory
 from hftl.data.types import split_of
 from hftl.errors import UserError, suggest
 from hftl.paths import expanded
@@ -78,7 +79,7 @@ def open_source(source: Any, revision: str | None = None) -> Opened:
 
     Args:
         source: a file, a folder, a list of files, a pattern like `data/*.csv`, a mapping of splits to any of these,
-            a bundled sample (`hftl:reviews`), a Hub id (`name` or `name:config`), a Dataset or a DatasetDict.
+            `hftl:reviews`, a Hub id (`name` or `name:config`), a Dataset, a DatasetDict, or what `in_memory` takes.
         revision: of a Hub id.
 
     Raises:
@@ -86,15 +87,16 @@ def open_source(source: Any, revision: str | None = None) -> Opened:
     """
     if isinstance(source, datasets.Dataset):
         return Opened("a Dataset", {"train": RawSplit(source.with_format(None), "the Dataset", trusted=True)})
+    if (rows := in_memory(source)) is not None:
+        kind = type(source).__name__
+        return Opened(f"a {kind}", {"train": RawSplit(rows, f"the {kind}", trusted=True)})
     if isinstance(source, Mapping):
         return _mapping(source, revision)
     if isinstance(source, list | tuple):
         return _file_set([expanded(path) for path in source], ", ".join(map(str, source)))
     if not isinstance(source, str | Path):
-        raise UserError(
-            f"Expected a path, a Hub id, a Dataset or a DatasetDict as data; it is of type {type(source).__name__}. "
-            "Make a Dataset of it, e.g. with datasets.Dataset.from_list."
-        )
+        came = f"it is of type {type(source).__name__}. Make a Dataset of it, e.g. with datasets.Dataset.from_list."
+        raise UserError(f"Expected a path, a Hub id, a Dataset, a DataFrame or dicts as data; {came}")
     name = str(source)
     if not name.strip():
         raise UserError("Expected a path or a Hub id as data; it is empty. Pass --data FILE.")

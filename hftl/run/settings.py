@@ -207,6 +207,8 @@ class RecipeSettings:
         kept["strategy"] = self.strategy if isinstance(self.strategy, str) else spec.spell(self.strategy)
         if not isinstance(kept.get("data", ""), str):
             kept["data"] = "(a data set made in Python)"  # fails by name when it is read back, and does not mislead
+        if metrics := kept.get("metrics"):
+            kept["metrics"] = [one if isinstance(one, str) else f"(the function {one.__name__})" for one in metrics]
         return privacy.shared(kept)
 
 

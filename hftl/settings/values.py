@@ -60,8 +60,14 @@ def checked(value: Any, setting: Setting, what: str) -> Any:
 
 
 def checked_all(settings: Mapping[str, Any], known: Mapping[str, Setting]) -> dict[str, Any]:
-    """`checked` for each setting of a run, named as in Python."""
-    return {name: checked(value, known[name], name) for name, value in settings.items()}
+    """`checked` for each setting of a run, named as in Python; functions in a list, such as metrics, pass."""
+    found = {}
+    for name, value in settings.items():
+        functions = [one for one in value if callable(one)] if isinstance(value, list) else []
+        plain = [one for one in value if not callable(one)] if functions else value
+        found[name] = checked(plain, known[name], name)
+        found[name] = [*found[name], *functions] if functions else found[name]
+    return found
 
 
 def choices_of(setting: Setting) -> tuple[str, ...]:

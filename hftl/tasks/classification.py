@@ -48,7 +48,11 @@ class Classification(Task):
         of_several="never",
     )
     metrics: list[str] = flag(
-        None, "further metrics of `evaluate`, by name or path", OUT, of_several="never", factory=list
+        None,
+        "further metrics of `evaluate`, by name or path; in Python functions, too",
+        OUT,
+        of_several="never",
+        factory=list,
     )
     threshold: float | None = flag(
         None, "several labels a row: the probability from which one is given; else 0.5", OUT, range="(0, 1)"

@@ -6,6 +6,7 @@ A dataclass that reads report.json back. Knows nothing of training: whoever ran 
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
 import os
@@ -23,7 +24,8 @@ from hftl.tasks.sections import KINDS, Example, Gallery, Section, Table
 
 if TYPE_CHECKING:
     from hftl.data.types import Check
-    from hftl.tasks.metrics.bootstrap import Score
+    from hftl.results.report import wording
+from hftl.tasks.metrics.bootstrap import Score
 
 PLACES = ("model", "folder", "data", "checks", "settings", "tasks", "adaptation")
 """Fields that may name a path of the machine; examples from the data are left as they are."""
@@ -83,7 +85,7 @@ class TaskRow:
     """Of training together: "gained", "lost" or "no difference"."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """One finished run. `Recipe.run()` returns it; `Report.from_folder(folder)` reads it back."""
 
@@ -213,6 +215,19 @@ class Report:
     def of(self, kind: type[S]) -> list[S]:
         """The sections of one kind."""
         return [section for section in self.sections if isinstance(section, kind)]
+
+    def __repr__(self) -> str:
+        """What was run and each metric, a line each."""
+        splits = {"valid": self.valid, "test": self.test} | ({"target": self.target} if self.target else {})
+        lines = [f"{self.task}  {self.model}  {self.strategy}  {self.folder}".rstrip()]
+        for name in self.metrics():
+            shown = (f"{split} {wording.score(of[name])}" for split, of in splits.items() if name in of)
+            lines.append(f"{name}: {', '.join(shown)}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The same, for a notebook."""
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
     def metrics(self) -> list[str]:
         """Names of all metrics, the headline first, those of single classes left out."""

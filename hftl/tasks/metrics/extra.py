@@ -46,16 +46,41 @@ class Extra:
         return self._last
 
 
-def extra_metric(name: str, decided: Decide | None) -> Extra:
+class Function:
+    """A function of predictions and references, each of all rows, that gives a number or numbers by name."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.name = function, getattr(function, "__name__", "metric")
+        self._held: dict[str, list[Any]] = {"predictions": [], "references": []}
+
+    def add_batch(self, predictions: Any, references: Any) -> None:
+        """Keep a batch."""
+        self._held["predictions"].append(np.asarray(predictions))
+        self._held["references"].append(np.asarray(references))
+
+    def compute(self, predictions: Any = None, references: Any = None) -> dict[str, float]:
+        """What the function gives of all batches, or of these rows; then it starts anew."""
+        given = {"predictions": predictions, "references": references}
+        if predictions is None:
+            given = {name: np.concatenate(parts) for name, parts in self._held.items()}
+            self._held = {name: [] for name in self._held}
+        found = self.function(*given.values())
+        return found if isinstance(found, dict) else {self.name: found}
+
+
+def extra_metric(name: Any, decided: Decide | None) -> Extra:
     """Load an `evaluate` metric by its Hub name or from a local folder; this runs the metric's own Python script.
 
     Args:
+        name: or a function `(predictions, references) -> number`, or numbers by name.
         decided: of the task's own metric, `Accumulator.decided`.
 
     Raises UserError where it cannot be loaded, for one because there is no network, and where a row has many labels.
     """
     if decided is None:
         raise UserError("--metrics scores one answer a row, and here a row has many. Leave it out.")
+    if callable(name):
+        return Extra(Function(name), decided)
     import evaluate  # slow to import, and rarely wanted
 
     try:
