@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hftl.errors import UserError
 from hftl.results import privacy
+from hftl.results.report import wording
 from hftl.results.report.plain import plain
 from hftl.tasks import earlier
 from hftl.tasks.sections import KINDS, Example, Gallery, Section, Table
 
 if TYPE_CHECKING:
     from hftl.data.types import Check
-    from hftl.results.report import wording
 from hftl.tasks.metrics.bootstrap import Score
 
 PLACES = ("model", "folder", "data", "checks", "settings", "tasks", "adaptation")
