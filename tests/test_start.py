@@ -12,7 +12,7 @@ import hftl
 from hftl import Recipe
 from hftl.models import classical
 from hftl.models.pooled import PooledModel
-from hftl.run import outcome, start
+from hftl.run import calibrating, outcome, start
 
 
 @pytest.fixture
@@ -70,6 +70,28 @@ def test_a_model_of_another_pooling_loads_as_it_was_trained(text, tmp_path, stra
     card = (tmp_path / "run" / "README.md").read_text()
     assert "the mean of all tokens" in card
     assert ("SentenceTransformer(" in card) == (strategy == "Full")
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one class", "several labels"])
+def test_the_temperature_of_logits_that_are_too_sure_is_found(several):
+    generator = np.random.default_rng(0)
+    logits = generator.normal(size=(600, 3)) * 2
+    shares = 1 / (1 + np.exp(-logits)) if several else np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    drawn = generator.random(shares.shape) < shares
+    labels = drawn.astype(float) if several else np.array([generator.choice(3, p=row) for row in shares])
+    assert calibrating.temperature(5 * logits, labels) == pytest.approx(5, rel=0.25)
+    assert calibrating.temperature(logits, labels) is None
+
+
+def test_a_temperature_divides_the_logits_of_the_folder_and_is_noted(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrating, "LEAST", 1)
+    scores = {}
+    for name, found in {"plain": None, "warm": 2.0}.items():
+        monkeypatch.setattr(calibrating, "temperature", lambda logits, labels, found=found: found)
+        report = Recipe(**text | {"output_dir": str(tmp_path / name)}).run()
+        scores[name] = np.array(hftl.load(tmp_path / name).logits([{"text": "a good film"}]))
+        assert any("divided by 2.00" in note for note in report.data["notes"]) == (name == "warm")
+    np.testing.assert_allclose(2 * scores["warm"], scores["plain"], atol=1e-5)
 
 
 def only_mean(tried):

@@ -23,6 +23,7 @@ from hftl.results.folder import TEST_ROWS, OutputFolder, unwrap, whole_weights
 from hftl.run import several
 from hftl.run.adaptation import Domains
 from hftl.run.arguments import selection, stop_early, suit_machine
+from hftl.run.calibrating import calibrate
 from hftl.run.look import Look
 from hftl.run.part import Part
 from hftl.run.settings import Adaptation, Together
@@ -120,6 +121,8 @@ class Run:
             self.domains.note(self.trainer, "after")
         self.trainer.remove_callback(transformers.EarlyStoppingCallback)  # what is evaluated from here on stops nothing
         self.trainer.measure_plainly()
+        if self.trainer.starts_solved:
+            calibrate(self.trainer, self.part)
         self.trainer.model = self.trainer.strategy.finish(self.trainer.model)
 
     def _checkpoint(self) -> str:
