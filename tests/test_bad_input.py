@@ -156,7 +156,7 @@ SETTINGS = {
     "unknown flag": Case("--learnign_rate 1", ("no flag --learnign_rate", "Did you mean '--learning_rate'?")),
     "no steps": Case("--max_steps 0", ("--max_steps expected a whole number of 1 or more, or -1",)),
     "a checkpoint by name": Case("--resume_from_checkpoint earlier", ("pass --resume",)),
-    "an optimizer's argument of wrong syntax": Case("--optim_args beta", ("check --optim, --optim_args",)),
+    "an optimizer's argument of wrong syntax": Case("--optim sgd --optim_args beta", ("check --optim, --optim_args",)),
     "a schedule that lacks an argument": Case(
         "--lr_scheduler_type cosine_with_min_lr", ("min_lr", "--lr_scheduler_kwargs")
     ),

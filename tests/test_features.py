@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +280,34 @@ def test_valid_chooses_c(run, monkeypatch):
     monkeypatch.setattr(classical, "fit", turned_round)
     report, _ = run(pool="mean")
     assert report.strategy.endswith("C=1)")
+
+
+def test_of_values_that_are_equal_on_valid_the_lower_loss_is_chosen(run, monkeypatch):
+    """D7: each C has the decisions of one classifier; only how sure they are differs."""
+    fit, scales = classical.fit, {0.1: 0.1}
+
+    def scaled(kind, value, *rest):
+        decision = fit(kind, 1.0, *rest)
+        decision.weight.mul_(scales.get(value, 0.01))
+        decision.bias.mul_(scales.get(value, 0.01))
+        return decision
+
+    monkeypatch.setattr(classical, "fit", scaled)
+    report, _ = run(pool="mean")
+    assert report.strategy.endswith("C=0.1)")
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "loss"),
+    [
+        ([[0.0, 0.0], [0.0, math.log(3)]], np.array([0, 1]), (math.log(2) + math.log(4 / 3)) / 2),
+        ([[0.0, math.log(3)]], np.array([[1.0, 0.0]]), (math.log(2) + math.log(4)) / 2),
+        ([[1.0], [3.0]], np.array([2.0, 5.0], np.float32), 2.5),
+    ],
+    ids=["one label", "several", "numbers"],
+)
+def test_the_loss_of_a_classifier_is_that_of_its_labels(logits, labels, loss):
+    assert classical.loss(torch.tensor(logits), labels) == pytest.approx(loss)
 
 
 def test_several_labels_a_row_go_the_whole_way(run, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from hftl.errors import UserError
 from hftl.models.feature_model import Decision
@@ -39,6 +40,16 @@ def tried_by_auto(labels: np.ndarray) -> list[str]:
 
 def _numbers(labels: np.ndarray) -> bool:
     return labels.ndim == 1 and not np.issubdtype(labels.dtype, np.integer)
+
+
+def loss(logits: torch.Tensor, labels: np.ndarray) -> float:
+    """The mean loss of logits (rows, classes) for labels as `fit` takes them: log loss; for numbers squared error."""
+    given = torch.from_numpy(labels)
+    if _numbers(labels):
+        return float(functional.mse_loss(logits.reshape(-1).double(), given.double()))
+    if labels.ndim > 1:
+        return float(functional.binary_cross_entropy_with_logits(logits.double(), given.double()))
+    return float(functional.cross_entropy(logits.double(), given.long()))
 
 
 def fit(

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import transformers
 from torch import nn
 
 from hftl.errors import UserError, suggest
+from hftl.settings.fields import training_settings
 from hftl.strategies import Strategy
 from hftl.tasks.metrics.criteria import CRITERIA
 from hftl.train import devices, kernels
@@ -21,34 +22,38 @@ if TYPE_CHECKING:
     from hftl.run.settings import RecipeSettings
     from hftl.train.rated import RatedTrainer
 
-OURS = {
-    "hub_always_push": "the finished folder is pushed once, in one commit",
-    "resume_from_checkpoint": "pass --resume and the run's --output_dir",
-    "save_strategy": "a checkpoint is saved at each evaluation; set --eval_strategy and --eval_steps",
-    "save_steps": "a checkpoint is saved at each evaluation; set --eval_strategy and --eval_steps",
-    "load_best_model_at_end": "the best checkpoint is always loaded; set --metric_for_best_model",
-    "label_names": "the task names its labels",
-    "remove_unused_columns": "the task keeps the columns that the model reads",
-    "batch_eval_metrics": "metrics are always fed batch by batch",
-    "length_column_name": "the task counts the tokens",
-    "include_for_metrics": "metrics read outputs and labels",
-    "logging_nan_inf_filter": "a loss that is no number ends the run",
-    "auto_find_batch_size": "pass --fit_batch, which keeps the rows of an update",
-    "parallelism_config": "pass one of accelerate_configs/ to `accelerate launch --config_file`",
-    "debug": "its underflow_overflow stops at the first attention mask, which is no number; leave it out",
+OURS: dict[str, tuple[object, str]] = {
+    "do_train": (None, "a recipe always trains; hftl predict and a folder do the rest"),
+    "do_eval": (None, "valid is measured unless --eval_strategy is no, and once at the end"),
+    "do_predict": (None, "test is measured once, at the end; hftl predict writes predictions"),
+    "local_rank": (None, "the launcher numbers its processes"),
+    "hub_strategy": (None, "the finished folder is pushed once, in one commit"),
+    "hub_always_push": (False, "the finished folder is pushed once, in one commit"),
+    "hub_token": (None, "it would be written into files; log in with `hf auth login`"),
+    "resume_from_checkpoint": (None, "pass --resume and the run's --output_dir"),
+    "save_strategy": (None, "a checkpoint is saved at each evaluation; set --eval_strategy and --eval_steps"),
+    "save_steps": (None, "a checkpoint is saved at each evaluation; set --eval_strategy and --eval_steps"),
+    "load_best_model_at_end": (True, "the best checkpoint is always loaded; set --metric_for_best_model"),
+    "restore_callback_states_from_checkpoint": (True, "a resumed run goes on as if it had not been interrupted"),
+    "label_names": (["labels"], "the task names its labels"),
+    "remove_unused_columns": (False, "the task keeps the columns that the model reads"),
+    "batch_eval_metrics": (True, "metrics are always fed batch by batch"),
+    "eval_do_concat_batches": (True, "metrics are always fed batch by batch"),
+    "prediction_loss_only": (False, "metrics choose the checkpoint and make the report"),
+    "length_column_name": ("length", "the task counts the tokens"),
+    "include_for_metrics": ([], "metrics read outputs and labels"),
+    "logging_nan_inf_filter": (False, "a loss that is no number ends the run"),
+    "auto_find_batch_size": (False, "pass --fit_batch, which keeps the rows of an update"),
+    "bf16_full_eval": (False, "a report measures in the precision in which the folder is loaded"),
+    "fp16_full_eval": (False, "a report measures in the precision in which the folder is loaded"),
+    "use_cache": (False, "no task here generates while it trains"),
+    "parallelism_config": (None, "pass one of accelerate_configs/ to `accelerate launch --config_file`"),
+    "debug": ("", "its underflow_overflow stops at the first attention mask, which is no number; leave it out"),
 }
-"""TrainingArguments that a recipe sets itself -> what to do instead."""
-FIXED = {
-    "remove_unused_columns": False,
-    "label_names": ["labels"],
-    "batch_eval_metrics": True,
-    "logging_nan_inf_filter": False,  # it would log the last finite loss, and `Finite` see nothing
-    "length_column_name": "length",
-    "restore_callback_states_from_checkpoint": True,
-    "save_strategy": "no",
-    "include_for_metrics": [],
-}
-"""What these are for every recipe."""
+"""TrainingArguments that a recipe sets itself, or that reach nothing -> (what holds in every run, what to do instead);
+None where no value of the user's would be heard."""
+NO_OPTIM_ARGS = ("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused", "adafactor")
+"""Optimizers for which transformers does not read `optim_args`."""
 PUSHED = ("push_to_hub", "hub_model_id", "hub_revision")
 """What `hftl.results.publish` reads; the base Trainer would push checkpoints while it trains."""
 
@@ -63,8 +68,8 @@ def training_arguments(recipe: RecipeSettings, strategy: Strategy, checkpoints: 
         raise UserError("--max_steps expected a whole number of 1 or more, or -1 for no limit; 0 came.")
     if recipe.fit_batch and recipe.settings().get("max_tokens_per_batch") is not None:
         raise UserError("--fit_batch counts rows and --max_tokens_per_batch counts tokens. Leave out one of them.")
-    for name, cure in OURS.items():
-        if recipe.training.get(name) not in (None, False):
+    for name, (value, cure) in OURS.items():
+        if recipe.training.get(name) not in (None, value):
             raise UserError(f"--{name} is not for the user of a recipe: {cure}.")
     chosen = {
         "per_device_eval_batch_size": 64,
@@ -87,14 +92,59 @@ def training_arguments(recipe: RecipeSettings, strategy: Strategy, checkpoints: 
             **own
             | {"learning_rate": 5e-5 if rate is None else rate}
             | chosen
-            | FIXED
-            | {"output_dir": str(checkpoints)}
+            | {name: value for name, (value, _) in OURS.items() if value is not None}
+            # `selection` sets these two
+            | {"output_dir": str(checkpoints), "save_strategy": "no", "load_best_model_at_end": False}
         )
     except (ValueError, TypeError, FileNotFoundError) as failure:
         reason = " ".join(str(failure).split()).replace(" use_cpu", " --use_cpu")
         raise UserError(f"transformers refuses these settings: {reason}") from failure
+    refuse_unread(recipe, args)
     devices.shard_on_cpu()
     return args
+
+
+def refuse_unread(recipe: RecipeSettings, args: transformers.TrainingArguments) -> None:
+    """Raise `UserError` where a setting was given that nothing reads, since another is not as it needs."""
+    evaluates, optim = args.eval_strategy != "no", str(getattr(args.optim, "value", args.optim))
+    reporters = [one for one in cast(list[str], args.report_to) if one != "none"]
+    trackio, readers = "trackio" in reporters, args.dataloader_num_workers > 0
+    low_rank = "galore" in optim or "apollo" in optim
+    without_moments = optim in ("sgd", "adagrad", "rmsprop", "adafactor")
+    needs = {
+        "eval_steps": (args.eval_strategy == "steps", "--eval_strategy steps"),
+        **dict.fromkeys(
+            ("eval_delay", "metric_for_best_model", "greater_is_better", "early_stopping_patience"),
+            (evaluates, "--eval_strategy epoch or steps"),
+        ),
+        "logging_steps": (args.logging_strategy == "steps", "--logging_strategy steps"),
+        "run_name": (reporters, "--report_to"),
+        **dict.fromkeys(
+            ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+            (trackio, "--report_to trackio"),
+        ),
+        "hub_private_repo": (trackio or recipe.training.get("push_to_hub"), "--push_to_hub"),
+        "optim_target_modules": (low_rank, "--optim galore_adamw or apollo_adamw"),
+        "optim_args": (optim not in NO_OPTIM_ARGS, "an --optim that reads them"),
+        **dict.fromkeys(("adam_beta1", "adam_beta2", "adam_epsilon"), (not without_moments, "--optim adamw_torch")),
+        "liger_kernel_config": (args.use_liger_kernel, "--use_liger_kernel"),
+        **dict.fromkeys(
+            ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
+            (args.activation_checkpointing, "--activation_checkpointing true"),
+        ),
+        **dict.fromkeys(
+            ("dataloader_persistent_workers", "dataloader_multiprocessing_context", "dataloader_prefetch_factor"),
+            (readers, "--dataloader_num_workers of 1 or more"),
+        ),
+        "fsdp_config": (args.fsdp, "--fsdp"),
+    }
+    given = recipe.training | {"early_stopping_patience": recipe.early_stopping_patience}
+    defaults = training_settings() | recipe.own(recipe.task)
+    for name, (read, need) in needs.items():
+        if given.get(name) not in (None, False, 0, defaults[name].default) and not read:
+            raise UserError(f"--{name} is read only with {need}, which is not set. Pass that, or leave --{name} out.")
+    if (mode := args.torch_compile_mode) is not None and mode not in (known := torch._inductor.list_mode_options()):
+        raise UserError(f"--torch_compile_mode takes {', '.join(known)}; {mode} came.")
 
 
 def suit_machine(

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import EvalPrediction
 
 from hftl.errors import UserError
+from hftl.models import classical
 from hftl.models.feature_model import FeatureModel, Head, Taps
 from hftl.models.head import output_layer
 from hftl.run.scorer import Scorer
@@ -137,10 +138,11 @@ class Look:
             found[start : start + CHUNK] = torch.cat(leaves, dim=1).numpy()
         return found
 
-    def score(self, head: Head) -> float:
-        """The headline metric of a head on valid, negative where less is better."""
-        found = self.evaluate(head, "valid")[self.headline]
-        return -found if self.headline in self.scorer.lower else found
+    def score(self, head: Head) -> tuple[float, float]:
+        """The headline metric of a head on valid, negative where less is better, and minus its loss."""
+        logits, labels = self._logits(head, "valid"), np.asarray(self.rows["valid"].labels)
+        found = self.scorer(EvalPrediction(logits.numpy(), labels), compute_result=True)[self.headline]
+        return -found if self.headline in self.scorer.lower else found, -classical.loss(logits, labels)
 
     def note(self, sentence: str, aloud: bool = False) -> None:
         """Have the report say something, and the terminal too."""
@@ -152,8 +154,11 @@ class Look:
 
     def evaluate(self, head: Head, split: str) -> dict[str, float]:
         """Every metric of one split; afterwards the scorer holds it."""
-        logits = head.decision(torch.from_numpy(self.features(split, head.names))).numpy()
-        return self.scorer(EvalPrediction(logits, np.asarray(self.rows[split].labels)), compute_result=True)
+        prediction = EvalPrediction(self._logits(head, split).numpy(), np.asarray(self.rows[split].labels))
+        return self.scorer(prediction, compute_result=True)
+
+    def _logits(self, head: Head, split: str) -> torch.Tensor:
+        return head.decision(torch.from_numpy(self.features(split, head.names)))
 
     def fit(self) -> None:
         """Have the strategy make a head, and make it part of the model: of its own head, where that can hold it."""

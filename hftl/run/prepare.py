@@ -209,6 +209,12 @@ def make_trainer(
     collate, model = task.collate(pretrained.processor), cast(Any, pretrained.model)
     if args.neftune_noise_alpha and not isinstance(model.get_input_embeddings(), torch.nn.Embedding):
         raise UserError("--neftune_noise_alpha is noise on token embeddings, and this model has none. Leave it out.")
+    whole = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and len(rows["train"]) < whole:
+        raise UserError(
+            f"--dataloader_drop_last leaves out what fills no batch, and the {len(rows['train'])} rows of train do not "
+            f"fill one of {whole}. Leave it out, or pass a smaller --per_device_train_batch_size."
+        )
     if recipe.fit_batch and strategy.streams:
         raise UserError("--fit_batch sizes labelled rows alone, and the --strategy reads others beside. Leave it out.")
     trainer = Trainer(

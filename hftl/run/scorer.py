@@ -39,13 +39,17 @@ class Scorer:
             given: TrainingArguments that the user gave.
 
         Raises:
-            UserError: one of them is to choose the checkpoint, and nobody has said whether more of it is better.
+            UserError: one of them is to choose the checkpoint, and nobody has said whether more of it is better; or it
+                was said of a metric that is known, and is wrong.
         """
         found = [metric.names() for metric in self.extra]
         names = [name for own in found for name in own or ()]
-        metric = str(given.get("metric_for_best_model") or "loss").removeprefix("eval_")
-        known = {*self.names, *self.lower, "loss"}
-        if metric not in known and given.get("greater_is_better") is None and (metric in names or None in found):
+        metric = str(given.get("metric_for_best_model") or self.headline).removeprefix("eval_")
+        known, more = {*self.names, *self.lower, "loss"}, given.get("greater_is_better")
+        if metric in known and more not in (None, metric not in self.lower):
+            which = "less" if metric in self.lower else "more"
+            raise UserError(f"--greater_is_better is known of {metric}, of which {which} is better. Leave it out.")
+        if metric not in known and more is None and (metric in names or None in found):
             raise UserError(
                 f"Is more of {metric} better, or less? Pass --greater_is_better true or --greater_is_better false."
             )

@@ -159,8 +159,11 @@ class Look(Protocol):
     def features(self, split: str, names: list[str]) -> np.ndarray:
         """(rows, width of these features together), float32, of train or valid."""
 
-    def score(self, head: Head) -> float:
-        """The headline metric of a head on valid, negative where less is better."""
+    def score(self, head: Head) -> tuple[float, float]:
+        """What valid says of a head, to be compared: the headline metric and, where that is equal, minus the loss.
+
+        The metric is negative where less of it is better.
+        """
 
     def note(self, sentence: str, aloud: bool = False) -> None:
         """Have the report say something, and the terminal too."""

@@ -42,7 +42,7 @@ class Features(Strategy):
                 raise UserError(f"Features({name}) takes {', '.join(words[:-1])} or {words[-1]}; {value!r} came.")
 
     def fit(self, look: Look) -> Head:
-        """Fit on train for each C or k, and keep what is best on valid."""
+        """Fit on train for each C or k, and keep what is best on valid; of equals in the metric, the lower loss."""
         from hftl.models import classical
 
         names = self._asked(look)
@@ -54,8 +54,8 @@ class Features(Strategy):
         tried += [_try(look, best.kind, other, best.value) for other in _others(look) if other != names]
         better = max(tried, key=lambda one: one.score)
         for one in tried:
-            look.note(f"Tried: {one.head.said}, {look.headline} {abs(one.score):.3f} on valid.")
-        if better.score > best.score:
+            look.note(f"Tried: {one.head.said}, {look.headline} {abs(one.score[0]):.3f} on valid.")
+        if better.score[0] > best.score[0]:
             look.note(f"Better on valid than what was asked for: {better.head.said}. It was not chosen.", aloud=True)
         return best.head
 
@@ -92,12 +92,12 @@ class Features(Strategy):
 
 @dataclass
 class _Try:
-    """One classifier that was fitted on train and looked at on valid; of `score` more is better."""
+    """One classifier that was fitted on train, and what `Look.score` gives it on valid: more is better."""
 
     kind: str
     value: float
     head: Head
-    score: float
+    score: tuple[float, float]
 
 
 def _try(look: Look, kind: str, names: list[str], value: float) -> _Try:
