@@ -15,6 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+FAILURES: tuple[type[Exception], ...] = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError)
+FAILURES += (RuntimeError, TypeError, ValueError)
+"""What a model raises on a batch, and PEFT's methods on a model, that they do not fit."""
+
 
 class UserError(Exception):
     """Bad input. Its text is one sentence: what was expected, what came, what to type."""
@@ -26,8 +30,7 @@ class UserError(Exception):
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'?"` for the closest known name, or an empty string."""
-    folded = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word.lower(), folded := {name.lower(): name for name in known}, n=1, cutoff=0.6)
     return f" Did you mean {folded[close[0]]!r}?" if close else ""
 
 
@@ -41,9 +44,8 @@ class Cause(NamedTuple):
     text: tuple[str, ...] = ()
     """or something that its message holds."""
     within: tuple[str, ...] = ()
-    """And it was raised under one of these, file:function."""
     when: Callable[[Path], bool] | None = None
-    """And this holds of what was to be read."""
+    """And it was raised under one of `within`, file:function, and `when` holds of what was to be read."""
 
     def fits(self, error: BaseException, name: str) -> bool:
         known = not kinds_of(error).isdisjoint(self.kinds.split()) or any(sign in str(error) for sign in self.text)

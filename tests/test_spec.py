@@ -252,3 +252,8 @@ def test_a_signature_reads_as_the_notation() -> None:
     assert signature(Needs) == "Needs(method, k=1)"
     assert signature(Open) == "Open(method, **options)"
     assert ast.parse(signature(Low).replace("Low", "f"))
+
+
+def test_what_is_no_text_is_no_notation() -> None:
+    with pytest.raises(UserError, match=r"None came. The plainest is Full"):
+        parse(None)  # type: ignore[arg-type]

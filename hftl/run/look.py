@@ -16,6 +16,7 @@ from transformers import EvalPrediction
 from hftl.errors import UserError
 from hftl.models import classical
 from hftl.models.feature_model import FeatureModel, Head, Taps
+from hftl.models.fitting import fitting
 from hftl.models.head import output_layer
 from hftl.run.scorer import Scorer
 from hftl.tasks.loading import ABOUT_LABELS
@@ -64,7 +65,8 @@ class Look:
         self.stack, self.classes, self.headline = trainer.anatomy.stack, classes, scorer.headline
         self.labels = np.asarray(rows["train"].labels)
         example = self._moved(trainer.data_collator(rows["train"].plain([0])))
-        self.output = head_of(self.model, example)
+        with fitting(self.model, example):
+            self.output = head_of(self.model, example)
         wanted = [f"head {self.output}"] if self.output else []
         wanted += [f"{pool} {name}" for name in self.stack for pool in ("mean", "first")]
         found, beneath = self._probed(wanted, example)

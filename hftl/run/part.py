@@ -13,6 +13,7 @@ from hftl.data.load import load
 from hftl.data.roles import Role
 from hftl.data.types import Check, Splits, Target
 from hftl.errors import UserError
+from hftl.models.fitting import fitting
 from hftl.run.scorer import Scorer
 from hftl.run.settings import RecipeSettings, task_class
 from hftl.settings import spec
@@ -70,7 +71,8 @@ def read(
         splits.checks.append(length_check(rows["train"].lengths, limit, asked))
     if args.process_index == 0:
         print(*([f"{name}: {splits.source}"] if name else []), render(splits.checks), sep="\n")
-    untrained = [] if name else task.untrained(pretrained, splits.test, splits.labels)
+    with fitting(pretrained.model, {}):
+        untrained = [] if name else task.untrained(pretrained, splits.test, splits.labels)
     clock.mark("model")
     if name:
         rows = {split: TaskRows(part, name) for split, part in rows.items()}

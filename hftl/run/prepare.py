@@ -38,6 +38,7 @@ from hftl.train.several import MEAN
 from hftl.train.startup import Clock
 from hftl.train.streams import Stream
 from hftl.train.trainer import Trainer
+from hftl.train.trial import try_batch
 
 if TYPE_CHECKING:
     from hftl.results.report.report import Report
@@ -110,6 +111,10 @@ class Run:
         self.trainer.add_callback(FirstStep(self.clock))
         self.trainer.add_callback(Finite())
         self.trainer.keeps_arguments, self.trainer.breaks_ties = False, True
+        for note in try_batch(self.trainer):
+            self.part.splits.notes.append(note)
+            if self.first:
+                print(note)
         self.trainer.starts_solved = bool(self.trainer.args.eval_on_start)
         checkpoint = self._checkpoint() if self.recipe.resume else None
         if checkpoint is None and self.trainer.args.should_save:

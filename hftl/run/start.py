@@ -22,6 +22,7 @@ from hftl.data.types import Check
 from hftl.errors import UserError
 from hftl.models import classical
 from hftl.models.feature_model import Taps
+from hftl.models.fitting import fitting
 from hftl.models.head import output_layer
 from hftl.models.pooled import PooledModel, can_pool
 from hftl.models.untouched import untouched
@@ -76,7 +77,8 @@ def solve_head(recipe: RecipeSettings, strategy: Strategy, part: Part, args: tra
     with untouched(model), torch.no_grad():
         model.eval()
         example = _moved(collate(rows.plain([0])), args)
-        layer = output_layer(model, example)
+        with fitting(model, example):
+            layer = output_layer(model, example)
         if layer is None or f"{layer}.weight" not in fresh or model.get_submodule(layer).bias is None:
             return part
         names = [f"head {layer}"]

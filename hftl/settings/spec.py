@@ -42,6 +42,8 @@ def parse(text: str) -> list[Term]:
     Raises:
         UserError: the text is not names with literal arguments joined by `|`; says where.
     """
+    if not isinstance(text, str):  # as YAML's null
+        raise UserError(f"Expected {EXAMPLE} or the like; {clip(text)} came. The plainest is Full.")
     line = " ".join(text.splitlines()).strip()
     if not line:
         raise UserError(f"Expected {EXAMPLE} or the like; an empty text came. The plainest is Full.")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hftl.errors import UserError, suggest
+from hftl.errors import FAILURES, UserError, suggest
 from hftl.models.wrapped import adapted, set_aside, trained_copy
 from hftl.strategies.base import Strategy
 
@@ -18,18 +18,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from hftl.models.anatomy import Anatomy, Place
-
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What PEFT's methods raise on a model that they do not fit."""
 
 # Learning rates of PEFT's examples/sequence_classification, one notebook a method (RoBERTa, AdamW); where theirs has
 # two, the head's. IA3: Liu et al. 2022 (T-Few), section 3.3.

@@ -18,6 +18,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from hftl.errors import UserError
+from hftl.models.fitting import fitting
 from hftl.models.head import Reads, output_layer
 from hftl.models.untouched import untouched
 from hftl.strategies.base import Strategy
@@ -160,7 +161,7 @@ class Beside:
         self.batches = {name: Batches(streams[name], *place) for name in strategy.streams}
         self.accumulation, self._last = args.gradient_accumulation_steps, (-1, -1)
         example = {k: v for k, v in next(iter(self.batches.values()))[0].items() if k != "labels"}
-        with untouched(model):
+        with untouched(model), fitting(model, example):
             layer = output_layer(model.eval(), example)
         if layer is None:
             name = type(model).__name__
