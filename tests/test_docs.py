@@ -181,6 +181,7 @@ def test_the_readme_recipe_is_short_and_runs(
     assert all("(fresh)" in module or "LayerNorm" in module for module in trained)
 
 
+@pytest.mark.launch
 def test_the_readme_strategy_keeps_the_laws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     (lines,) = (block for block in blocks("python") if "check_strategy" in block)
@@ -222,6 +223,7 @@ predict_file("runs/counts", "upvotes.csv", "predicted.csv")
 """
 
 
+@pytest.mark.launch
 def test_the_readme_task_is_short_trains_by_its_own_script_and_is_loaded_where_it_is_imported(counted: Path) -> None:
     assert len(own_recipe("CountRegression").splitlines()) <= 60
     flags = "--model tiny --label count --max_length 32 --num_train_epochs 8 --learning_rate 0.01 --strategy"

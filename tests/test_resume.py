@@ -72,7 +72,16 @@ def last(monkeypatch) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("row", ROWS)
+SLOW = (
+    "augmented images",
+    "rows of a target, an adapter",
+    "the target's hidden words",
+    "masked tokens",
+    "a budget of tokens",
+)
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, marks=pytest.mark.sweep if row in SLOW else ()) for row in ROWS])
 def test_a_run_that_was_stopped_and_killed_ends_like_one_that_was_not(row, places, last, tmp_path, monkeypatch):
     """Stopped in the first epoch, at a checkpoint of its own; killed in the second, which loses what it did of that."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 
+from hftl.data.types import counted
 from hftl.errors import UserError
 
 FEWEST = 3  # rows of a class that carving touches: one to learn from, one for valid, one for test
@@ -44,8 +45,8 @@ def carve(
         chosen = _stratified(share, classes[first], random)
     if len(chosen) == 0:
         raise UserError(
-            f"Expected enough rows in train to set some aside for {purpose}; "
-            f"{len(first)} different rows do not go round. Add rows, or pass --{purpose} FILE."
+            f"Expected enough rows in train to set some aside for {purpose}; {counted(len(first), 'different row')} "
+            f"{'does' if len(first) == 1 else 'do'} not go round. Add rows, or pass --{purpose} FILE."
         )
     taken = np.isin(member, chosen)
     return np.flatnonzero(~taken), np.flatnonzero(taken)
