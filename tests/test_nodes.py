@@ -56,6 +56,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
 def test_a_slurm_job_that_is_stopped_is_queued_again_and_goes_on(slurm, tiny_bert, reviews_csv, tmp_path) -> None:
     out = tmp_path / "out"
     flags = ["--model", tiny_bert, "--data", reviews_csv, "--num_train_epochs", "12", "--early_stopping_patience", "0"]
+    flags += ["--head", "random"]
     words = ["bash", str(BATCH), "recipes/text_cls.py", *flags, "--output_dir", str(out), "--disable_tqdm"]
     with (tmp_path / "first.log").open("w") as log:
         job = subprocess.Popen(words, cwd=ROOT, env=slurm, stdout=log, stderr=log)

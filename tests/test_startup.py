@@ -52,8 +52,8 @@ def run_apart(*settings: dict[str, Any]) -> list[dict[str, Any]]:
 def test_a_run_imports_what_it_uses_and_accounts_for_its_start(
     tiny_bert: str, reviews_csv: str, tiny_cnn: str, colour_folder: str, tmp_path: Path
 ) -> None:
-    text = {"model": tiny_bert, "data": reviews_csv, "output_dir": str(tmp_path / "text")}
-    image = {"task": "image-classification", "model": tiny_cnn, "data": colour_folder}
+    text = {"model": tiny_bert, "data": reviews_csv, "output_dir": str(tmp_path / "text"), "head": "random"}
+    image = {"task": "image-classification", "model": tiny_cnn, "data": colour_folder, "head": "random"}
     start = time.perf_counter()
     first, second = run_apart(text, image | {"output_dir": str(tmp_path / "image")})
     wall = time.perf_counter() - start

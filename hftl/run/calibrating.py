@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.special import log_softmax
 
 from hftl.models.head import output_layer
 
@@ -62,4 +61,4 @@ def _losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Log loss of each row; of several labels their mean."""
     if labels.ndim > 1:
         return (np.logaddexp(0, logits) - labels * logits).mean(axis=1)
-    return -log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+    return np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(labels)), labels]

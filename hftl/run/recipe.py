@@ -60,7 +60,7 @@ class Recipe(RecipeSettings):
         for name, recipe in alone.items():
             with several.about(name, recipe):
                 parts[name] = part.read(recipe, strategy, args, clock, name)
-        if strategy.steps and not self.several and not self.show_rates:
+        if strategy.steps and self.head != "random" and not self.several and not self.show_rates:
             parts[""] = start.solve_head(self, strategy, parts[""], args)
             clock.mark("head")
         if self.several:

@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from tqdm.auto import tqdm
 
 from hftl.data.check import render
 from hftl.data.types import Check
 from hftl.errors import UserError
-from hftl.models import classical
 from hftl.models.feature_model import Taps
 from hftl.models.fitting import fitting
 from hftl.models.head import output_layer
@@ -70,7 +69,7 @@ def solve_head(recipe: RecipeSettings, strategy: Strategy, part: Part, args: tra
     asked = recipe.head != "random" and part.task.pooled and rows.labels is not None
     if not asked or strategy.streams or any(one.random_start for one in strategy.parts):
         return part
-    if recipe.several or getattr(args, "fsdp", None) or args.deepspeed_plugin is not None:
+    if recipe.several or parse_flag_from_env("ACCELERATE_USE_FSDP") or args.fsdp or args.deepspeed_plugin is not None:
         return part
     collate, fresh = part.task.collate(part.pretrained.processor), part.pretrained.fresh
     model.to(args.device)
@@ -138,6 +137,8 @@ def _chosen(
     features: Mapping[str, np.ndarray], labels: np.ndarray, classes: int, recipe: RecipeSettings
 ) -> tuple[str, Any, str]:
     """Which features, the decision on all rows, and a sentence; no decision where train has one class alone."""
+    from hftl.models import classical
+
     weighted = recipe.settings().get("class_weights") is not None
     tried = [one for name, x in features.items() if (one := _tried(name, x, labels, classes, recipe.seed, weighted))]
     if not tried:
@@ -158,6 +159,8 @@ def _spoken(name: str) -> str:
 
 def _tried(name: str, x: np.ndarray, labels: np.ndarray, classes: int, seed: int, weighted: bool) -> Solved | None:
     """One kind of features at its best strength on held-out rows; None where nothing can be fitted."""
+    from hftl.models import classical
+
     best: Solved | None = None
     parts = list(_folds(labels, seed))
     for strength in STRENGTHS:
