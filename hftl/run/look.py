@@ -14,7 +14,6 @@ from torch import nn
 from transformers import EvalPrediction
 
 from hftl.errors import UserError
-from hftl.models import classical
 from hftl.models.feature_model import FeatureModel, Head, Taps
 from hftl.models.fitting import fitting
 from hftl.models.head import output_layer
@@ -142,6 +141,8 @@ class Look:
 
     def score(self, head: Head) -> tuple[float, float]:
         """The headline metric of a head on valid, negative where less is better, and minus its loss."""
+        from hftl.models import classical
+
         logits, labels = self._logits(head, "valid"), np.asarray(self.rows["valid"].labels)
         found = self.scorer(EvalPrediction(logits.numpy(), labels), compute_result=True)[self.headline]
         return -found if self.headline in self.scorer.lower else found, -classical.loss(logits, labels)
